@@ -1,0 +1,83 @@
+//! What an op must say of itself.
+
+use super::{Graph, Launch, Node, Target, Value};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+use std::any::Any;
+use std::fmt::Debug;
+use std::ops::Add;
+
+/// Types of the inputs and outputs of one application of an op.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Signature {
+    pub inputs: Vec<TensorType>,
+    pub outputs: Vec<TensorType>,
+}
+
+impl Signature {
+    /// Bytes of every input read once and every output written once.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().chain(&self.outputs).map(|t| t.bytes() as u64).sum()
+    }
+
+    /// Elements of the first output.
+    pub fn out_elements(&self) -> u64 {
+        self.outputs.first().map_or(0, |t| t.elements() as u64)
+    }
+}
+
+/// What an op must do at least: arithmetic, and bytes moved if every input were read once and every output written once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    pub flops: u64,
+    pub bytes: u64,
+}
+
+impl Add for Cost {
+    type Output = Cost;
+    fn add(self, other: Cost) -> Cost {
+        Cost { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
+    }
+}
+
+/// An operation on tensors: everything that is true of it on every device. Ops outside this crate implement the same trait.
+pub trait Op: Any + Debug + Send + Sync {
+    /// The op's one name: `group_norm`.
+    fn name(&self) -> &'static str;
+
+    /// Output types for the given input types, or an error that names both.
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>>;
+
+    /// FLOPs and minimal bytes. The default: one FLOP an output element, all inputs and outputs once.
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: io.out_elements(), bytes: io.bytes() }
+    }
+
+    /// Gradients of the inputs, as more graph. `dy[i]` is the gradient of output i, if anything depends on it;
+    /// `wanted[i]` tells whether the gradient of input i is needed. The result has one entry an input.
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
+        let _ = (g, node, dy, wanted);
+        Err(Error::unsupported(format!("the gradient of {}", self.name()), "the op has no gradient rule"))
+    }
+
+    /// Which kernels compute it on `target`: names, grids, arguments, scalars. Pure.
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>>;
+
+    /// Pairs (input, output): that output may be written over that input when nothing else needs the input. Both must have
+    /// the same size, and the kernel must read each element before it writes there.
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[]
+    }
+
+    /// True if output 0 is input 0 under another shape: no launch, no memory.
+    fn is_view(&self) -> bool {
+        false
+    }
+}
+
+impl dyn Op {
+    /// The op as a concrete type, for passes that match on it.
+    pub fn downcast<T: Op>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+}

@@ -1,0 +1,57 @@
+//! y = scale · x + shift with fixed numbers.
+
+use super::{expect_inputs, expect_plain};
+use crate::Result;
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::TensorType;
+
+/// y = scale · x + shift, any shape. A weight in panels must keep its zero padding: use shift 0 there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    pub scale: f32,
+    pub shift: f32,
+}
+
+impl Affine {
+    /// y = scale · x
+    pub fn scale(scale: f32) -> Self {
+        Affine { scale, shift: 0.0 }
+    }
+}
+
+impl Op for Affine {
+    fn name(&self) -> &'static str {
+        "affine"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        if self.shift != 0.0 {
+            expect_plain(self.name(), "x", inputs[0])?;
+        }
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 2 * io.out_elements(), bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, _: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        Ok(vec![Some(if self.scale == 1.0 { dy } else { g.apply(Affine::scale(self.scale), &[dy])? })])
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+
+    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars([self.scale, self.shift])])
+    }
+}
+
+fn kernel(args: &Args) {
+    let (scale, shift) = (args.float(0), args.float(1));
+    super::elementwise(args, move |[x]| scale * x + shift);
+}

@@ -1,0 +1,58 @@
+//! y = a ∘ b, element by element, both of one shape.
+
+use super::{Affine, elementwise, expect_inputs};
+use crate::graph::{Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// An elementwise operation on two tensors of one type (weights in panels too).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+}
+
+impl Op for Binary {
+    fn name(&self) -> &'static str {
+        match self {
+            Binary::Add => "add",
+            Binary::Sub => "sub",
+            Binary::Mul => "mul",
+        }
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2)?;
+        if inputs[0] != inputs[1] {
+            return Err(Error::shape(self.name(), format!("operands differ: {} and {}", inputs[0], inputs[1])));
+        }
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
+        let (a, b) = (node.inputs[0], node.inputs[1]);
+        Ok(match self {
+            Binary::Add => vec![Some(dy), Some(dy)],
+            Binary::Sub => vec![Some(dy), if wanted[1] { Some(g.apply(Affine::scale(-1.0), &[dy])?) } else { None }],
+            Binary::Mul => vec![
+                if wanted[0] { Some(g.apply(Binary::Mul, &[dy, b])?) } else { None },
+                if wanted[1] { Some(g.apply(Binary::Mul, &[dy, a])?) } else { None },
+            ],
+        })
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (1, 0)]
+    }
+
+    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        Ok(vec![match self {
+            Binary::Add => Launch::cpu("add", |args| elementwise(args, |[a, b]| a + b), 2, 1),
+            Binary::Sub => Launch::cpu("sub", |args| elementwise(args, |[a, b]| a - b), 2, 1),
+            Binary::Mul => Launch::cpu("mul", |args| elementwise(args, |[a, b]| a * b), 2, 1),
+        }])
+    }
+}

@@ -1,0 +1,79 @@
+//! Repeats a tensor along its middle.
+
+use super::{Reduce, Reduction, expect_inputs, expect_plain};
+use crate::device::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// x seen as `[outer, inner]` → scale · x repeated over `middle`: `[outer, middle, inner]` under `shape`. The transpose of
+/// [`Reduce`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Broadcast {
+    pub outer: usize,
+    pub middle: usize,
+    pub inner: usize,
+    pub scale: f32,
+    pub shape: Vec<usize>,
+}
+
+impl Broadcast {
+    /// `[inner]` repeated for each of `count` rows: `[count, inner…]`.
+    pub fn rows(count: usize, x: &TensorType) -> Self {
+        let shape = [&[count], &x.shape[..]].concat();
+        Broadcast { outer: 1, middle: count, inner: x.elements(), scale: 1.0, shape }
+    }
+}
+
+impl Op for Broadcast {
+    fn name(&self) -> &'static str {
+        "broadcast"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        expect_plain(self.name(), "x", inputs[0])?;
+        let out = TensorType::f32(self.shape.clone());
+        let fits = inputs[0].elements() == self.outer * self.inner && out.elements() == self.outer * self.middle * self.inner;
+        if !fits {
+            let dims = [self.outer, self.middle, self.inner];
+            return Err(Error::shape(self.name(), format!("{} spread as {dims:?} does not make {out}", inputs[0])));
+        }
+        Ok(vec![out])
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        let shape = g.shape(node.inputs[0]).to_vec();
+        let sum = Reduce { outer: self.outer, middle: self.middle, inner: self.inner, reduction: Reduction::Sum, shape };
+        let dx = g.apply(sum, &[dy])?;
+        Ok(vec![Some(if self.scale == 1.0 { dx } else { g.apply(super::Affine::scale(self.scale), &[dx])? })])
+    }
+
+    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let launch = Launch::cpu(self.name(), kernel, 1, 1);
+        Ok(vec![launch.scalars([self.outer, self.middle, self.inner]).scalar(self.scale)])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [outer, middle, inner] = [0, 1, 2].map(|i| args.int(i));
+    let scale = args.float(3);
+    let x = args.slice::<f32>(0);
+    let out = args.slice_mut::<f32>(1);
+    let work = out.len();
+    let out = Ptr::new(out);
+    tasks(outer, work, |o| {
+        // SAFETY: one outer row a task.
+        let out = unsafe { out.part(o * middle * inner, middle * inner) };
+        if inner == 1 {
+            return out.fill(x[o] * scale);
+        }
+        for line in out.chunks_exact_mut(inner) {
+            for (y, x) in line.iter_mut().zip(&x[o * inner..(o + 1) * inner]) {
+                *y = x * scale;
+            }
+        }
+    });
+}

@@ -1,0 +1,229 @@
+//! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
+
+use super::linear::expect_weight;
+use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
+use crate::device::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::{Layout, TensorType};
+use crate::{Error, Result};
+
+/// Zeros around an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    pub top: usize,
+    pub left: usize,
+    pub bottom: usize,
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on every side.
+    pub fn same(p: usize) -> Self {
+        Padding { top: p, left: p, bottom: p, right: p }
+    }
+}
+
+/// y = epilogue(x * W)   x `[B, H, W, C]`, W `[kernel², C, N]` in panels → y `[B, H', W', N]`,
+/// H' = (dilated H + top + bottom − kernel)/stride + 1. `input_dilation` d puts d−1 zeros between pixels: with it the data
+/// gradient of a strided convolution is a convolution too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Conv2d {
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: Padding,
+    pub input_dilation: usize,
+    pub epilogue: Epilogue,
+}
+
+impl Conv2d {
+    /// A convolution with "same" padding for odd kernels and stride 1.
+    pub fn same(kernel: usize, epilogue: Epilogue) -> Self {
+        Conv2d { kernel, stride: 1, padding: Padding::same(kernel / 2), input_dilation: 1, epilogue }
+    }
+
+    fn window(&self, op: &str, x: &TensorType) -> Result<Window> {
+        expect_plain(op, "x", x)?;
+        let [_, height, width, channels] = x.shape[..] else {
+            return Err(Error::shape(op, format!("x must be [B, H, W, C], is {x}")));
+        };
+        let size = |n: usize, a: usize, b: usize| {
+            let padded = (n.max(1) - 1) * self.input_dilation + 1 + a + b;
+            (padded.checked_sub(self.kernel)).map(|n| n / self.stride + 1)
+        };
+        let p = self.padding;
+        let (Some(out_height), Some(out_width), true) =
+            (size(height, p.top, p.bottom), size(width, p.left, p.right), self.kernel > 0 && self.stride > 0)
+        else {
+            return Err(Error::shape(op, format!("a {0}×{0} kernel does not fit into {x} with {p:?}", self.kernel)));
+        };
+        let (kernel, stride, dilation) = (self.kernel, self.stride, self.input_dilation);
+        let (pad_top, pad_left) = (p.top, p.left);
+        Ok(Window { height, width, channels, out_height, out_width, kernel, stride, pad_top, pad_left, dilation })
+    }
+
+    /// A 1×1 convolution that reads every pixel once: a plain matrix product.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == 1 && self.stride == 1 && self.input_dilation == 1 && self.padding == Padding::default()
+    }
+}
+
+/// Appends a window to a launch; read back by [`window_of`].
+fn window_scalars(launch: Launch, w: &Window) -> Launch {
+    let sizes = [w.height, w.width, w.channels, w.out_height, w.out_width, w.kernel, w.stride, w.pad_top, w.pad_left, w.dilation];
+    launch.scalars(sizes)
+}
+
+fn window_of(args: &Args, at: usize) -> Window {
+    let s = |i| args.int(at + i);
+    Window {
+        height: s(0),
+        width: s(1),
+        channels: s(2),
+        out_height: s(3),
+        out_width: s(4),
+        kernel: s(5),
+        stride: s(6),
+        pad_top: s(7),
+        pad_left: s(8),
+        dilation: s(9),
+    }
+}
+
+const WINDOW_SCALARS: usize = 10;
+
+impl Op for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2 + self.epilogue.operands())?;
+        let [k, n] = expect_weight(self.name(), inputs[1])?;
+        let w = self.window(self.name(), inputs[0])?;
+        if k != self.kernel * self.kernel * w.channels {
+            let reason = format!("a weight of {} does not fit x {} and kernel {}", inputs[1], inputs[0], self.kernel);
+            return Err(Error::shape(self.name(), reason));
+        }
+        let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
+        self.epilogue.check(self.name(), inputs, &out)?;
+        Ok(vec![out])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        let k = io.inputs[1].rows() as u64;
+        Cost { flops: io.out_elements() * (2 * k + self.epilogue.flops()), bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let (x, w) = (node.inputs[0], node.inputs[1]);
+        let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.epilogue };
+        let inputs = node.inputs[..2 + inner.operands()].to_vec();
+        let (dy, operands) =
+            self.epilogue.grad(g, dy, wanted, |g| g.apply(Conv2d { epilogue: inner, ..*self }, &inputs))?;
+        let dx = if wanted[0] { Some(self.data_grad(g, x, w, dy)?) } else { None };
+        let dw = if wanted[1] {
+            let conv = Conv2d { epilogue: Epilogue::default(), ..*self };
+            let shape = g.shape(w).to_vec();
+            Some(g.apply(Conv2dWeightGrad { conv, shape }, &[x, dy])?)
+        } else {
+            None
+        };
+        Ok([dx, dw].into_iter().chain(operands).collect())
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let w = self.window(self.name(), &io.inputs[0])?;
+        let n = io.outputs[0].cols();
+        let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
+        let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
+        Ok(vec![self.epilogue.scalars(launch)])
+    }
+}
+
+impl Conv2d {
+    /// dx: dy, with stride − 1 zeros between its pixels, convolved with the turned kernel.
+    fn data_grad(&self, g: &mut Graph, x: Value, w: Value, dy: Value) -> Result<Value> {
+        if self.input_dilation != 1 {
+            return Err(Error::unsupported("the gradient of a dilated conv2d", "only gradients use input dilation"));
+        }
+        let (k, p) = (self.kernel, self.padding);
+        let taps = k * k;
+        let turned = g.apply(TransposeWeight { taps }, &[w])?;
+        let (size, out) = (g.shape(x).to_vec(), g.shape(dy).to_vec());
+        // What is missing at the far side so that the gradient has x's size; negative if the last pixels were never read.
+        let far = |n: usize, m: usize, near: usize| {
+            let dilated = (m - 1) * self.stride + 1;
+            (n + k - 1).checked_sub(dilated + (k - 1 - near.min(k - 1)))
+        };
+        let (near_top, near_left) = ((k - 1).checked_sub(p.top), (k - 1).checked_sub(p.left));
+        let (Some(top), Some(left), Some(bottom), Some(right)) =
+            (near_top, near_left, far(size[1], out[1], p.top), far(size[2], out[2], p.left))
+        else {
+            return Err(Error::unsupported("the gradient of conv2d", format!("padding {p:?} exceeds the {k}×{k} kernel")));
+        };
+        let padding = Padding { top, left, bottom, right };
+        let conv = Conv2d { kernel: k, stride: 1, padding, input_dilation: self.stride, epilogue: Epilogue::default() };
+        g.apply(conv, &[dy, turned])
+    }
+}
+
+fn kernel(args: &Args) {
+    let window = window_of(args, 0);
+    let n = args.int(WINDOW_SCALARS);
+    let pixels = window.out_height * window.out_width;
+    let epilogue = Epilogue::of(args, WINDOW_SCALARS + 2, pixels);
+    let out = args.slice_mut::<f32>(args.len() - 1);
+    let (m, k) = (out.len() / n.max(1), window.kernel * window.kernel * window.channels);
+    let (x, w) = (args.slice(0), args.slice(1));
+    if args.flag(WINDOW_SCALARS + 1) {
+        gemm(&Matrix { data: x, stride: k }, w, [m, n, k], &epilogue, out);
+    } else {
+        gemm(&Im2col { data: x, window }, w, [m, n, k], &epilogue, out);
+    }
+}
+
+/// dW of [`Conv2d`]: x `[B, H, W, C]`, dy `[B, H', W', N]` → dW in panels; `shape` is the weight's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv2dWeightGrad {
+    pub conv: Conv2d,
+    pub shape: Vec<usize>,
+}
+
+impl Op for Conv2dWeightGrad {
+    fn name(&self) -> &'static str {
+        "conv2d_weight_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2)?;
+        let w = self.conv.window(self.name(), inputs[0])?;
+        let out = TensorType { layout: Layout::Panels, ..TensorType::f32(self.shape.clone()) };
+        let dy = [inputs[0].shape[0], w.out_height, w.out_width, out.cols()];
+        super::expect_shape(self.name(), "dy", inputs[1], &dy)?;
+        if out.rows() != w.kernel * w.kernel * w.channels {
+            return Err(Error::shape(self.name(), format!("x {} does not make {out}", inputs[0])));
+        }
+        Ok(vec![out])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 2 * io.out_elements() * io.inputs[1].rows() as u64, bytes: io.bytes() }
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let w = self.conv.window(self.name(), &io.inputs[0])?;
+        let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);
+        Ok(vec![window_scalars(launch, &w).scalar(io.inputs[1].cols())])
+    }
+}
+
+fn weight_grad_kernel(args: &Args) {
+    let window = window_of(args, 0);
+    let n = args.int(WINDOW_SCALARS);
+    let dy = args.slice::<f32>(1);
+    let sizes = [dy.len() / n.max(1), n, window.kernel * window.kernel, window.channels];
+    gemm::weight_grad(&Im2col { data: args.slice(0), window }, dy, sizes, args.slice_mut(2));
+}

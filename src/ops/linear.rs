@@ -1,0 +1,233 @@
+//! y = epilogue(x · W): linear layers, and their weight gradient.
+
+use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
+use crate::device::cpu::gemm::{self, Matrix, gemm};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::{Layout, TensorType};
+use crate::{Error, Result};
+
+/// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) + residual) · scale`.
+/// The operands follow x and W in this order, those that are there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Epilogue {
+    /// `[N]`
+    pub bias: bool,
+    /// `[B, N]`, one row for each sample (the first dimension of x): a time embedding, say.
+    pub sample_bias: bool,
+    pub activation: Activation,
+    /// The output's shape.
+    pub residual: bool,
+    pub scale: f32,
+}
+
+impl Default for Epilogue {
+    fn default() -> Self {
+        let activation = Activation::Identity;
+        Epilogue { bias: false, sample_bias: false, activation, residual: false, scale: 1.0 }
+    }
+}
+
+impl Epilogue {
+    /// Only a bias.
+    pub fn bias() -> Self {
+        Epilogue { bias: true, ..Default::default() }
+    }
+
+    /// Number of operands.
+    pub(crate) fn operands(&self) -> usize {
+        self.bias as usize + self.sample_bias as usize + self.residual as usize
+    }
+
+
+    /// Checks the operands' shapes.
+    pub(crate) fn check(&self, op: &str, inputs: &[&TensorType], out: &TensorType) -> Result<()> {
+        expect_inputs(op, inputs, 2 + self.operands())?;
+        let mut operands = inputs[2..].iter();
+        let (n, samples) = (out.cols(), out.shape.first().copied().unwrap_or(1));
+        let mut check = |wanted: bool, what, shape: &[usize]| match wanted.then(|| operands.next()).flatten() {
+            Some(ty) => expect_shape(op, what, ty, shape),
+            None => Ok(()),
+        };
+        check(self.bias, "bias", &[n])?;
+        check(self.sample_bias, "sample bias", &[samples, n])?;
+        check(self.residual, "residual", &out.shape)
+    }
+
+    /// Appends its flags to a launch; read back by [`Epilogue::of`].
+    pub(crate) fn scalars(&self, launch: Launch) -> Launch {
+        let flags = [self.bias, self.sample_bias, self.residual].map(usize::from);
+        launch.scalars(flags).scalar(self.activation as usize).scalar(self.scale)
+    }
+
+    /// The epilogue of a running kernel: operands from argument 2, flags from scalar `at`.
+    pub(crate) fn of<'a>(args: &'a Args, at: usize, rows_per_sample: usize) -> gemm::Epilogue<'a> {
+        let mut next = 2;
+        let mut operand = |i: usize| {
+            args.flag(at + i).then(|| {
+                next += 1;
+                args.slice::<f32>(next - 1)
+            })
+        };
+        let (bias, sample_bias, residual) = (operand(0), operand(1), operand(2));
+        let activation = Activation::from_code(args.int(at + 3));
+        gemm::Epilogue { bias, sample_bias, rows_per_sample, activation, residual, scale: args.float(at + 4) }
+    }
+
+    /// FLOPs an output element beyond the product.
+    pub(crate) fn flops(&self) -> u64 {
+        let act = if self.activation == Activation::Identity { 0 } else { 8 };
+        self.operands() as u64 + act + (self.scale != 1.0) as u64
+    }
+
+    /// Splits dy into the gradient of the product and those of the operands, in input order from input 2.
+    /// `product` makes the product again (bias included) where the activation's derivative needs it.
+    pub(crate) fn grad(
+        &self,
+        g: &mut Graph,
+        dy: Value,
+        wanted: &[bool],
+        product: impl FnOnce(&mut Graph) -> Result<Value>,
+    ) -> Result<(Value, Vec<Option<Value>>)> {
+        let dy = if self.scale == 1.0 { dy } else { g.apply(Affine::scale(self.scale), &[dy])? };
+        let residual = dy;
+        let dy = if self.activation == Activation::Identity {
+            dy
+        } else {
+            let x = product(g)?;
+            g.apply(ActivateGrad(self.activation), &[x, dy])?
+        };
+        let mut grads = Vec::new();
+        let shape = g.shape(dy).to_vec();
+        let (samples, n) = (shape[0], shape[shape.len() - 1]);
+        let per_sample: usize = shape[1..shape.len() - 1].iter().product();
+        let mut sums = None;
+        if self.sample_bias {
+            sums = Some(g.apply(Reduce::sum_middle(samples, per_sample, n), &[dy])?);
+        }
+        if self.bias {
+            let needed = wanted[2];
+            grads.push(match (needed, sums) {
+                (false, _) => None,
+                (true, Some(s)) => Some(g.apply(Reduce::sum_middle(1, samples, n).to_shape([n]), &[s])?),
+                (true, None) => Some(g.apply(Reduce::sum_middle(1, samples * per_sample, n).to_shape([n]), &[dy])?),
+            });
+        }
+        if self.sample_bias {
+            grads.push(sums);
+        }
+        if self.residual {
+            grads.push(Some(residual));
+        }
+        Ok((dy, grads))
+    }
+}
+
+/// y = epilogue(x · W)   x `[…, K]`, W `[K, N]` in panels (bias `[N]`, sample bias `[B, N]`, residual `[…, N]`) → y `[…, N]`
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Linear(pub Epilogue);
+
+/// K, N of a weight in panels.
+pub(crate) fn expect_weight(op: &str, ty: &TensorType) -> Result<[usize; 2]> {
+    if ty.layout != Layout::Panels {
+        return Err(Error::shape(op, format!("the weight must be in panels, is {ty}")));
+    }
+    Ok([ty.rows(), ty.cols()])
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2 + self.0.operands())?;
+        let [k, n] = expect_weight(self.name(), inputs[1])?;
+        let x = inputs[0];
+        if x.shape.len() < 2 || x.cols() != k || x.layout != Layout::Plain {
+            return Err(Error::shape(self.name(), format!("x must be [.., {k}] for a weight of [{k}, {n}], is {x}")));
+        }
+        let mut shape = x.shape.clone();
+        shape[x.shape.len() - 1] = n;
+        let out = x.with_shape(shape);
+        self.0.check(self.name(), inputs, &out)?;
+        Ok(vec![out])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        let k = io.inputs[1].rows() as u64;
+        Cost { flops: io.out_elements() * (2 * k + self.0.flops()), bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let (x, w) = (node.inputs[0], node.inputs[1]);
+        let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.0 };
+        let inputs = node.inputs[..2 + inner.operands()].to_vec();
+        let (dy, operands) = self.0.grad(g, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
+        let dx = if wanted[0] {
+            let transposed = g.apply(TransposeWeight { taps: 1 }, &[w])?;
+            Some(g.apply(Linear::default(), &[dy, transposed])?)
+        } else {
+            None
+        };
+        let dw = if wanted[1] {
+            let shape = g.shape(w).to_vec();
+            Some(g.apply(LinearWeightGrad { shape }, &[x, dy])?)
+        } else {
+            None
+        };
+        Ok([dx, dw].into_iter().chain(operands).collect())
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
+        let per_sample = m / io.inputs[0].shape[0].max(1);
+        let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
+        Ok(vec![self.0.scalars(launch)])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [m, n, k, per_sample] = [0, 1, 2, 3].map(|i| args.int(i));
+    let epilogue = Epilogue::of(args, 4, per_sample.max(1));
+    let x = Matrix { data: args.slice(0), stride: k };
+    gemm(&x, args.slice(1), [m, n, k], &epilogue, args.slice_mut(args.len() - 1));
+}
+
+/// dW = xᵀ · dy   x `[…, K]`, dy `[…, N]` → dW in panels; `shape` is the weight's, with K rows and N columns
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearWeightGrad {
+    pub shape: Vec<usize>,
+}
+
+impl Op for LinearWeightGrad {
+    fn name(&self) -> &'static str {
+        "linear_weight_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2)?;
+        let out = TensorType::panels(self.shape.clone());
+        let fits = inputs[0].rows() == inputs[1].rows() && inputs[0].cols() == out.rows() && inputs[1].cols() == out.cols();
+        if !fits {
+            return Err(Error::shape(self.name(), format!("x {}, dy {} do not make {out}", inputs[0], inputs[1])));
+        }
+        Ok(vec![out])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 2 * io.out_elements() * io.inputs[0].rows() as u64, bytes: io.bytes() }
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
+        Ok(vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)])
+    }
+}
+
+fn weight_grad_kernel(args: &Args) {
+    let [m, n, k] = [0, 1, 2].map(|i| args.int(i));
+    gemm::weight_grad(&Matrix { data: args.slice(0), stride: k }, args.slice(1), [m, n, 1, k], args.slice_mut(2));
+}

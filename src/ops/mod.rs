@@ -1,0 +1,82 @@
+//! The ops. One op, one name; each file holds all that is true of it on every device: what it computes, shapes, gradient,
+//! cost, and its CPU kernel.
+
+mod activation;
+mod affine;
+mod binary;
+mod broadcast;
+mod conv2d;
+mod diffusion_update;
+mod linear;
+mod reduce;
+mod reshape;
+mod transpose_weight;
+
+pub use activation::{Activate, ActivateGrad, Activation};
+pub use affine::Affine;
+pub use binary::Binary;
+pub use broadcast::Broadcast;
+pub use conv2d::{Conv2d, Conv2dWeightGrad, Padding};
+pub use diffusion_update::DiffusionUpdate;
+pub use linear::{Epilogue, Linear, LinearWeightGrad};
+pub use reduce::{Reduce, Reduction};
+pub use reshape::Reshape;
+pub use transpose_weight::TransposeWeight;
+
+use crate::graph::Args;
+use crate::tensor::{DType, Layout, TensorType};
+use crate::{Error, Result};
+
+/// Fails unless there are `n` inputs.
+pub(crate) fn expect_inputs(op: &str, inputs: &[&TensorType], n: usize) -> Result<()> {
+    if inputs.len() == n { Ok(()) } else { Err(Error::shape(op, format!("takes {n} inputs, got {}", inputs.len()))) }
+}
+
+/// Fails unless `ty` is a row-major f32 tensor of that shape.
+pub(crate) fn expect_shape(op: &str, what: &str, ty: &TensorType, shape: &[usize]) -> Result<()> {
+    if ty.shape == shape && ty.layout == Layout::Plain && ty.dtype == DType::F32 {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what} must be f32{shape:?}, is {ty}")))
+}
+
+/// Fails unless `ty` is row-major f32.
+pub(crate) fn expect_plain(op: &str, what: &str, ty: &TensorType) -> Result<()> {
+    if ty.layout == Layout::Plain && ty.dtype == DType::F32 {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what} must be row-major f32, is {ty}")))
+}
+
+/// Runs `f(out, inputs)` over chunks of arguments of one size, the last argument being the output; it may be one of the
+/// inputs (in place), since every chunk of 16 is read before it is written. Inputs: arguments `0..N`.
+pub(crate) fn elementwise<const N: usize>(args: &Args, f: impl Fn([f32; N]) -> f32 + Sync + Copy) {
+    use crate::device::cpu::threads::{Ptr, ranges};
+    let inputs: [_; N] = std::array::from_fn(|i| Ptr::from_raw(args.ptr(i).0));
+    let (out, n) = args.ptr(N);
+    let out = Ptr::from_raw(out);
+    ranges(n, 16, |start, end| map_range(inputs.map(|p| p.raw().wrapping_add(start)), out.raw().wrapping_add(start), end - start, f));
+}
+
+crate::simd! {
+    fn map_range[const N: usize, F: Fn([f32; N]) -> f32](inputs: [*mut f32; N], out: *mut f32, n: usize, f: F) {
+        let mut i = 0;
+        while i + 16 <= n {
+            // SAFETY: `n` elements lie at every pointer; all 16 are read before they are written.
+            unsafe {
+                let x: [[f32; 16]; N] = std::array::from_fn(|k| (inputs[k].add(i) as *const [f32; 16]).read_unaligned());
+                let mut y = [0.0f32; 16];
+                for (l, y) in y.iter_mut().enumerate() {
+                    *y = f(std::array::from_fn(|k| x[k][l]));
+                }
+                (out.add(i) as *mut [f32; 16]).write_unaligned(y);
+            }
+            i += 16;
+        }
+        while i < n {
+            // SAFETY: as above.
+            unsafe { *out.add(i) = f(std::array::from_fn(|k| *inputs[k].add(i))) };
+            i += 1;
+        }
+    }
+}

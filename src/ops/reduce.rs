@@ -1,0 +1,132 @@
+//! Sums over the middle of a tensor.
+
+use super::{Broadcast, expect_inputs, expect_plain};
+use crate::device::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::simd;
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// What [`Reduce`] makes of the numbers it runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    Sum,
+    Mean,
+}
+
+/// x seen as `[outer, middle, inner]` → the sum (or mean) over `middle`: `[outer, inner]`, or `shape` if given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reduce {
+    pub outer: usize,
+    pub middle: usize,
+    pub inner: usize,
+    pub reduction: Reduction,
+    pub shape: Vec<usize>,
+}
+
+impl Reduce {
+    /// Sum over the middle of `[outer, middle, inner]`.
+    pub fn sum_middle(outer: usize, middle: usize, inner: usize) -> Self {
+        Reduce { outer, middle, inner, reduction: Reduction::Sum, shape: vec![outer, inner] }
+    }
+
+    /// Mean over the middle of `[outer, middle, inner]`.
+    pub fn mean_middle(outer: usize, middle: usize, inner: usize) -> Self {
+        Reduce { reduction: Reduction::Mean, ..Reduce::sum_middle(outer, middle, inner) }
+    }
+
+    /// The result under another shape.
+    pub fn to_shape(self, shape: impl Into<Vec<usize>>) -> Self {
+        Reduce { shape: shape.into(), ..self }
+    }
+}
+
+impl Op for Reduce {
+    fn name(&self) -> &'static str {
+        "reduce"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        expect_plain(self.name(), "x", inputs[0])?;
+        let out = TensorType::f32(self.shape.clone());
+        let fits = inputs[0].elements() == self.outer * self.middle * self.inner && out.elements() == self.outer * self.inner;
+        if !fits {
+            let dims = [self.outer, self.middle, self.inner];
+            return Err(Error::shape(self.name(), format!("{} seen as {dims:?} does not make {out}", inputs[0])));
+        }
+        Ok(vec![out])
+    }
+
+    fn cost(&self, io: &Signature) -> crate::graph::Cost {
+        crate::graph::Cost { flops: io.inputs[0].elements() as u64, bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle as f32 } else { 1.0 };
+        let shape = g.shape(node.inputs[0]).to_vec();
+        let spread = Broadcast { outer: self.outer, middle: self.middle, inner: self.inner, scale, shape };
+        Ok(vec![Some(g.apply(spread, &[dy])?)])
+    }
+
+    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
+        let launch = Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]).scalar(scale);
+        Ok(vec![launch])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [outer, middle, inner] = [0, 1, 2].map(|i| args.int(i));
+    let scale = args.float(3);
+    let (x, out) = (args.slice::<f32>(0), args.slice_mut::<f32>(1));
+    if inner == 1 {
+        for (o, out) in out.iter_mut().enumerate() {
+            *out = sum(&x[o * middle..(o + 1) * middle]) * scale;
+        }
+        return;
+    }
+    // Columns are cut into pieces, so that one outer row still fills all threads; each piece adds rows in order.
+    let piece = inner.div_ceil(rayon::current_num_threads()).next_multiple_of(16).min(inner);
+    let pieces = inner.div_ceil(piece);
+    let out = Ptr::new(out);
+    tasks(outer * pieces, x.len(), |task| {
+        let (o, start) = (task / pieces, task % pieces * piece);
+        let width = piece.min(inner - start);
+        // SAFETY: one piece of one row a task.
+        let out = unsafe { out.part(o * inner + start, width) };
+        add_rows(&x[o * middle * inner + start..], inner, middle, scale, out);
+    });
+}
+
+simd! {
+    fn sum(x: &[f32]) -> f32 {
+        // Blocks keep the partial sums short, so that the error grows with the number of blocks only.
+        x.chunks(4096).map(|c| crate::device::cpu::simd::sum(c, |v| v) as f64).sum::<f64>() as f32
+    }
+}
+
+simd! {
+    fn add_rows(x: &[f32], stride: usize, rows: usize, scale: f32, out: &mut [f32]) {
+        out.fill(0.0);
+        let width = out.len();
+        // 64 rows at a time into a short sum, then into the total: pairwise summation of depth two.
+        let mut partial = vec![0.0f32; width];
+        for block in 0..rows.div_ceil(64) {
+            partial.fill(0.0);
+            for r in block * 64..rows.min(block * 64 + 64) {
+                for (p, v) in partial.iter_mut().zip(&x[r * stride..r * stride + width]) {
+                    *p += v;
+                }
+            }
+            for (o, p) in out.iter_mut().zip(&partial) {
+                *o += p;
+            }
+        }
+        if scale != 1.0 {
+            out.iter_mut().for_each(|v| *v *= scale);
+        }
+    }
+}

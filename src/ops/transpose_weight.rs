@@ -1,0 +1,69 @@
+//! The weight of the transposed map: what multiplies dy to give dx.
+
+use super::linear::expect_weight;
+use super::expect_inputs;
+use crate::device::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::{PANEL, TensorType};
+use crate::{Error, Result};
+
+/// W `[taps, C, N]` → W' `[taps, N, C]` with W'[t, n, c] = W[taps−1−t, c, n], both in panels. For a linear layer, taps = 1, it
+/// is the transpose; for a convolution the kernel is turned by 180° besides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TransposeWeight {
+    pub taps: usize,
+}
+
+impl Op for TransposeWeight {
+    fn name(&self) -> &'static str {
+        "transpose_weight"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        let [k, n] = expect_weight(self.name(), inputs[0])?;
+        if self.taps == 0 || k % self.taps != 0 {
+            return Err(Error::shape(self.name(), format!("{} has no {} taps", inputs[0], self.taps)));
+        }
+        let c = k / self.taps;
+        Ok(vec![TensorType::panels(if self.taps == 1 { vec![n, c] } else { vec![self.taps, n, c] })])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 0, bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        let _ = node;
+        Ok(vec![Some(g.apply(*self, &[dy])?)])
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let sizes = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
+        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [taps, c, n] = [0, 1, 2].map(|i| args.int(i));
+    let (w, out) = (args.slice::<f32>(0), Ptr::new(args.slice_mut::<f32>(1)));
+    let panels = c.div_ceil(PANEL);
+    // Output panel p holds rows (t, n) and columns c = 16p..; each 16×16 square is read from one input panel.
+    tasks(panels * taps, w.len(), |task| {
+        let (p, t) = (task / taps, task % taps);
+        let width = PANEL.min(c - p * PANEL);
+        // SAFETY: one (panel, tap) stretch a task.
+        let to = unsafe { out.part((p * taps + t) * n * PANEL, n * PANEL) };
+        let from_row = (taps - 1 - t) * c + p * PANEL;
+        for (q, square) in to.chunks_mut(PANEL * PANEL).enumerate() {
+            let from = &w[(q * taps * c + from_row) * PANEL..][..width * PANEL];
+            for (lane, line) in square.chunks_exact_mut(PANEL).enumerate() {
+                for (i, v) in line.iter_mut().enumerate() {
+                    *v = if i < width { from[i * PANEL + lane] } else { 0.0 };
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,5 @@
+//! Passes over graphs: reverse mode, simplification and fusion, verification, memory planning.
+
+pub mod autodiff;
+pub mod plan;
+pub mod verify;

@@ -1,0 +1,461 @@
+//! Programs: a graph lowered for one device, with every tensor at its place in the arena.
+
+use crate::device::ALIGN;
+use crate::graph::{Arg, Args, Cost, Graph, Kernel, Launch, Node, Origin, Scalar, Target, Value};
+use crate::passes::plan::{Block, Plan, plan};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A named place in the arena that outlives programs: weights, latents, optimiser state, the current row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    pub name: Arc<str>,
+    pub ty: TensorType,
+    /// Bytes from the start of the arena.
+    pub offset: usize,
+}
+
+impl Buffer {
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.ty.bytes()
+    }
+}
+
+/// Names a [`Buffer`] of a [`Buffers`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BufferId(pub(crate) usize);
+
+/// The buffers of a schedule, one after the other from the start of the arena.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers {
+    all: Vec<Buffer>,
+    constants: Vec<(BufferId, Arc<[f32]>)>,
+    bytes: usize,
+}
+
+impl Buffers {
+    /// No buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reserves a buffer.
+    pub fn declare(&mut self, name: impl AsRef<str>, ty: TensorType) -> BufferId {
+        let offset = self.bytes;
+        self.bytes += ty.bytes().next_multiple_of(ALIGN);
+        self.push(name.as_ref().into(), ty, offset)
+    }
+
+    /// A buffer inside another one: `skip` elements from its start.
+    pub fn view(&mut self, parent: BufferId, name: impl AsRef<str>, skip: usize, ty: TensorType) -> Result<BufferId> {
+        let p = self.get(parent);
+        let offset = p.offset + skip * p.ty.dtype.size();
+        if offset + ty.bytes() > p.offset + p.bytes() {
+            let reason = format!("{ty} at element {skip} does not lie inside `{}` ({})", p.name, p.ty);
+            return Err(Error::Verify { pass: "buffers", reason });
+        }
+        Ok(self.push(name.as_ref().into(), ty, offset))
+    }
+
+    fn push(&mut self, name: Arc<str>, ty: TensorType, offset: usize) -> BufferId {
+        self.all.push(Buffer { name, ty, offset });
+        BufferId(self.all.len() - 1)
+    }
+
+    /// The buffer that holds a constant; equal data is stored once.
+    fn constant(&mut self, ty: &TensorType, data: &Arc<[f32]>) -> BufferId {
+        if let Some((id, _)) = self.constants.iter().find(|(_, d)| Arc::ptr_eq(d, data) || d == data) {
+            return *id;
+        }
+        let id = self.declare("constant", ty.clone());
+        self.constants.push((id, data.clone()));
+        id
+    }
+
+    /// Constants with their data, to be written when the arena is made.
+    pub fn constants(&self) -> &[(BufferId, Arc<[f32]>)] {
+        &self.constants
+    }
+
+    /// The buffer that `id` names.
+    pub fn get(&self, id: BufferId) -> &Buffer {
+        &self.all[id.0]
+    }
+
+    /// All buffers.
+    pub fn all(&self) -> &[Buffer] {
+        &self.all
+    }
+
+    /// The first buffer of that name.
+    pub fn find(&self, name: &str) -> Option<BufferId> {
+        self.all.iter().position(|b| b.name.as_ref() == name).map(BufferId)
+    }
+
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Which part of the arena an offset counts from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    /// The buffers, from the start of the arena.
+    Buffers,
+    /// The scratch region behind them, shared by all programs.
+    Scratch,
+}
+
+/// A place in the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slice {
+    pub space: Space,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// One launch with its arguments at their places.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Command {
+    pub kernel: Kernel,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub args: Vec<Slice>,
+    pub scalars: Vec<Scalar>,
+    /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
+    pub writes: Vec<usize>,
+    pub op: &'static str,
+    pub scope: Arc<str>,
+    /// Cost of the op; zero for all but the first launch of one op.
+    pub cost: Cost,
+}
+
+/// How a graph is turned into a program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Bytes left free behind every scratch value, to catch writes past its end (a multiple of 64; 0: none).
+    pub guard: usize,
+}
+
+/// A graph lowered for one device: data, printable, comparable.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    pub name: String,
+    pub commands: Vec<Command>,
+    /// Scratch bytes that it takes, and that any plan would take.
+    pub peak: usize,
+    pub lower_bound: usize,
+    /// Network evaluations that a run of it counts for.
+    pub nfe: usize,
+    pub guard: usize,
+}
+
+impl Program {
+    /// Sum over its launches.
+    pub fn cost(&self) -> Cost {
+        self.commands.iter().map(|c| c.cost).fold(Cost::default(), |a, b| a + b)
+    }
+
+    /// Lowers `graph` for `target`. `bind` says which buffer stands for an input, a parameter or an output, by name; all must
+    /// be bound, and outputs that are not are dropped. An output may be bound to the buffer of an input: it is updated.
+    pub fn compile(
+        name: impl Into<String>,
+        graph: &Graph,
+        target: Target,
+        buffers: &mut Buffers,
+        bind: impl Fn(&str) -> Option<BufferId>,
+        options: Options,
+    ) -> Result<Program> {
+        let name = name.into();
+        let mut c = Compiler::new(graph, target, options)?;
+        c.bind(&name, buffers, &bind)?;
+        let plan = c.plan();
+        let commands = c.emit(buffers, &plan)?;
+        let guard = options.guard;
+        Ok(Program { name, commands, peak: plan.peak, lower_bound: plan.lower_bound, nfe: 0, guard })
+    }
+
+    /// Marks that one run counts for `nfe` network evaluations.
+    pub fn with_nfe(mut self, nfe: usize) -> Self {
+        self.nfe = nfe;
+        self
+    }
+}
+
+/// Where a value's storage is.
+#[derive(Clone, Copy, PartialEq)]
+enum Home {
+    Unused,
+    Buffer(BufferId),
+    /// Block number in the plan.
+    Scratch(usize),
+}
+
+struct Compiler<'a> {
+    graph: &'a Graph,
+    target: Target,
+    options: Options,
+    launches: Vec<Vec<Launch>>,
+    /// The node is needed for a bound output.
+    live: Vec<bool>,
+    /// The value whose storage a value uses: itself, or what it is a view of or written over.
+    root: Vec<usize>,
+    /// By root: first definition and last use, as node numbers.
+    span: Vec<(usize, usize)>,
+    home: Vec<Home>,
+    blocks: Vec<Block>,
+    /// Outputs that need a copy at the end: value, buffer.
+    copies: Vec<(Value, BufferId)>,
+    scratch: HashMap<(usize, usize), Vec<usize>>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(graph: &'a Graph, target: Target, options: Options) -> Result<Self> {
+        let n = graph.values().len();
+        let lower = |node: &Node| {
+            let launches = if node.op.is_view() { Ok(vec![]) } else { node.op.lower(&graph.signature(node), &target) };
+            launches.map_err(|e| match e {
+                Error::Shape { op, reason } => Error::Shape { op: format!("{} ({op})", node.scope), reason },
+                e => e,
+            })
+        };
+        Ok(Compiler {
+            graph,
+            target,
+            options,
+            launches: graph.nodes().iter().map(lower).collect::<Result<_>>()?,
+            live: vec![false; graph.nodes().len()],
+            root: (0..n).collect(),
+            span: vec![(usize::MAX, 0); n],
+            home: vec![Home::Unused; n],
+            blocks: vec![],
+            copies: vec![],
+            scratch: HashMap::new(),
+        })
+    }
+
+    /// Decides for every value whether it lives in a buffer or in scratch, and for how long.
+    fn bind(&mut self, name: &str, buffers: &mut Buffers, bind: &dyn Fn(&str) -> Option<BufferId>) -> Result<()> {
+        let outputs: Vec<(Value, BufferId)> =
+            self.graph.outputs().iter().filter_map(|(n, v)| bind(n).map(|b| (*v, b))).collect();
+        self.mark_live(&outputs);
+        self.bind_sources(name, buffers, bind)?;
+        self.share_storage();
+        let end = self.graph.nodes().len();
+        self.measure_spans();
+        for (value, buffer) in outputs {
+            let (b, ty) = (buffers.get(buffer), self.graph.ty(value));
+            if b.ty.bytes() != ty.bytes() {
+                let reason = format!("output {ty} is bound to `{}` ({})", b.name, b.ty);
+                return Err(Error::Verify { pass: "binding", reason });
+            }
+            let root = self.root[value.index()];
+            if self.home[root] == Home::Unused && self.writable(root, buffer, buffers) {
+                self.home[root] = Home::Buffer(buffer);
+            } else {
+                self.copies.push((value, buffer));
+                self.span[root].1 = end;
+            }
+        }
+        self.add_blocks();
+        Ok(())
+    }
+
+    fn mark_live(&mut self, outputs: &[(Value, BufferId)]) {
+        let mut needed = vec![false; self.graph.values().len()];
+        outputs.iter().for_each(|(v, _)| needed[v.index()] = true);
+        for (i, node) in self.graph.nodes().iter().enumerate().rev() {
+            if node.outputs.iter().any(|v| needed[v.index()]) {
+                self.live[i] = true;
+                node.inputs.iter().for_each(|v| needed[v.index()] = true);
+            }
+        }
+    }
+
+    fn live_nodes(&self) -> impl Iterator<Item = (usize, &'a Node)> + use<'a, '_> {
+        self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i])
+    }
+
+    fn bind_sources(&mut self, program: &str, buffers: &mut Buffers, bind: &dyn Fn(&str) -> Option<BufferId>) -> Result<()> {
+        let mut used = vec![false; self.graph.values().len()];
+        self.live_nodes().for_each(|(_, n)| n.inputs.iter().for_each(|v| used[v.index()] = true));
+        self.graph.outputs().iter().for_each(|(n, v)| used[v.index()] |= bind(n).is_some());
+        for (i, info) in self.graph.values().iter().enumerate().filter(|(i, _)| used[*i]) {
+            let id = match &info.origin {
+                Origin::Node { .. } => continue,
+                Origin::Constant(data) => buffers.constant(&info.ty, data),
+                Origin::Input(port) | Origin::Parameter(port) => bind(port).ok_or_else(|| Error::Verify {
+                    pass: "binding",
+                    reason: format!("{program}: nothing is bound to `{port}`"),
+                })?,
+            };
+            let b = buffers.get(id);
+            if b.bytes() != info.ty.bytes() {
+                let reason = format!("{program}: {:?} {} is bound to `{}` ({})", info.origin, info.ty, b.name, b.ty);
+                return Err(Error::Verify { pass: "binding", reason });
+            }
+            self.home[i] = Home::Buffer(id);
+        }
+        Ok(())
+    }
+
+    /// Views share their input's storage; ops that may run in place take over an input that nothing needs afterwards.
+    fn share_storage(&mut self) {
+        let mut last_use = vec![0; self.graph.values().len()];
+        for (i, node) in self.live_nodes() {
+            node.inputs.iter().for_each(|v| last_use[v.index()] = i);
+        }
+        for (_, v) in self.graph.outputs() {
+            last_use[v.index()] = usize::MAX;
+        }
+        // By root: the last use of anything that shares its storage.
+        let mut root_last = vec![0; self.graph.values().len()];
+        for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
+            for output in &node.outputs {
+                root_last[output.index()] = last_use[output.index()];
+            }
+            let pairs: &[(usize, usize)] = if node.op.is_view() { &[(0, 0)] } else { node.op.in_place() };
+            for (input, output) in pairs {
+                let (Some(from), Some(to)) = (node.inputs.get(*input), node.outputs.get(*output)) else { continue };
+                let root = self.root[from.index()];
+                let same_size = self.graph.ty(*from).bytes() == self.graph.ty(*to).bytes();
+                let once = node.inputs.iter().filter(|v| self.root[v.index()] == root).count() == 1;
+                let free = self.home[root] == Home::Unused && root_last[root] == i && once;
+                if node.op.is_view() || (same_size && free) {
+                    self.root[to.index()] = root;
+                    root_last[root] = root_last[root].max(last_use[to.index()]);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn measure_spans(&mut self) {
+        for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
+            for v in node.inputs.iter().chain(&node.outputs) {
+                let span = &mut self.span[self.root[v.index()]];
+                *span = (span.0.min(i), span.1.max(i));
+            }
+        }
+    }
+
+    /// True if a scratch root may be written straight into `buffer`: nothing reads the buffer's old content after the first
+    /// write, except an op at that very write that may run in place.
+    fn writable(&self, root: usize, buffer: BufferId, buffers: &Buffers) -> bool {
+        let (first, target) = (self.span[root].0, buffers.get(buffer));
+        let overlaps = |other: BufferId| {
+            let b = buffers.get(other);
+            b.offset < target.offset + target.bytes() && target.offset < b.offset + b.bytes()
+        };
+        let shares = |v: &Value| matches!(self.home[self.root[v.index()]], Home::Buffer(b) if overlaps(b));
+        if self.home.iter().enumerate().any(|(i, h)| matches!(h, Home::Buffer(b) if overlaps(*b)) && matches!(self.graph.values()[i].origin, Origin::Node { .. })) {
+            return false;
+        }
+        self.live_nodes().filter(|(i, _)| *i >= first).all(|(i, node)| {
+            let readers: Vec<usize> = (0..node.inputs.len()).filter(|k| shares(&node.inputs[*k])).collect();
+            readers.is_empty()
+                || (i == first
+                    && readers.iter().all(|k| {
+                        let exact = self.home[self.root[node.inputs[*k].index()]] == Home::Buffer(buffer)
+                            || matches!(self.home[self.root[node.inputs[*k].index()]], Home::Buffer(b) if buffers.get(b).offset == target.offset);
+                        exact && node.op.in_place().iter().any(|(a, o)| a == k && node.outputs.get(*o).is_some_and(|v| self.root[v.index()] == root))
+                    }))
+        }) && !self.copies.iter().any(|(v, _)| shares(v))
+    }
+
+    fn add_blocks(&mut self) {
+        for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
+            for v in &node.outputs {
+                let root = self.root[v.index()];
+                if self.home[root] == Home::Unused {
+                    let bytes = self.graph.ty(Value(root as u32)).bytes().next_multiple_of(ALIGN) + self.options.guard;
+                    let (first, last) = self.span[root];
+                    self.blocks.push(Block { first, last, bytes });
+                    self.home[root] = Home::Scratch(self.blocks.len() - 1);
+                }
+            }
+            for (l, launch) in self.launches[i].iter().enumerate() {
+                let ids = launch.scratch.iter().map(|bytes| {
+                    let bytes = bytes.next_multiple_of(ALIGN) + self.options.guard;
+                    self.blocks.push(Block { first: i, last: i, bytes });
+                    self.blocks.len() - 1
+                });
+                self.scratch.insert((i, l), ids.collect());
+            }
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&self.blocks)
+    }
+
+    fn slice(&self, value: Value, buffers: &Buffers, plan: &Plan) -> Result<Slice> {
+        let bytes = self.graph.ty(value).bytes();
+        match self.home[self.root[value.index()]] {
+            Home::Buffer(b) => Ok(Slice { space: Space::Buffers, offset: buffers.get(b).offset, bytes }),
+            Home::Scratch(block) => Ok(Slice { space: Space::Scratch, offset: plan.offsets[block], bytes }),
+            Home::Unused => Err(Error::Verify { pass: "memory", reason: format!("%{} has no place", value.0) }),
+        }
+    }
+
+    fn emit(&self, buffers: &Buffers, plan: &Plan) -> Result<Vec<Command>> {
+        let mut commands = Vec::new();
+        for (i, node) in self.live_nodes() {
+            for (l, launch) in self.launches[i].iter().enumerate() {
+                let mut args = Vec::with_capacity(launch.args.len());
+                let mut writes = Vec::new();
+                for arg in &launch.args {
+                    args.push(match arg {
+                        Arg::Input(k) => self.slice(node.inputs[*k], buffers, plan)?,
+                        Arg::Output(k) => {
+                            // Later launches of an op may read what earlier ones wrote.
+                            if l == 0 {
+                                writes.push(args.len());
+                            }
+                            self.slice(node.outputs[*k], buffers, plan)?
+                        }
+                        Arg::Scratch(k) => {
+                            writes.push(args.len());
+                            let offset = plan.offsets[self.scratch[&(i, l)][*k]];
+                            Slice { space: Space::Scratch, offset, bytes: launch.scratch[*k] }
+                        }
+                    });
+                }
+                let cost = if l == 0 { node.op.cost(&self.graph.signature(node)) } else { Cost::default() };
+                commands.push(Command {
+                    kernel: launch.kernel,
+                    grid: launch.grid,
+                    block: launch.block,
+                    args,
+                    scalars: launch.scalars.clone(),
+                    writes,
+                    op: node.op.name(),
+                    scope: node.scope.clone(),
+                    cost,
+                });
+            }
+        }
+        for (value, buffer) in &self.copies {
+            let from = self.slice(*value, buffers, plan)?;
+            let to = Slice { space: Space::Buffers, offset: buffers.get(*buffer).offset, bytes: from.bytes };
+            if from != to {
+                commands.push(copy(self.target, from, to));
+            }
+        }
+        Ok(commands)
+    }
+}
+
+/// A launch that copies bytes.
+fn copy(target: Target, from: Slice, to: Slice) -> Command {
+    let kernel = match target {
+        Target::Cpu => Kernel::Cpu { name: "copy", run: |args: &Args| args.slice_mut::<u8>(1).copy_from_slice(args.slice(0)) },
+    };
+    let cost = Cost { flops: 0, bytes: 2 * from.bytes as u64 };
+    let scope = "".into();
+    Command { kernel, grid: [1; 3], block: [1; 3], args: vec![from, to], scalars: vec![], writes: vec![1], op: "copy", scope, cost }
+}

@@ -1,0 +1,207 @@
+//! The executor: one arena, and a schedule run over it.
+
+use super::{BufferId, Command, Program, Schedule, Slice, Space, Step};
+use crate::device::{Arena, Device, Region};
+use crate::graph::{Args, Kernel};
+use crate::{Error, Result};
+
+/// What the host is told while a schedule runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A row of a `Repeat` is about to run.
+    Row(usize),
+    /// A `Host` step with its number.
+    Host(u32),
+}
+
+/// A schedule with its arena on a device.
+#[derive(Debug)]
+pub struct Session {
+    schedule: Schedule,
+    device: Device,
+    arena: Arena,
+    poison: bool,
+}
+
+/// Fills guard zones in a poisoned run.
+const GUARD_BYTE: u8 = 0xA5;
+
+impl Session {
+    /// Checks the schedule and makes its arena; buffers are zero, constants are written.
+    pub fn new(device: Device, schedule: Schedule) -> Result<Session> {
+        schedule.verify()?;
+        let mut arena = Arena::new(schedule.arena_bytes())?;
+        for (id, data) in schedule.buffers.constants() {
+            let offset = schedule.buffers.get(*id).offset;
+            arena.slice_mut(offset, data.len())?.copy_from_slice(data);
+        }
+        Ok(Session { schedule, device, arena, poison: false })
+    }
+
+    /// Poisons every run from now on: what a launch is to write is NaN before it, and guard zones behind scratch values
+    /// (see [`super::Options::guard`]) must stay untouched. Slow; for tests and for finding bugs.
+    pub fn poisoned(mut self) -> Self {
+        self.poison = true;
+        self
+    }
+
+    /// The schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The device.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Bytes of the arena.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
+    /// A buffer's numbers, in its layout.
+    pub fn buffer<T: bytemuck::Pod>(&mut self, id: BufferId) -> Result<&mut [T]> {
+        let b = self.schedule.buffers.get(id);
+        self.arena.slice_mut(b.offset, b.bytes() / size_of::<T>())
+    }
+
+    /// Writes a buffer. `data` must have its size.
+    pub fn write<T: bytemuck::Pod>(&mut self, id: BufferId, data: &[T]) -> Result<()> {
+        let name = self.schedule.buffers.get(id).name.clone();
+        let buffer = self.buffer::<T>(id)?;
+        if buffer.len() != data.len() {
+            let reason = format!("buffer `{name}` holds {} numbers, got {}", buffer.len(), data.len());
+            return Err(Error::Verify { pass: "session", reason });
+        }
+        buffer.copy_from_slice(data);
+        Ok(())
+    }
+
+    /// Replaces the row table, e.g. for the next stretch of a training run. It must fit the schedule.
+    pub fn set_rows(&mut self, data: Vec<f32>) -> Result<()> {
+        if data.len() != self.schedule.rows.data.len() {
+            let reason = format!("{} numbers for rows that hold {}", data.len(), self.schedule.rows.data.len());
+            return Err(Error::Verify { pass: "session", reason });
+        }
+        self.schedule.rows.data = data;
+        Ok(())
+    }
+
+    /// Runs all steps. `host` is called before every row and at every `Host` step; an error from it stops the run.
+    pub fn run(&mut self, host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
+        // The steps leave the session while they run, so that `host` may have all of it.
+        let steps = std::mem::take(&mut self.schedule.steps);
+        let result = self.run_steps(&steps, host);
+        self.schedule.steps = steps;
+        result
+    }
+
+    /// Runs one program.
+    pub fn run_program(&mut self, index: usize) -> Result<()> {
+        let Some(program) = self.schedule.programs.get(index) else {
+            return Err(Error::Verify { pass: "session", reason: format!("there is no program {index}") });
+        };
+        let base = self.schedule.buffers.bytes();
+        let guard = if self.poison { program.guard } else { 0 };
+        let mut regions = Vec::new();
+        for command in &program.commands {
+            regions.clear();
+            for slice in &command.args {
+                regions.push(region(&mut self.arena, base, slice)?);
+            }
+            if self.poison {
+                poison(command, &regions, guard);
+            }
+            match command.kernel {
+                Kernel::Cpu { run, .. } => run(&Args { regions: &regions, scalars: &command.scalars }),
+            }
+            if self.poison {
+                check_guards(program, command, &regions, guard)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_steps(&mut self, steps: &[Step], host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
+        for step in steps {
+            match step {
+                Step::Run(program) => self.run_program(*program)?,
+                Step::Host(hook) => host(self, Event::Host(*hook))?,
+                Step::Copy { from, to } => self.copy(*from, *to)?,
+                Step::Repeat { rows, body } => {
+                    for row in rows.clone() {
+                        host(self, Event::Row(row))?;
+                        self.load_row(row)?;
+                        self.run_steps(body, host)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, from: BufferId, to: BufferId) -> Result<()> {
+        let (from, to) = (self.schedule.buffers.get(from), self.schedule.buffers.get(to));
+        let bytes = from.bytes();
+        let (from, to) = (self.arena.region(from.offset, bytes)?, self.arena.region(to.offset, bytes)?);
+        // SAFETY: both lie in the arena, `verify` compared their sizes; views may overlap, which `copy` allows.
+        unsafe { std::ptr::copy(from.ptr, to.ptr, bytes) };
+        Ok(())
+    }
+
+    /// Makes `row` the current one.
+    pub fn load_row(&mut self, row: usize) -> Result<()> {
+        let Some(id) = self.schedule.row else { return Ok(()) };
+        let offset = self.schedule.buffers.get(id).offset;
+        let columns = self.schedule.rows.columns;
+        self.arena.slice_mut(offset, columns)?.copy_from_slice(self.schedule.rows.row(row));
+        Ok(())
+    }
+}
+
+fn region(arena: &mut Arena, base: usize, slice: &Slice) -> Result<Region> {
+    match slice.space {
+        Space::Buffers => arena.region(slice.offset, slice.bytes),
+        Space::Scratch => arena.region(base + slice.offset, slice.bytes),
+    }
+}
+
+/// Scratch arguments that the launch writes and does not read.
+fn fresh<'a>(command: &'a Command, regions: &'a [Region]) -> impl Iterator<Item = &'a Region> {
+    let overlaps = |a: &Slice, b: &Slice| {
+        a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+    };
+    command.writes.iter().filter_map(move |w| {
+        let slice = &command.args[*w];
+        let read = command.args.iter().enumerate().any(|(i, a)| !command.writes.contains(&i) && overlaps(a, slice));
+        (slice.space == Space::Scratch && !read).then_some(&regions[*w])
+    })
+}
+
+fn guard_zone(r: &Region, guard: usize) -> &mut [u8] {
+    let skip = r.bytes.next_multiple_of(crate::device::ALIGN);
+    // SAFETY: the planner left `guard` bytes behind the rounded-up value, inside the arena.
+    unsafe { std::slice::from_raw_parts_mut(r.ptr.add(skip), guard) }
+}
+
+fn poison(command: &Command, regions: &[Region], guard: usize) {
+    for r in fresh(command, regions) {
+        // SAFETY: the region lies in the arena and nothing runs.
+        let content = unsafe { std::slice::from_raw_parts_mut(r.ptr, r.bytes) };
+        // 0xFF in every byte is NaN as f32, f16 and bf16, and -1 as i32.
+        content.fill(0xFF);
+        guard_zone(r, guard).fill(GUARD_BYTE);
+    }
+}
+
+fn check_guards(program: &Program, command: &Command, regions: &[Region], guard: usize) -> Result<()> {
+    let scratch = command.args.iter().zip(regions).filter(|(s, _)| s.space == Space::Scratch);
+    for (_, r) in scratch {
+        if guard_zone(r, guard).iter().any(|b| *b != GUARD_BYTE) {
+            let reason = format!("{}: {} ({}) wrote past the end of a value", program.name, command.op, command.scope);
+            return Err(Error::Verify { pass: "guard zones", reason });
+        }
+    }
+    Ok(())
+}

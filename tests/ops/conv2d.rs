@@ -1,0 +1,75 @@
+use crate::harness::{Case, Tensor, f32s, panels};
+use crate::linear::{all_epilogues, finish};
+use langevin::ops::{Conv2d, Epilogue, Padding};
+
+fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
+    let [b, h, w, c] = i[0].shape[..] else { unreachable!() };
+    let n = *i[1].shape.last().unwrap();
+    let (k, p, d) = (conv.kernel, conv.padding, conv.input_dilation);
+    let oh = ((h - 1) * d + 1 + p.top + p.bottom - k) / conv.stride + 1;
+    let ow = ((w - 1) * d + 1 + p.left + p.right - k) / conv.stride + 1;
+    let mut y = Tensor::zeros([b, oh, ow, n]);
+    let inside = |at: usize, pad: usize, size: usize| {
+        let at = at as isize - pad as isize;
+        (at >= 0 && at % d as isize == 0 && at / (d as isize) < size as isize).then_some(at as usize / d)
+    };
+    for s in 0..b {
+        for oy in 0..oh {
+            for ox in 0..ow {
+                for ky in 0..k {
+                    for kx in 0..k {
+                        let (Some(iy), Some(ix)) = (inside(oy * conv.stride + ky, p.top, h), inside(ox * conv.stride + kx, p.left, w)) else { continue };
+                        for co in 0..n {
+                            for ci in 0..c {
+                                *y.at_mut(&[s, oy, ox, co]) += i[0].at(&[s, iy, ix, ci]) * i[1].data[((ky * k + kx) * c + ci) * n + co];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    finish(conv.epilogue, &mut y, i);
+    y
+}
+
+fn check(conv: Conv2d, [b, h, w, c, n]: [usize; 5]) {
+    let e = conv.epilogue;
+    let mut inputs = vec![f32s(&[b, h, w, c], 1), panels(&[conv.kernel * conv.kernel, c, n], 2)];
+    let shape = reference(Conv2d { epilogue: Epilogue::default(), ..conv }, &inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect::<Vec<_>>()).shape;
+    if e.bias { inputs.push(f32s(&[n], 3)) }
+    if e.sample_bias { inputs.push(f32s(&[b, n], 4)) }
+    if e.residual { inputs.push(f32s(&shape, 5)) }
+    let mut case = Case::new(format!("{conv:?} {b}x{h}x{w}x{c}->{n}"), conv, inputs, |i| vec![reference(conv, i)]);
+    if conv.input_dilation > 1 || b * h * w * c > 1000 { case = case.forward_only() }
+    case.check();
+}
+
+#[test]
+fn kernels_strides_and_padding() {
+    let plain = Conv2d::same(3, Epilogue::bias());
+    let down = Conv2d { stride: 2, ..plain };
+    let asymmetric = Padding { top: 0, left: 0, bottom: 1, right: 1 };
+    for size in [[2, 5, 4, 3, 2], [1, 1, 1, 1, 1], [1, 6, 7, 2, 17]] {
+        check(plain, size);
+        check(Conv2d::same(1, Epilogue::bias()), size);
+        check(Conv2d::same(5, Epilogue::default()), size);
+        check(down, size);
+        check(Conv2d { kernel: 1, padding: Padding::default(), ..down }, size);
+        check(Conv2d { input_dilation: 2, ..plain }, size);
+        if size[1] > 1 {
+            check(Conv2d { padding: asymmetric, ..down }, size);
+            check(Conv2d { kernel: 2, padding: Padding::default(), ..down }, size);
+            check(Conv2d { kernel: 2, stride: 1, padding: asymmetric, ..down }, size);
+        }
+    }
+    check(plain, [2, 12, 12, 40, 35]);
+    check(down, [2, 12, 12, 40, 35]);
+}
+
+#[test]
+fn epilogues() {
+    for e in all_epilogues() {
+        check(Conv2d::same(3, e), [2, 4, 3, 3, 5]);
+    }
+}

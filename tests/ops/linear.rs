@@ -1,0 +1,101 @@
+use crate::activation::reference as act;
+use crate::harness::{Case, Tensor, f32s, panels};
+use langevin::ops::{Activation, Epilogue, Linear, LinearWeightGrad, TransposeWeight};
+
+/// The epilogue in f64; operands from input 2.
+pub fn finish(e: Epilogue, y: &mut Tensor, inputs: &[Tensor]) {
+    let (n, b) = (*y.shape.last().unwrap(), y.shape[0]);
+    let per_sample = y.data.len() / n / b;
+    let mut next = 2;
+    let mut operand = |there: bool| {
+        next += there as usize;
+        there.then(|| &inputs[next - 1])
+    };
+    let (bias, sample, residual) = (operand(e.bias), operand(e.sample_bias), operand(e.residual));
+    for (i, y) in y.data.iter_mut().enumerate() {
+        *y += bias.map_or(0.0, |t| t.data[i % n]) + sample.map_or(0.0, |t| t.data[i / n / per_sample * n + i % n]);
+        *y = (act(e.activation, *y) + residual.map_or(0.0, |t| t.data[i])) * e.scale as f64;
+    }
+}
+
+pub fn all_epilogues() -> Vec<Epilogue> {
+    let none = Epilogue::default();
+    vec![
+        none,
+        Epilogue::bias(),
+        Epilogue { activation: Activation::Silu, ..Epilogue::bias() },
+        Epilogue { sample_bias: true, ..Epilogue::bias() },
+        Epilogue { residual: true, scale: 0.5, ..none },
+        Epilogue { bias: true, sample_bias: true, activation: Activation::GeluTanh, residual: true, scale: 0.7 },
+    ]
+}
+
+#[test]
+fn linear() {
+    for (batch, rows, k, n) in [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 17, 16), (1, 13, 4, 33)] {
+        for e in all_epilogues() {
+            let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
+            if e.bias { inputs.push(f32s(&[n], 3)) }
+            if e.sample_bias { inputs.push(f32s(&[batch, n], 4)) }
+            if e.residual { inputs.push(f32s(&[batch, rows, n], 5)) }
+            Case::new(format!("linear {batch}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
+                let mut y = Tensor::zeros([batch, rows, n]);
+                for r in 0..batch * rows {
+                    for c in 0..n {
+                        y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+                    }
+                }
+                finish(e, &mut y, i);
+                vec![y]
+            })
+            .check();
+        }
+    }
+}
+
+#[test]
+fn large_linear_and_weight_grad() {
+    let (m, k, n) = (210, 700, 130);
+    Case::new("large linear", Linear::default(), vec![f32s(&[m, k], 1), panels(&[k, n], 2)], |i| {
+        let mut y = Tensor::zeros([m, n]);
+        for r in 0..m {
+            for c in 0..n {
+                y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+            }
+        }
+        vec![y]
+    })
+    .forward_only()
+    .check();
+    let shape = vec![k, n];
+    Case::new("large weight grad", LinearWeightGrad { shape }, vec![f32s(&[m, k], 1), f32s(&[m, n], 2)], |i| {
+        let mut w = Tensor::zeros([k, n]);
+        for l in 0..k {
+            for c in 0..n {
+                w.data[l * n + c] = (0..m).map(|r| i[0].data[r * k + l] * i[1].data[r * n + c]).sum();
+            }
+        }
+        vec![w]
+    })
+    .forward_only()
+    .check();
+}
+
+#[test]
+fn transpose_weight() {
+    for (taps, c, n) in [(1, 3, 5), (9, 2, 3), (9, 17, 20), (1, 16, 40)] {
+        let (input, output) = if taps == 1 { (vec![c, n], vec![n, c]) } else { (vec![taps, c, n], vec![taps, n, c]) };
+        Case::new(format!("transpose_weight {taps} {c} {n}"), TransposeWeight { taps }, vec![panels(&input, 1)], |i| {
+            let mut w = Tensor::zeros(output.clone());
+            for t in 0..taps {
+                for a in 0..c {
+                    for b in 0..n {
+                        w.data[(t * n + b) * c + a] = i[0].data[((taps - 1 - t) * c + a) * n + b];
+                    }
+                }
+            }
+            vec![w]
+        })
+        .check();
+    }
+}
