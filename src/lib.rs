@@ -1,5 +1,6 @@
 //! langevin: a diffusion engine whose kernels are its own.
 
+pub mod cpu;
 pub mod device;
 pub mod error;
 pub mod graph;
