@@ -1,8 +1,8 @@
 //! Samplers against diffusers (tests/data/schedulers.json), against exact solutions, and against their own promises.
 //!
 //! The reference trajectories are diffusers 0.42.1's, its own source with the float32 casts replaced by float64, on the
-//! model `0.3 x + 0.1 sin(t/100) + 0.05 x²/(1 + x²)`. Stock diffusers keeps betas and sigmas in float32 and differs from
-//! these by up to 2e-5.
+//! model `0.3 x + 0.1 sin(t/100) + 0.05 x²/(1 + x²)`. Stock diffusers keeps betas and sigmas in float32 and differs
+//! from these by up to 2e-5.
 
 use langevin::Error;
 use langevin::diffusion::samplers::ddim;
@@ -141,7 +141,8 @@ fn gaussian(prediction: Prediction, level: Level) -> f64 {
     }
 }
 
-/// The level that a model on `space` is asked about when it is told `time`, in the coordinates in which it sees latents.
+/// The level that a model on `space` is asked about when it is told `time`, in the coordinates in which it sees
+/// latents.
 fn level_of(space: &Space, time: f64) -> Level {
     match space {
         Space::Vp(vp) => Level::vp_from_ratio(vp.ratio(time), time),
@@ -327,8 +328,8 @@ fn a_ladder_joins_up() {
     }
 }
 
-/// Weak-to-strong reflection (Bai et al. 2025) is a trajectory too: S down, W up again, M down. For constant noise it is
-/// one DDIM step with `eps_M + eps_S - eps_W`.
+/// Weak-to-strong reflection (Bai et al. 2025) is a trajectory too: S down, W up again, M down. For constant noise it
+/// is one DDIM step with `eps_M + eps_S - eps_W`.
 #[test]
 fn reflection_can_be_written_down() {
     let config = SamplerConfig::ddpm_linear(SamplerKind::Ddim).unwrap();
@@ -460,4 +461,35 @@ proptest! {
     fn no_text_makes_the_parser_panic(text in "[{}\\[\\]\",:a-zN\\\\é 0-9.-]{0,60}") {
         let _ = SamplerConfig::from_json(SamplerKind::Ddim, &text, "fuzz.json");
     }
+}
+
+/// Karras et al. 2022, algorithm 2, line by line.
+#[test]
+fn heun_is_algorithm_2() {
+    let churn = Churn { amount: 3.0, sigma_min: 0.05, sigma_max: 50.0, noise: 1.003 };
+    let options = Options { churn, ..Options::default() };
+    let denoise = |x: f64, sigma: f64| (0.3 * x + 0.1 * sigma).tanh();
+    let draw = |i: usize| 0.7 - 0.4 * i as f64;
+
+    let n = 6;
+    let level = |i: usize| {
+        let root = |sigma: f64| sigma.powf(1.0 / 7.0);
+        if i == n { 0.0 } else { (root(80.0) + i as f64 / (n - 1) as f64 * (root(0.002) - root(80.0))).powi(7) }
+    };
+    let mut x = 0.8 * level(0);
+    for i in 0..n {
+        let (sigma, next) = (level(i), level(i + 1));
+        let inside = (churn.sigma_min..=churn.sigma_max).contains(&sigma);
+        let gamma = if inside { (churn.amount / n as f64).min(2f64.sqrt() - 1.0) } else { 0.0 };
+        let hat = sigma + gamma * sigma;
+        x += (hat * hat - sigma * sigma).sqrt() * churn.noise * draw(i);
+        let slope = (x - denoise(x, hat)) / hat;
+        let trial = x + (next - hat) * slope;
+        x = if next == 0.0 { trial } else { x + (next - hat) * 0.5 * (slope + (trial - denoise(trial, next)) / next) };
+    }
+
+    let plan = trajectory(SamplerKind::Heun, &SamplerConfig::edm(SamplerKind::Heun), n, &options).unwrap();
+    let mut denoiser = |_: usize, x: &[f64], sigma: f64| x.iter().map(|x| denoise(*x, sigma)).collect();
+    let result = plan.simulate(&[0.8], &mut denoiser, &mut |i, _| vec![draw(i as usize)]).unwrap();
+    assert!((result[0] - x).abs() < 1e-12, "{} is not {x}", result[0]);
 }

@@ -133,7 +133,8 @@ pub enum DdimTarget {
     Stride,
 }
 
-/// The variance of DDPM's noise, given the posterior's `beta_tilde = sigma'²/sigma² beta` (Ho et al. 2020, section 3.2).
+/// The variance of DDPM's noise, given the posterior's `beta_tilde = sigma'²/sigma² beta` (Ho et al. 2020, section
+/// 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variance {
     /// `beta_tilde`, the posterior variance for data at a point.
@@ -142,7 +143,7 @@ pub enum Variance {
     FixedLarge,
 }
 
-/// The second-order term of DPM-Solver++ (Lu et al. 2022, appendix B.4).
+/// The second-order term of DPM-Solver++ (Lu et al. 2022; `heun` is from the authors' code).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DpmTerm {
     /// `alpha' (1 - exp(-h)) D1 / 2`
@@ -151,7 +152,7 @@ pub enum DpmTerm {
     Heun,
 }
 
-/// `B(h)` of UniPC (Zhao et al. 2023, section 3.1).
+/// `B(h)` of UniPC (Zhao et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UniPcB {
     /// `B1(h) = h`
@@ -212,7 +213,8 @@ pub struct SamplerConfig {
 }
 
 impl SamplerConfig {
-    /// The settings of `kind` for a model on `space` that answers `prediction`: diffusers' defaults, but without clamping.
+    /// The settings of `kind` for a model on `space` that answers `prediction`: diffusers' defaults, but without
+    /// clamping.
     pub fn new(kind: SamplerKind, space: Space, prediction: Prediction) -> SamplerConfig {
         let spacing = match kind {
             SamplerKind::Ddim | SamplerKind::Ddpm => Spacing::Leading,

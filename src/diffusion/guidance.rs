@@ -4,7 +4,8 @@ use super::expr::Expr;
 use super::trajectory::Reg;
 use crate::{Error, Result};
 
-/// Which steps are guided (Kynkäänniemi et al. 2024, arXiv 2404.07724). Elsewhere the conditional answer is used as it is.
+/// Which steps are guided (Kynkäänniemi et al. 2024, arXiv 2404.07724). Elsewhere the conditional answer is used as
+/// it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Interval {
     /// All of them.
@@ -55,16 +56,16 @@ impl Interval {
 }
 
 /// Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) in the released codes' convention:
-/// `out = uncond + guidance_scale (cond - uncond)`, so that 0 is unconditional, 1 conditional, and above 1 extrapolates.
-/// (The paper's own `w` is `guidance_scale - 1`.) The unconditional answer may as well come from a weaker model
-/// (autoguidance, Karras et al. 2024, arXiv 2406.02507).
+/// `out = uncond + guidance_scale (cond - uncond)`, so that 0 is unconditional, 1 conditional, and above 1
+/// extrapolates. (The paper's own `w` is `guidance_scale - 1`.) The unconditional answer may as well come from a
+/// weaker model (autoguidance, Karras et al. 2024, arXiv 2406.02507).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guidance {
     /// Any finite number; negative ones are legitimate (W2SD sweeps them).
     pub guidance_scale: f64,
     /// Which steps are guided.
     pub interval: Interval,
-    /// `phi` in `[0, 1]` of Lin et al. 2023 (arXiv 2305.08891, eq. 15, 16):
+    /// `phi` in `[0, 1]` of Lin et al. 2023 (arXiv 2305.08891, section 3.4):
     /// `out' = phi * out * std(cond) / std(out) + (1 - phi) * out`, standard deviations per image. A device op does it.
     pub rescale: f64,
 }

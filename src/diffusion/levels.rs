@@ -65,7 +65,8 @@ impl Level {
         (self.alpha / self.sigma).ln()
     }
 
-    /// The level of pure VE noise `sigma` in the coordinates of `space`; VP models are told the timestep they know it by.
+    /// The level of pure VE noise `sigma` in the coordinates of `space`; VP models are told the timestep they know it
+    /// by.
     pub(super) fn exploding(space: &Space, sigma: f64) -> Level {
         match space {
             Space::Vp(vp) => Level::ve(sigma, vp.time_of(sigma)),
@@ -121,8 +122,9 @@ fn family(kind: SamplerKind) -> Family {
 /// The ladder that sampler `kind` climbs down in `steps` steps.
 ///
 /// # Errors
-/// [`Error::Invalid`] if `steps` is 0, or more than the schedule has levels for, or `steps_offset` leads out of it, or a
-/// parameter of the space is out of range; [`Error::Unsupported`] for a [`SigmaGrid`] that the sampler does not have.
+/// [`Error::Invalid`] if `steps` is 0, or more than the schedule has levels for, or `steps_offset` leads out of it,
+/// or a parameter of the space is out of range; [`Error::Unsupported`] for a [`SigmaGrid`] that the sampler does not
+/// have.
 pub fn ladder(kind: SamplerKind, config: &SamplerConfig, steps: usize) -> Result<Ladder> {
     match &config.space {
         Space::Vp(vp) => vp_ladder(family(kind), config, vp, steps),
@@ -146,7 +148,7 @@ fn vp_ladder(family: Family, config: &SamplerConfig, vp: &VpSchedule, steps: usi
         Family::Sigma => {
             let range = [times[times.len() - 1], times[0]].map(|time| vp.ratio(time));
             let ratios = vp_ratios(config, vp, &times, range)?;
-            let levels = on_grid(config, vp, &times, &ratios, |ratio, time| Level::ve(ratio, time));
+            let levels = on_grid(config, vp, &times, &ratios, Level::ve);
             let sigma = levels[0].sigma;
             let init_scale = if config.spacing == Spacing::Leading { sigma.hypot(1.0) } else { sigma };
             Ok(Ladder::through(&levels, init_scale))

@@ -159,7 +159,7 @@ mod tests {
         for sigma in [0.002, 0.5, 80.0] {
             let EdmPrecond { c_skip, c_out, c_in, .. } = EdmPrecond::new(sigma, 0.5);
             assert!((c_in * sigma.hypot(0.5) - 1.0).abs() < 1e-14, "unit input variance");
-            // unit target variance: c_out² = E|x0 - c_skip x|² (Karras 2022, eq. 115)
+            // unit target variance: c_out² = E|x0 - c_skip x|² (Karras et al. 2022, appendix B.6)
             let target = ((1.0 - c_skip) * 0.5).hypot(c_skip * sigma);
             assert!((c_out - target).abs() < 1e-14, "unit target variance");
         }

@@ -11,8 +11,21 @@
 //! | `dpmpp-2m`, `dpmpp-2m-sde` | DPMSolverMultistepScheduler | |
 //! | `unipc` | UniPCMultistepScheduler | |
 //!
-//! `_class_name` matters in two cases: FlowMatchEulerDiscreteScheduler means a flow-matching model, and EDM*Scheduler an
-//! EDM-preconditioned one. Keys that are not known are ignored; a known one whose value cannot be honoured is an error.
+//! `_class_name` matters in two cases: FlowMatchEulerDiscreteScheduler means a flow-matching model, and EDM*Scheduler
+//! an EDM-preconditioned one. Keys that are not known are ignored; a known one whose value cannot be honoured is an
+//! error.
+//!
+//! Where langevin goes another way than the diffusers classes:
+//!
+//! * Schedules are computed in f64. (diffusers keeps betas and sigmas in float32, which moves results by up to 1e-5.)
+//! * DDIM steps lead to the next timestep visited, see [`DdimTarget`](super::config::DdimTarget).
+//! * A single step with linspace spacing starts at `T - 1`, not at 0, where there is nothing to denoise.
+//! * Trailing spacing yields `n` timesteps for every `n`; for some, float rounding makes diffusers append timestep -1.
+//! * DDPM's last step adds no noise, whatever its timestep.
+//! * Multistep solvers round the timesteps of Karras and exponential grids (diffusers truncates some), pass on those of
+//!   flow matching as they are, and make any step to zero noise one of first order (diffusers' UniPC can yield NaN).
+//! * Churn raises the level before the model is asked, and the model is told the raised level.
+//! * Any prediction type works with any sampler, and zero terminal SNR with `heun` too.
 
 use std::path::{Path, PathBuf};
 
@@ -354,8 +367,9 @@ mod tests {
 
     #[test]
     fn files_as_diffusers_writes_them() {
-        let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1", "lambda_min_clipped":
-            -Infinity, "trained_betas": null, "variance_type": null, "algorithm_type": "dpmsolver++", "new": [NaN, "a\"NaN"]}"#;
+        let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1",
+            "lambda_min_clipped": -Infinity, "trained_betas": null, "variance_type": null,
+            "algorithm_type": "dpmsolver++", "new": [NaN, "a\"NaN"]}"#;
         assert_eq!(read(SamplerKind::Dpmpp2m, text).unwrap(), read(SamplerKind::Dpmpp2m, "{}").unwrap());
         assert!(read(SamplerKind::Euler, text).is_ok());
         let flow =

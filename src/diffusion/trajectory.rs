@@ -8,6 +8,12 @@ use super::expr::Expr;
 use super::levels::Level;
 use crate::{Error, Result};
 
+/// A model on the host: from leg, scaled latents and time to its answer.
+pub type Denoiser<'a> = dyn FnMut(usize, &[f64], f64) -> Vec<f64> + 'a;
+
+/// Noise on the host: from the number of the draw and a length to that many values.
+pub type Noise<'a> = dyn FnMut(u32, usize) -> Vec<f64> + 'a;
+
 /// The most terms an [`Stage::Update`] may have.
 pub const MAX_TERMS: usize = 6;
 
@@ -240,12 +246,7 @@ impl Trajectory {
     ///
     /// # Errors
     /// [`Error::Shape`] if `denoiser` or `noise` answers with another length than that of `latents`.
-    pub fn simulate(
-        &self,
-        latents: &[f64],
-        denoiser: &mut dyn FnMut(usize, &[f64], f64) -> Vec<f64>,
-        noise: &mut dyn FnMut(u32, usize) -> Vec<f64>,
-    ) -> Result<Vec<f64>> {
+    pub fn simulate(&self, latents: &[f64], denoiser: &mut Denoiser, noise: &mut Noise) -> Result<Vec<f64>> {
         let len = latents.len();
         let mut registers: HashMap<Reg, Vec<f64>> =
             self.registers().into_iter().map(|reg| (reg, vec![0.0; len])).collect();

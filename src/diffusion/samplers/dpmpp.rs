@@ -1,4 +1,5 @@
-//! DPM-Solver++(2M) and its SDE form (Lu et al. 2022, arXiv 2211.01095, eq. 9, algorithm 2, and appendix B.4).
+//! DPM-Solver++(2M) and its SDE form (Lu et al. 2022, arXiv 2211.01095, algorithm 2; the
+//! `heun` term and the SDE form as in the authors' code).
 //!
 //! With `lambda = ln(alpha/sigma)`, `h = lambda' - lambda`, and `k` = 1 for the ODE, 2 for the SDE:
 //!

@@ -129,7 +129,8 @@ fn recompose(to: Level, x0: &Expr, eps: &Expr) -> Expr {
 /// ```
 ///
 /// In variance-preserving coordinates that is DDIM's `sigma_t` (Song et al. 2021, eq. 16), in variance-exploding ones
-/// with `eta = 1` the split into `sigma_down` and `sigma_up` of ancestral sampling. `eta` above 1 keeps nothing at most.
+/// with `eta = 1` the split into `sigma_down` and `sigma_up` of ancestral sampling. `eta` above 1 keeps nothing at
+/// most.
 fn split_noise(from: Level, to: Level, eta: f64) -> (f64, f64) {
     let decay = to.ratio() / from.ratio();
     let fresh = (eta * to.sigma * (1.0 - decay * decay).max(0.0).sqrt()).min(to.sigma);

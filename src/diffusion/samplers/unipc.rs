@@ -1,9 +1,8 @@
-//! UniPC, a multistep predictor and corrector in data prediction (Zhao et al. 2023, arXiv 2302.04867, section 3 and
-//! appendix E; algorithms 5 and 6). Each step asks the model once: the answer corrects the step that led here, then predicts the
-//! next one.
+//! UniPC, a multistep predictor (UniP) and corrector (UniC) in data prediction (Zhao et al. 2023, arXiv 2302.04867).
+//! Each step asks the model once: the answer corrects the step that led here, then predicts the next one.
 //!
-//! Let a step lead from level `s` to `t`, `h = lambda_t - lambda_s`, and let `m_0` be the denoised latents at `s`, `m_1`,
-//! `m_2`.. those before them and `m_t` those at `t`. With nodes `r_k = (lambda_k - lambda_s) / h` and `r_t = 1`:
+//! Let a step lead from level `s` to `t`, `h = lambda_t - lambda_s`, and let `m_0` be the denoised latents at `s`,
+//! `m_1`, `m_2`.. those before them and `m_t` those at `t`. With nodes `r_k = (lambda_k - lambda_s) / h` and `r_t = 1`:
 //!
 //! ```text
 //! x_t = sigma_t/sigma_s x_s + alpha_t (1 - exp(-h)) m_0 - alpha_t sum_k w_k (m_k - m_0) / r_k
@@ -96,7 +95,7 @@ fn order(plan: &Plan, i: usize) -> usize {
     // No node may lie where the step begins: a step of no length, or to zero noise, has no nodes to lean on.
     let step = |k: usize| plan.rungs[k].to.lambda() - plan.rungs[k].from.lambda();
     let usable = |h: f64| h > 0.0 && h.is_finite();
-    let nodes = (0..i).rev().take_while(|&k| usable(step(k))).count();
+    let nodes = (0..i).rev().take(solver.order).take_while(|&k| usable(step(k))).count();
     if usable(step(i)) { solver.order.min(left).min(nodes + 1) } else { 1 }
 }
 
