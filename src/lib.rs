@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod device;
+pub mod diffusion;
 pub mod error;
 pub mod graph;
 pub mod ops;
