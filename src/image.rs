@@ -97,7 +97,9 @@ impl Image {
 
     /// Enlarges by a whole factor, each pixel becoming a square.
     pub fn upscale(&self, factor: usize) -> Result<Image> {
-        let fault = || Error::invalid("upscale", format!("{factor} times {}x{} is too large or nothing", self.width, self.height));
+        let fault = || {
+            Error::invalid("upscale", format!("{factor} times {}x{} is too large or nothing", self.width, self.height))
+        };
         let (width, height) = self.width.checked_mul(factor).zip(self.height.checked_mul(factor)).ok_or_else(fault)?;
         let mut pixels = Vec::with_capacity(checked_size(width, height, self.channels).map_err(|_| fault())?);
         for row in self.pixels.chunks_exact(self.width * self.channels) {
@@ -138,7 +140,7 @@ impl Image {
 
 /// Arranges a batch of images with values in [-1, 1] in rows of `columns`, with `padding` black pixels around each.
 ///
-/// Values outside of the range are clamped. A batch of one without padding is just that image.
+/// Values outside of the range are clamped; NaN is an error. A batch of one without padding is just that image.
 pub fn grid(images: &[f32], shape: BatchShape, columns: usize, padding: usize) -> Result<Image> {
     if shape.n == 0 || columns == 0 {
         return Err(Error::invalid("grid", format!("{} images in {columns} columns make no picture", shape.n)));

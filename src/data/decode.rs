@@ -15,7 +15,7 @@ pub const MAX_SIDE: usize = 16_384;
 /// Most bytes of one decoded image.
 const MAX_IMAGE_BYTES: usize = 256 << 20;
 /// Decoded bytes per step: memory is only touched as fast as images turn out to be real.
-const STEP_BYTES: usize = 64 << 20;
+const STEP_BYTES: usize = 256 << 20;
 
 /// A named image file inside a zip or a folder.
 pub(super) trait Entry: Sync {
@@ -43,16 +43,17 @@ pub(super) fn decode_all<E: Entry>(
         return Err(Error::format(path, "holds no PNG or JPEG images"));
     }
     let chosen = options.select(entries.len(), labels.as_deref())?;
-    let size = in_entry(path, &entries[chosen[0]], |bytes| size_of(bytes))?;
+    let size = in_entry(path, &entries[chosen[0]], size_of)?;
     let mut images = reserve(path, chosen.len(), size.bytes(), options)?;
-    let step = (STEP_BYTES / size.bytes()).max(rayon::current_num_threads());
+    let step = (STEP_BYTES / size.bytes()).max(1);
     for indices in chosen.chunks(step) {
         let start = images.len();
         images.resize(start + indices.len() * size.bytes(), 0);
         let outputs = images[start..].par_chunks_exact_mut(size.bytes());
-        indices.par_iter().zip(outputs).try_for_each(|(index, out)| {
-            in_entry(path, &entries[*index], |bytes| decode_into(bytes, size, out))
-        })?;
+        indices
+            .par_iter()
+            .zip(outputs)
+            .try_for_each(|(index, out)| in_entry(path, &entries[*index], |bytes| decode_into(bytes, size, out)))?;
     }
     let (labels, class_count) = choose_labels(labels, &chosen);
     let ImageSize { height, width, channels } = size;

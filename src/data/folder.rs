@@ -41,7 +41,10 @@ fn labels(folder: &Path, entries: &[FolderEntry]) -> Result<Option<Vec<u32>>> {
     if json.is_file() {
         let bytes = Bytes::open(&json)?;
         if bytes.len() > labels::MAX_BYTES {
-            return Err(Error::format(&json, format!("{} bytes are over the limit of {}", bytes.len(), labels::MAX_BYTES)));
+            return Err(Error::format(
+                &json,
+                format!("{} bytes are over the limit of {}", bytes.len(), labels::MAX_BYTES),
+            ));
         }
         let names: Vec<&str> = entries.iter().map(Entry::name).collect();
         return labels::parse(folder, &bytes, &names);

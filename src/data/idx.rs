@@ -14,12 +14,7 @@ const UNSIGNED_BYTE: u8 = 8;
 const MAX_LABELS: usize = 1 << 28;
 
 /// Images, with labels that were read before.
-pub(super) fn load(
-    path: &Path,
-    bytes: &[u8],
-    labels: Option<Vec<u32>>,
-    options: &DatasetOptions,
-) -> Result<Dataset> {
+pub(super) fn load(path: &Path, bytes: &[u8], labels: Option<Vec<u32>>, options: &DatasetOptions) -> Result<Dataset> {
     let fault = |reason: String| Error::format(path, reason);
     let (dims, mut elements) = open::<3>(bytes).map_err(fault)?;
     let [n, height, width] = dims;
@@ -35,9 +30,10 @@ pub(super) fn load(
     let size = height * width;
     // Whatever the header claims, memory only grows as elements arrive.
     let limit = options.max_bytes;
-    let total = n.checked_mul(size).filter(|total| *total <= limit).ok_or_else(|| {
-        fault(format!("{n} images of {size} bytes are over the limit of {limit} bytes (max_bytes)"))
-    })?;
+    let total = n
+        .checked_mul(size)
+        .filter(|total| *total <= limit)
+        .ok_or_else(|| fault(format!("{n} images of {size} bytes are over the limit of {limit} bytes (max_bytes)")))?;
     let all = read_exactly(&mut elements, total).map_err(fault)?;
     let chosen = options.select(n, labels.as_deref())?;
     let (labels, class_count) = choose_labels(labels, &chosen);
@@ -106,7 +102,10 @@ fn open<const RANK: usize>(bytes: &[u8]) -> Result<([usize; RANK], Box<dyn Read 
 /// Exactly `count` bytes: fewer or more are errors.
 fn read_exactly(reader: &mut dyn Read, count: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    reader.take(count as u64 + 1).read_to_end(&mut bytes).map_err(|e| format!("broken after {} bytes: {e}", bytes.len()))?;
+    reader
+        .take(count as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| format!("broken after {} bytes: {e}", bytes.len()))?;
     match bytes.len() {
         found if found < count => Err(format!("cut off: {count} elements declared, {found} found")),
         found if found > count => Err(format!("more than the {count} declared elements")),

@@ -26,9 +26,14 @@ pub(super) fn parse(path: &Path, json: &[u8], names: &[&str]) -> Result<Option<V
     let Some(entries) = parsed.labels else { return Ok(None) };
     let mut by_name = HashMap::with_capacity(entries.len());
     for (name, label) in entries {
-        let number = label.as_u64().and_then(|l| u32::try_from(l).ok()).filter(|l| *l <= MAX_LABEL).ok_or_else(|| {
-            fault(format!("the label of `{}` must be a whole number up to {MAX_LABEL}, not {}", shown(&name), shown(&label.to_string())))
-        })?;
+        let number =
+            label.as_u64().and_then(|l| u32::try_from(l).ok()).filter(|l| *l <= MAX_LABEL).ok_or_else(|| {
+                fault(format!(
+                    "the label of `{}` must be a whole number up to {MAX_LABEL}, not {}",
+                    shown(&name),
+                    shown(&label.to_string())
+                ))
+            })?;
         if by_name.insert(name.replace('\\', "/"), number).is_some() {
             return Err(fault(format!("`{}` has two labels", shown(&name))));
         }

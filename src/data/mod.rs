@@ -66,7 +66,8 @@ impl DatasetOptions {
         };
         if chosen.is_empty() && n > 0 {
             let reason = format!("limit {:?} and classes {:?} leave no image of {n}", self.limit, self.classes);
-            return Err(Error::invalid("classes", reason));
+            let option = if limit == 0 { "limit" } else { "classes" };
+            return Err(Error::invalid(option, reason));
         }
         Ok(chosen)
     }
@@ -95,7 +96,10 @@ impl Dataset {
         if path.extension().is_some_and(|e| e == "bin") {
             return cifar::load(path, &bytes, options);
         }
-        Err(Error::format(path, "not a dataset: neither a zip, nor IDX (.gz or raw), nor a CIFAR-10 .bin, nor a folder"))
+        Err(Error::format(
+            path,
+            "not a dataset: neither a zip, nor IDX (.gz or raw), nor a CIFAR-10 .bin, nor a folder",
+        ))
     }
 
     /// Reads a zip in memory; `path` is only used to name it in errors.
@@ -124,7 +128,10 @@ impl Dataset {
     pub fn batch_f32_into(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
         let wanted = indices.len() * self.image_len();
         if out.len() != wanted {
-            return Err(Error::shape("batch", format!("{wanted} elements are needed, but the buffer has {}", out.len())));
+            return Err(Error::shape(
+                "batch",
+                format!("{wanted} elements are needed, but the buffer has {}", out.len()),
+            ));
         }
         for (index, out) in indices.iter().zip(out.chunks_exact_mut(self.image_len().max(1))) {
             let image = self.image(*index).ok_or_else(|| self.out_of_range(*index))?;
@@ -161,6 +168,8 @@ fn reserve(path: &Path, count: usize, item: usize, options: &DatasetOptions) -> 
         Error::format(path, format!("{count} images of {item} bytes are over the limit of {limit} bytes (max_bytes)"))
     })?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(total).map_err(|_| Error::format(path, format!("no memory for {total} bytes of images")))?;
+    bytes
+        .try_reserve_exact(total)
+        .map_err(|_| Error::format(path, format!("no memory for {total} bytes of images")))?;
     Ok(bytes)
 }

@@ -198,7 +198,11 @@ fn end_record(bytes: &[u8], end: usize) -> Option<(u64, u64, u64)> {
     let locator = end.checked_sub(20).filter(|at| bytes[*at..].starts_with(b"PK\x06\x07"));
     let Some(locator) = locator else {
         // Exactly 65,535 entries need no zip64.
-        return (plain.1 != u32::MAX && plain.2 != u32::MAX).then_some((plain.0.into(), plain.1.into(), plain.2.into()));
+        return (plain.1 != u32::MAX && plain.2 != u32::MAX).then_some((
+            plain.0.into(),
+            plain.1.into(),
+            plain.2.into(),
+        ));
     };
     let record = usize::try_from(u64_at(bytes, locator + 8)?).ok()?;
     if !bytes.get(record..)?.starts_with(b"PK\x06\x06") {

@@ -88,9 +88,11 @@ impl Weights {
             weights.add_shard(path, &index, folder, shard)?;
         }
         match index.weight_map.iter().find(|(name, _)| !weights.tensors.contains_key(*name)) {
-            Some((name, shard)) => {
-                Err(Error::tensor(path, shown(name), format!("is not in `{}`, where the index says it is", shown(shard))))
-            }
+            Some((name, shard)) => Err(Error::tensor(
+                path,
+                shown(name),
+                format!("is not in `{}`, where the index says it is", shown(shard)),
+            )),
             None => Ok(weights),
         }
     }
@@ -111,7 +113,11 @@ impl Weights {
             }
             if let Some(other) = self.tensors.get(&name) {
                 let other = self.files[other.file].path.display();
-                return Err(Error::tensor(path, shown(&name), format!("is in `{other}` too, and the index lists neither")));
+                return Err(Error::tensor(
+                    path,
+                    shown(&name),
+                    format!("is in `{other}` too, and the index lists neither"),
+                ));
             }
             self.tensors.insert(name, Location { file, info, range });
         }
@@ -203,9 +209,9 @@ impl Weights {
         let location = self.locate(name)?;
         let count = location.info.element_count();
         let mut values = Vec::new();
-        values.try_reserve_exact(count).map_err(|_| {
-            Error::tensor(self.path_of(location), name, format!("no memory for its {count} elements"))
-        })?;
+        values
+            .try_reserve_exact(count)
+            .map_err(|_| Error::tensor(self.path_of(location), name, format!("no memory for its {count} elements")))?;
         values.resize(count, zero);
         Ok(values)
     }
@@ -279,7 +285,10 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     if let Some(name) = names.iter().find(|n| PICKLES.iter().any(|p| n.ends_with(&format!(".{p}")))) {
         return Err(pickle(&folder.join(name)));
     }
-    Err(Error::format(folder, format!("no weights here: looked for {} and any other *.safetensors", KNOWN_FILES.join(", "))))
+    Err(Error::format(
+        folder,
+        format!("no weights here: looked for {} and any other *.safetensors", KNOWN_FILES.join(", ")),
+    ))
 }
 
 /// The one name with this ending; all of them, for the error message, if there are several.

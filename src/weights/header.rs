@@ -68,7 +68,9 @@ fn header_json(bytes: &[u8]) -> Result<&str, String> {
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES as u64 {
-        return Err(format!("the header claims {length} bytes, over the limit of {MAX_HEADER_BYTES}; not safetensors?"));
+        return Err(format!(
+            "the header claims {length} bytes, over the limit of {MAX_HEADER_BYTES}; not safetensors?"
+        ));
     }
     let length = length as usize;
     if length > rest.len() {
@@ -89,7 +91,9 @@ fn check(tensor: RawTensor, data_length: usize) -> Result<(TensorInfo, Range<usi
         return Err(format!("data offsets {begin}..{end} run backwards"));
     }
     if end > data_length as u64 {
-        return Err(format!("data offsets {begin}..{end} are out of range: the file holds {data_length} bytes of data"));
+        return Err(format!(
+            "data offsets {begin}..{end} are out of range: the file holds {data_length} bytes of data"
+        ));
     }
     if end - begin != bytes as u64 {
         let shape = shown_shape(&shape);
@@ -123,12 +127,19 @@ fn check_cover(path: &Path, tensors: &BTreeMap<String, (TensorInfo, Range<usize>
         }
         if start < covered {
             let other = previous.map_or_else(String::new, |p| shown(p));
-            return Err(Error::tensor(path, shown(name), format!("overlaps tensor `{other}` in bytes {start}..{covered}")));
+            return Err(Error::tensor(
+                path,
+                shown(name),
+                format!("overlaps tensor `{other}` in bytes {start}..{covered}"),
+            ));
         }
         (covered, previous) = (end, Some(name));
     }
     if covered != length {
-        return Err(Error::format(path, format!("{} bytes after the last tensor belong to no tensor", length - covered)));
+        return Err(Error::format(
+            path,
+            format!("{} bytes after the last tensor belong to no tensor", length - covered),
+        ));
     }
     Ok(())
 }

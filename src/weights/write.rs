@@ -285,7 +285,10 @@ fn header_bytes(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, S
     let mut json = Value::Object(entries).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() > MAX_HEADER_BYTES {
-        return Err(Error::format(path, format!("the header would take {} bytes, over the format's limit", json.len())));
+        return Err(Error::format(
+            path,
+            format!("the header would take {} bytes, over the format's limit", json.len()),
+        ));
     }
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);
