@@ -77,8 +77,8 @@ fn whole_pages(base: usize, range: Range<usize>, page: usize) -> Option<Range<us
 
 /// A file that is written beside its final place and takes that place only in [`AtomicFile::commit`].
 ///
-/// A crash at any moment leaves the old file, or the new one, never half of one. Dropping it without a commit removes the
-/// temporary file.
+/// A crash at any moment leaves the old file, or the new one, never half of one. Dropping it without a commit removes
+/// the temporary file.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,

@@ -113,7 +113,8 @@ impl Image {
         Image::new(width, height, self.channels, pixels)
     }
 
-    /// Enlarges by the least whole factor that makes the shorter side at least `side` pixels; large images stay as they are.
+    /// Enlarges by the least whole factor that makes the shorter side at least `side` pixels; large images stay as
+    /// they are.
     pub fn upscale_to(&self, side: usize) -> Result<Image> {
         self.upscale(side.div_ceil(self.width.min(self.height)).max(1))
     }

@@ -1,4 +1,5 @@
-//! IDX, the format of MNIST: big-endian magic (0, 0, type, rank), one u32 a dimension, then the elements; often gzipped.
+//! IDX, the format of MNIST: big-endian magic (0, 0, type, rank), one u32 a dimension, then the elements; often
+//! gzipped.
 
 use std::fs;
 use std::io::Read;

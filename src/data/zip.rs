@@ -1,7 +1,7 @@
 //! A reader for zip archives of images: stored or deflated entries, zip64, over bytes in memory.
 //!
-//! It is stricter than an unpacker: entries must not share bytes (the trick of zip bombs), must not be encrypted, and must
-//! unpack to exactly the size and checksum that the directory declares.
+//! It is stricter than an unpacker: entries must not share bytes (the trick of zip bombs), must not be encrypted, and
+//! must unpack to exactly the size and checksum that the directory declares.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// The type of a tensor's elements in a file. Wider than what the engine computes in: everything is converted on reading.
+/// The type of a tensor's elements in a file. Wider than what the engine computes in: everything is converted on
+/// reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Dtype {

@@ -51,10 +51,11 @@ struct Location {
 }
 
 impl Weights {
-    /// Opens a `.safetensors` file, an index of shards (`….safetensors.index.json`), or a model folder that holds either.
+    /// Opens a `.safetensors` file, an index of shards (`….safetensors.index.json`), or a model folder that holds
+    /// either.
     ///
-    /// In a folder, the usual diffusers and transformers names come first, an `fp16` variant is taken only where there is
-    /// nothing better, and any other name is fine if it is the only one.
+    /// In a folder, the usual diffusers and transformers names come first, an `fp16` variant is taken only where
+    /// there is nothing better, and any other name is fine if it is the only one.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { find_in_folder(path)? } else { path.to_owned() };
@@ -188,8 +189,8 @@ impl Weights {
         Ok(values)
     }
 
-    /// Lets the system take back the memory behind a tensor that was copied elsewhere, so that file and copy are not both
-    /// resident. The tensor can still be read again. Unknown names are ignored: there is nothing to release.
+    /// Lets the system take back the memory behind a tensor that was copied elsewhere, so that file and copy are not
+    /// both resident. The tensor can still be read again. Unknown names are ignored: there is nothing to release.
     pub fn release(&self, name: &str) {
         if let Some(location) = self.tensors.get(name) {
             self.files[location.file].bytes.release(location.range.clone());

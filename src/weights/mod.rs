@@ -1,5 +1,6 @@
 //! Weights on disk: safetensors files and model folders in the diffusers layout, read through a memory map and written
-//! atomically. Tensors keep the order of dimensions that the file has (NCHW, OIHW); transposing is the loader's business.
+//! atomically. Tensors keep the order of dimensions that the file has (NCHW, OIHW); transposing is the loader's
+//! business.
 
 mod convert;
 mod dtype;

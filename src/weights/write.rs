@@ -73,12 +73,12 @@ pub fn write(
     writer.finish()
 }
 
-/// A model that is being written: `x.safetensors`, or, above the shard size, `x-00001-of-0000n.safetensors` and so on with
-/// `x.safetensors.index.json`.
+/// A model that is being written: `x.safetensors`, or, above the shard size, `x-00001-of-0000n.safetensors` and so on
+/// with `x.safetensors.index.json`.
 ///
-/// Tensors are put in any order. Nothing is visible under the final names before [`Writer::finish`]; dropping the writer
-/// earlier leaves no trace. A single file replaces an older one atomically. Where old and new shards share names, the old
-/// index goes first: a crash in between leaves a folder without a model, never a mixture of two.
+/// Tensors are put in any order. Nothing is visible under the final names before [`Writer::finish`]; dropping the
+/// writer earlier leaves no trace. A single file replaces an older one atomically. Where old and new shards share
+/// names, the old index goes first: a crash in between leaves a folder without a model, never a mixture of two.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
