@@ -257,6 +257,13 @@ fn folders_without_one_clear_model_are_errors() {
 }
 
 #[test]
+fn a_lone_shard_is_not_a_model() {
+    let dir = tempdir().unwrap();
+    save(dir.path().join("model-00001-of-00002.safetensors"), "a", 1.0);
+    assert!(message(Weights::open(dir.path())).contains("no weights here"));
+}
+
+#[test]
 fn missing_files_folders_as_files_and_pickles_are_errors() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("none.safetensors");

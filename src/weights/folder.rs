@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use super::header::{UniqueMap, shown};
+use super::write::is_any_shard_name;
 use super::{Header, MAX_HEADER_BYTES, TensorInfo, convert};
 use crate::files::Bytes;
 use crate::{Error, Result};
@@ -271,7 +272,8 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let entry = entry.map_err(|e| Error::io(folder, e))?;
-        names.extend(entry.file_name().into_string());
+        // A shard without its index is a part of a model: the rest was never written, or has been lost.
+        names.extend(entry.file_name().into_string().ok().filter(|name| !is_any_shard_name(name)));
     }
     for ending in [".safetensors.index.json", ".safetensors"] {
         match only(&names, ending) {

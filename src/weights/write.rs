@@ -322,7 +322,18 @@ fn remove_stale_shards(path: &Path, kept: &[PathBuf]) -> Result<()> {
 
 /// Whether a name is `stem-ddddd-of-ddddd.safetensors`.
 fn is_shard_name(name: &str, stem: &str) -> bool {
+    shard_stem(name) == Some(stem)
+}
+
+/// Whether a name is that of a shard of whatever model.
+pub(super) fn is_any_shard_name(name: &str) -> bool {
+    shard_stem(name).is_some()
+}
+
+/// What comes before `-ddddd-of-ddddd.safetensors`.
+fn shard_stem(name: &str) -> Option<&str> {
     let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    let middle = name.strip_prefix(stem).and_then(|n| n.strip_prefix('-')).and_then(|n| n.strip_suffix(".safetensors"));
-    middle.and_then(|m| m.split_once("-of-")).is_some_and(|(index, count)| digits(index) && digits(count))
+    let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, index) = rest.rsplit_once('-')?;
+    (digits(index) && digits(count)).then_some(stem)
 }
