@@ -10,6 +10,7 @@ mod diffusion_update;
 mod linear;
 mod reduce;
 mod reshape;
+mod scale_samples;
 mod transpose_weight;
 
 pub use crate::cpu::Activation;
@@ -22,6 +23,7 @@ pub use diffusion_update::DiffusionUpdate;
 pub use linear::{Epilogue, Linear, LinearWeightGrad};
 pub use reduce::{Reduce, Reduction};
 pub use reshape::Reshape;
+pub use scale_samples::ScaleSamples;
 pub use transpose_weight::TransposeWeight;
 
 use crate::graph::Args;

@@ -1,0 +1,4 @@
+//! Methods: functions from a configuration to a [`Schedule`](crate::schedule::Schedule). None launches a kernel by itself.
+
+pub mod sample;
+pub mod train;
