@@ -2,6 +2,7 @@
 
 mod activation;
 pub mod gemm;
+pub mod philox;
 pub mod simd;
 pub mod threads;
 
