@@ -58,9 +58,9 @@ pub struct Sampling {
     pub fusions: Vec<String>,
 }
 
-/// Philox streams: the first latents, and noise that the sampler adds.
-const LATENTS: u32 = 0;
-const SAMPLER_NOISE: u32 = 1;
+/// Philox streams, far from those of dropout layers: the first latents, and noise that the sampler adds.
+const LATENTS: u32 = 1 << 16;
+const SAMPLER_NOISE: u32 = LATENTS + 1;
 
 /// The schedule that runs `trajectory` on latents of type `latents` (NHWC); operator i answers leg i.
 pub fn sample(trajectory: &Trajectory, operators: &[Operator], latents: &TensorType, how: Lowering) -> Result<Sampling> {
