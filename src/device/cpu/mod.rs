@@ -1,6 +1,7 @@
 //! The CPU device: Rust kernels, SIMD by run-time detection, threads from rayon.
 
 pub mod gemm;
+pub mod philox;
 pub mod simd;
 pub mod threads;
 

@@ -28,6 +28,21 @@ pub fn tasks(tasks: usize, work: usize, f: impl Fn(usize) + Sync) {
     }
 }
 
+/// Calls `f(row, col, part)` for stretches of `out`, seen as rows of `width`, that cover it once: `part` starts at (row, col)
+/// and does not leave the row. In parallel; rows longer than a thread's share are cut.
+pub fn stretches(out: &mut [f32], width: usize, f: impl Fn(usize, usize, &mut [f32]) + Sync) {
+    let (n, out) = (out.len(), Ptr::new(out));
+    ranges(n, 16, |start, end| {
+        let (mut row, mut col, mut at) = (start / width, start % width, start);
+        while at < end {
+            let len = (width - col).min(end - at);
+            // SAFETY: ranges are inside `out` and do not overlap.
+            f(row, col, unsafe { out.part(at, len) });
+            (row, col, at) = (row + 1, 0, at + len);
+        }
+    });
+}
+
 /// A pointer that tasks may share: each writes its own part.
 #[derive(Clone, Copy)]
 pub struct Ptr<T>(*mut T);
