@@ -3,6 +3,7 @@
 pub mod device;
 pub mod error;
 pub mod graph;
+pub mod nn;
 pub mod ops;
 pub mod passes;
 pub mod schedule;
