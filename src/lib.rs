@@ -8,6 +8,8 @@ pub mod error;
 pub mod files;
 pub mod graph;
 pub mod image;
+pub mod methods;
+pub mod nn;
 pub mod ops;
 pub mod passes;
 pub mod schedule;
