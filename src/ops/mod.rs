@@ -3,24 +3,37 @@
 
 mod activation;
 mod affine;
+mod attention;
 mod binary;
 mod broadcast;
 mod conv2d;
 mod diffusion_update;
+mod gate;
+mod geglu;
+mod group_norm;
+mod layer_norm;
 mod linear;
+mod norm;
 mod reduce;
 mod reshape;
+mod rms_norm;
 mod transpose_weight;
 
 pub use activation::{Activate, ActivateGrad, Activation};
 pub use affine::Affine;
+pub use attention::{Attention, AttentionGrad};
 pub use binary::Binary;
 pub use broadcast::Broadcast;
 pub use conv2d::{Conv2d, Conv2dWeightGrad, Padding};
 pub use diffusion_update::DiffusionUpdate;
+pub use gate::{Gate, GateGrad};
+pub use geglu::{Geglu, GegluGrad};
+pub use group_norm::{GroupNorm, GroupNormGrad};
+pub use layer_norm::{LayerNorm, LayerNormGrad};
 pub use linear::{Epilogue, Linear, LinearWeightGrad};
 pub use reduce::{Reduce, Reduction};
 pub use reshape::Reshape;
+pub use rms_norm::{RmsNorm, RmsNormGrad};
 pub use transpose_weight::TransposeWeight;
 
 use crate::graph::Args;
