@@ -4,10 +4,10 @@
 //! optimiser then updates `params`, its moments and the averages in one launch over the whole region.
 
 use crate::cpu::philox;
-use crate::diffusion::{EdmPrecond, VpSchedule};
+use crate::diffusion::VpSchedule;
 use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter};
-use crate::ops::{Binary, GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, ScaleSamples, Slice};
+use crate::ops::{GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice};
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::passes::verify::verify;
@@ -46,16 +46,16 @@ impl Objective {
         let [u0, u1] = uniforms(seed, sample, LEVELS);
         match self {
             Objective::Epsilon(schedule) => {
-                let steps = schedule.alpha_bars().len();
+                let steps = schedule.alpha_bar().len();
                 let t = ((u0 * steps as f64) as usize).min(steps - 1);
-                let alpha_bar = schedule.alpha_bars()[t];
+                let alpha_bar: f64 = schedule.alpha_bar()[t];
                 let (alpha, sigma) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
                 NoiseLevel { time: t as f32, alpha, sigma, weight: 1.0 }
             }
             Objective::Edm { p_mean, p_std, sigma_data } => {
                 let normal = (-2.0 * u0.ln()).sqrt() * (std::f64::consts::TAU * u1).cos();
                 let sigma = (p_mean + p_std * normal).exp();
-                let weight = EdmPrecond::new(sigma, *sigma_data).loss_weight() as f32;
+                let weight = ((sigma * sigma + sigma_data * sigma_data) / (sigma * sigma_data).powi(2)) as f32;
                 NoiseLevel { time: sigma as f32, alpha: 1.0, sigma: sigma as f32, weight }
             }
         }
@@ -208,7 +208,6 @@ struct Names {
 /// Noise, network, loss and all gradients.
 fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recompute) -> Result<(Graph, Names)> {
     let batch = images.shape[0];
-    let each: usize = images.shape[1..].iter().product();
     let inner = fuse(&network.graph, Purpose::Training)?.0;
     let time = if edm { "sigma" } else { "timestep" };
     let mut g = Graph::new();
@@ -217,9 +216,7 @@ fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recomp
     let [alpha, sigma, weight] = ["alpha", "sigma_t", "weight"].map(|n| g.input(n, TensorType::f32([batch])));
     let noise = Random { kind: RandomKind::Normal, shape: images.shape.clone(), stream: NOISE };
     let eps = g.apply(noise, &[seeds, draw])?;
-    let signal = g.apply(ScaleSamples, &[x0, alpha])?;
-    let scaled = g.apply(ScaleSamples, &[eps, sigma])?;
-    let x = g.apply(Binary::Add, &[signal, scaled])?;
+    let x = g.apply(SampleMix { terms: 2 }, &[alpha, x0, sigma, eps])?;
     let mut ports = HashMap::from([("sample", x), ("seeds", seeds), ("draw", draw)]);
     for (value, name) in inner.inputs() {
         let name = name.as_ref();
@@ -255,7 +252,6 @@ fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recomp
         }
     }
     verify(&g, "reverse mode")?;
-    debug_assert!(each > 0);
     Ok((fuse(&g, Purpose::Inference)?.0, Names { time }))
 }
 

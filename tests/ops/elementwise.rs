@@ -1,5 +1,5 @@
 use crate::harness::{Case, Tensor, f32s, panels};
-use langevin::ops::{Affine, Binary, Broadcast, DiffusionUpdate, Reduce, Reshape, ScaleSamples};
+use langevin::ops::{Affine, Binary, Broadcast, DiffusionUpdate, Reduce, Reshape};
 
 #[test]
 fn binary_ops() {
@@ -23,19 +23,6 @@ fn affine_and_reshape() {
     Case::new("affine", Affine { scale: -2.5, shift: 0.75 }, vec![f32s(&[3, 7], 1)], |i| vec![i[0].map(|x| -2.5 * x + 0.75)]).check();
     Case::new("affine of a weight", Affine::scale(3.0), vec![panels(&[3, 5], 1)], |i| vec![i[0].map(|x| 3.0 * x)]).check();
     Case::new("reshape", Reshape(vec![3, 4]), vec![f32s(&[2, 6], 1)], |i| vec![Tensor::new([3, 4], i[0].data.clone())]).check();
-}
-
-#[test]
-fn scale_samples() {
-    for shape in [vec![1, 1], vec![3, 5, 2], vec![2, 100, 3]] {
-        let each: usize = shape[1..].iter().product();
-        let name = format!("scale_samples {shape:?}");
-        Case::new(name, ScaleSamples, vec![f32s(&shape, 1), f32s(&[shape[0]], 2)], |i| {
-            let data = i[0].data.iter().enumerate().map(|(k, x)| x * i[1].data[k / each]).collect();
-            vec![Tensor::new(shape.clone(), data)]
-        })
-        .check();
-    }
 }
 
 fn sum_middle(x: &Tensor, [o, m, n]: [usize; 3], scale: f64) -> Tensor {
