@@ -3,6 +3,12 @@
 mod harness;
 
 mod activation;
+mod attention;
 mod conv2d;
 mod elementwise;
+mod gate;
+mod geglu;
+mod group_norm;
+mod layer_norm;
 mod linear;
+mod rms_norm;

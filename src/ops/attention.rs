@@ -1,0 +1,460 @@
+//! Scaled dot-product attention, self and cross, over blocks of queries and keys: no matrix of scores is ever whole.
+//!
+//! Scores are computed transposed, panels of 16 queries (forward) or keys (backward) beside each other: the softmax runs
+//! along vector lanes, and what it leaves is a packed right-hand side of the next product as it lies. K and V are only
+//! copied, a block at a time.
+
+use super::{expect_inputs, expect_plain, expect_shape};
+use crate::device::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
+use crate::device::cpu::simd::exp;
+use crate::device::cpu::threads::{Ptr, ranges, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::simd;
+use crate::tensor::{PANEL, TensorType};
+use crate::{Error, Result};
+
+/// Most queries in a task of the forward: K and V are copied once for each.
+const QUERIES: usize = 128;
+/// Queries in a block of the backward.
+const QUERIES_BACK: usize = 64;
+/// Elements of a block of K or V, 64 KiB of L2, unless that is fewer than [`MIN_KEYS`] or more than [`MAX_KEYS`] rows.
+const KEY_ELEMENTS: usize = 1 << 14;
+const MIN_KEYS: usize = 32;
+const MAX_KEYS: usize = 128;
+/// Copied rows are this much longer than a head, so that they do not share cache sets.
+const PAD: usize = 16;
+/// The backward cuts keys so that there are this many tasks, but no more than [`MAX_SPLITS`] times: each cut of several
+/// needs a dq of its own.
+const TASKS: usize = 16;
+const MAX_SPLITS: usize = 4;
+
+/// y = softmax(scale · q·kᵀ) · v in each head   (Vaswani et al. 2017; streaming softmax: Milakov & Gimelshein 2018,
+/// Dao et al. 2022)
+/// q `[B, Tq, heads·d]`, k `[B, Tk, heads·d]`, v `[B, Tk, heads·dv]`, a head's columns beside each other →
+/// y `[B, Tq, heads·dv]`, lse `[B, heads, Tq]`: the logarithm of each softmax's denominator
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub heads: usize,
+    pub scale: f32,
+}
+
+/// Sizes of one attention.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    /// Columns of a head of q and k, and of v.
+    d: usize,
+    dv: usize,
+}
+
+impl Attention {
+    fn sizes(&self, op: &str, inputs: &[&TensorType]) -> Result<Sizes> {
+        let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
+        [("q", q), ("k", k), ("v", v)].into_iter().try_for_each(|(what, ty)| expect_plain(op, what, ty))?;
+        let (&[batch, queries, c], &[_, keys, cv]) = (&q.shape[..], &v.shape[..]) else {
+            return Err(Error::shape(op, format!("q, k, v must be [B, T, C], are {q}, {k}, {v}")));
+        };
+        let empty = [batch, queries, keys, c, cv].contains(&0);
+        if empty || self.heads == 0 || c % self.heads != 0 || cv % self.heads != 0 || v.shape[0] != batch {
+            return Err(Error::shape(op, format!("{} heads over q {q}, k {k}, v {v}", self.heads)));
+        }
+        expect_shape(op, "k", k, &[batch, keys, c])?;
+        Ok(Sizes { batch, queries, keys, heads: self.heads, d: c / self.heads, dv: cv / self.heads })
+    }
+
+    fn sizes_of(&self, op: &str, io: &Signature) -> Result<Sizes> {
+        self.sizes(op, &io.inputs.iter().collect::<Vec<_>>())
+    }
+}
+
+impl Sizes {
+    fn scalars(&self, launch: Launch) -> Launch {
+        launch.scalars([self.batch, self.queries, self.keys, self.heads, self.d, self.dv])
+    }
+
+    fn of(args: &Args) -> Self {
+        let [batch, queries, keys, heads, d, dv] = [0, 1, 2, 3, 4, 5].map(|i| args.int(i));
+        Sizes { batch, queries, keys, heads, d, dv }
+    }
+
+    /// Samples × heads.
+    fn pairs(&self) -> usize {
+        self.batch * self.heads
+    }
+
+    /// Elements of q·kᵀ.
+    fn scores(&self) -> u64 {
+        self.pairs() as u64 * self.queries as u64 * self.keys as u64
+    }
+
+    /// Keys in a block, a multiple of 16.
+    fn key_block(&self) -> usize {
+        let fits = (KEY_ELEMENTS / self.d.max(self.dv)).clamp(MIN_KEYS, MAX_KEYS);
+        fits.min(self.keys).next_multiple_of(PANEL)
+    }
+
+    /// Pieces that the backward cuts the keys into, and key blocks in a piece. They depend on the shape alone.
+    fn splits(&self) -> (usize, usize) {
+        let blocks = self.keys.div_ceil(self.key_block());
+        let wanted = TASKS.div_ceil(self.pairs()).min(MAX_SPLITS).min(blocks);
+        let size = blocks.div_ceil(wanted);
+        (blocks.div_ceil(size), size)
+    }
+
+    /// Work in units of [`tasks`].
+    fn work(&self) -> usize {
+        (self.scores() as usize).saturating_mul(self.d + self.dv) / 32
+    }
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 3)?;
+        let s = self.sizes(self.name(), inputs)?;
+        let y = TensorType::f32([s.batch, s.queries, s.heads * s.dv]);
+        Ok(vec![y, TensorType::f32([s.batch, s.heads, s.queries])])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        let flops = self.sizes_of(self.name(), io).map_or(0, |s| s.scores() * (2 * (s.d + s.dv) as u64 + 8));
+        Cost { flops, bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; 3]) };
+        let inputs = [&node.inputs[..], &node.outputs[..], &[dy]].concat();
+        Ok(g.apply_all(AttentionGrad(*self), &inputs)?.into_iter().map(Some).collect())
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let s = self.sizes_of(self.name(), io)?;
+        Ok(vec![s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale)])
+    }
+}
+
+/// The backward of [`Attention`]: q, k, v, y, lse, dy → dq, dk, dv. With P = exp(scale·q·kᵀ − lse), made again block by block:
+/// dv = Pᵀ·dy, dS = scale · P ∘ (dy·vᵀ − rowsum(dy ∘ y)), dq = dS·k, dk = dSᵀ·q.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionGrad(pub Attention);
+
+impl Op for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 6)?;
+        let s = self.0.sizes(self.name(), inputs)?;
+        let y = [s.batch, s.queries, s.heads * s.dv];
+        expect_shape(self.name(), "y", inputs[3], &y)?;
+        expect_shape(self.name(), "lse", inputs[4], &[s.batch, s.heads, s.queries])?;
+        expect_shape(self.name(), "dy", inputs[5], &y)?;
+        Ok(inputs[..3].iter().map(|ty| (*ty).clone()).collect())
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        let sizes = self.0.sizes_of(self.name(), io);
+        let flops = sizes.map_or(0, |s| s.scores() * (6 * s.d as u64 + 4 * s.dv as u64 + 10));
+        Cost { flops, bytes: io.bytes() }
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let s = self.0.sizes_of(self.name(), io)?;
+        let (splits, _) = s.splits();
+        let launch = Launch::cpu(self.name(), backward, 6, 3);
+        let launch = if splits > 1 { launch.with_scratch(splits * io.inputs[0].elements()) } else { launch };
+        Ok(vec![s.scalars(launch).scalar(self.0.scale)])
+    }
+}
+
+/// The rows of one head of one sample.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    data: &'a [f32],
+    stride: usize,
+    width: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Head `pair % heads` of sample `pair / heads` of x `[B, rows, heads·width]`.
+    fn of(x: &'a [f32], pair: usize, heads: usize, rows: usize, width: usize) -> Self {
+        let start = (pair / heads * rows * heads + pair % heads) * width;
+        Head { data: &x[start..], stride: heads * width, width }
+    }
+
+    fn row(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..i * self.stride + self.width]
+    }
+
+    /// The rows from `first` on.
+    fn from(&self, first: usize) -> &'a [f32] {
+        &self.data[first * self.stride..]
+    }
+
+    /// Copies `scale` · rows `first..first + count`, each [`PAD`] longer than a head.
+    fn copy(&self, first: usize, count: usize, scale: f32, out: &mut [f32]) {
+        for (i, line) in out.chunks_exact_mut(self.width + PAD).take(count).enumerate() {
+            line.iter_mut().zip(self.row(first + i)).for_each(|(o, v)| *o = v * scale);
+        }
+    }
+}
+
+/// Lends thread-local pieces of these lengths, each on a cache line of its own.
+fn with_pieces<const N: usize>(lengths: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
+    let lengths = lengths.map(|n| n.next_multiple_of(PANEL));
+    with_buffers(lengths.iter().sum::<usize>() + PANEL, 0, |buffer, _| {
+        let skip = buffer.as_ptr().align_offset(64).min(PANEL);
+        let mut rest = &mut buffer[skip..];
+        f(lengths.map(|n| {
+            let (piece, tail) = std::mem::take(&mut rest).split_at_mut(n);
+            rest = tail;
+            piece
+        }));
+    });
+}
+
+fn forward(args: &Args) {
+    let s = Sizes::of(args);
+    let scale = args.float(6);
+    let (q, k, v) = (args.slice::<f32>(0), args.slice::<f32>(1), args.slice::<f32>(2));
+    let (y, lse) = (Ptr::new(args.slice_mut::<f32>(3)), Ptr::new(args.slice_mut::<f32>(4)));
+    // Every query's result is the same however they are cut.
+    let wanted = (2 * rayon::current_num_threads()).div_ceil(s.pairs());
+    let size = s.queries.div_ceil(wanted).next_multiple_of(2 * PANEL).min(QUERIES);
+    let blocks = s.queries.div_ceil(size);
+    tasks(s.pairs() * blocks, s.work(), |task| {
+        let (pair, first) = (task / blocks, task % blocks * size);
+        let count = size.min(s.queries - first);
+        let q = Head::of(q, pair, s.heads, s.queries, s.d);
+        let (k, v) = (Head::of(k, pair, s.heads, s.keys, s.d), Head::of(v, pair, s.heads, s.keys, s.dv));
+        let panels = count.div_ceil(PANEL);
+        let (block, wide) = (s.key_block(), panels * PANEL);
+        let lengths = [wide * s.d, wide * s.dv, wide, wide, block * (s.d + PAD), block * (s.dv + PAD), block * 2 * PANEL];
+        with_pieces(lengths, |[qt, out, top, total, kb, vb, scores]| {
+            pack_cols(q.from(first), q.stride, count, s.d, qt);
+            qt.iter_mut().for_each(|v| *v *= scale);
+            top.fill(f32::NEG_INFINITY);
+            for key in (0..s.keys).step_by(block) {
+                let keys = block.min(s.keys - key);
+                k.copy(key, keys, 1.0, kb);
+                v.copy(key, keys, 1.0, vb);
+                for p in (0..panels).step_by(2) {
+                    let pair = 2.min(panels - p);
+                    let products = Tiles {
+                        a: kb.as_ptr(),
+                        a_row: s.d + PAD,
+                        a_col: 1,
+                        b: qt[p * s.d * PANEL..].as_ptr(),
+                        b_panel: s.d * PANEL,
+                        c: scores.as_mut_ptr(),
+                        c_row: PANEL,
+                        c_panel: block * PANEL,
+                    };
+                    // SAFETY: `keys` rows of K, `pair` panels of q, and room for two panels of `block` rows.
+                    unsafe { products.run([keys, pair * PANEL, s.d], false) };
+                    for i in 0..pair {
+                        let lanes = (p + i) * PANEL..(p + i + 1) * PANEL;
+                        let scores = &mut scores[i * block * PANEL..][..keys * PANEL];
+                        let out = &mut out[(p + i) * s.dv * PANEL..][..s.dv * PANEL];
+                        exponentials(scores, &mut top[lanes.clone()], &mut total[lanes], out, key == 0);
+                    }
+                    let sums = Tiles {
+                        a: vb.as_ptr(),
+                        a_row: 1,
+                        a_col: s.dv + PAD,
+                        b: scores.as_ptr(),
+                        b_panel: block * PANEL,
+                        c: out[p * s.dv * PANEL..].as_mut_ptr(),
+                        c_row: PANEL,
+                        c_panel: s.dv * PANEL,
+                    };
+                    // SAFETY: `keys` rows of V and of each panel of scores; `pair` panels of out.
+                    unsafe { sums.run([s.dv, pair * PANEL, keys], key > 0) };
+                }
+            }
+            for i in 0..count {
+                let row = (pair / s.heads * s.queries + first + i) * s.heads + pair % s.heads;
+                // SAFETY: this query's part of this head.
+                let (y, lse) = unsafe { (y.part(row * s.dv, s.dv), lse.part(pair * s.queries + first + i, 1)) };
+                lse[0] = top[i] + total[i].ln();
+                let (out, scale) = (&out[i / PANEL * s.dv * PANEL + i % PANEL..], 1.0 / total[i]);
+                y.iter_mut().zip(out.iter().step_by(PANEL)).for_each(|(y, v)| *y = v * scale);
+            }
+        });
+    });
+}
+
+simd! {
+    /// Scores `[keys, 16]` → exp(score − the largest so far), 16 queries beside each other. What earlier blocks left in
+    /// `total` and `out` `[dv, 16]` is scaled to the new largest.
+    fn exponentials(scores: &mut [f32], top: &mut [f32], total: &mut [f32], out: &mut [f32], first: bool) {
+        let (scores, _) = scores.as_chunks_mut::<PANEL>();
+        let mut largest = [f32::NEG_INFINITY; PANEL];
+        largest.copy_from_slice(&top[..PANEL]);
+        for line in scores.iter() {
+            for i in 0..PANEL { largest[i] = if line[i] > largest[i] { line[i] } else { largest[i] }; }
+        }
+        let mut sum = [0.0f32; PANEL];
+        for line in scores {
+            for i in 0..PANEL {
+                line[i] = exp(line[i] - largest[i]);
+                sum[i] += line[i];
+            }
+        }
+        if !first {
+            let mut factor = [0.0f32; PANEL];
+            for i in 0..PANEL {
+                factor[i] = exp(top[i] - largest[i]);
+                sum[i] += total[i] * factor[i];
+            }
+            for line in out.as_chunks_mut::<PANEL>().0 {
+                for i in 0..PANEL { line[i] *= factor[i]; }
+            }
+        }
+        top[..PANEL].copy_from_slice(&largest);
+        total[..PANEL].copy_from_slice(&sum);
+    }
+}
+
+fn backward(args: &Args) {
+    let s = Sizes::of(args);
+    let (splits, _) = s.splits();
+    let dq = args.slice_mut::<f32>(6);
+    let elements = dq.len();
+    let dq = Ptr::new(dq);
+    let partial = if splits > 1 { Ptr::new(args.slice_mut::<f32>(9)) } else { dq };
+    let (dk, dv) = (Ptr::new(args.slice_mut::<f32>(7)), Ptr::new(args.slice_mut::<f32>(8)));
+    tasks(s.pairs() * splits, s.work(), |task| {
+        let (pair, split) = (task / splits, task % splits);
+        // SAFETY: `elements` for each split.
+        let dq = Ptr::from_raw(unsafe { partial.raw().add(split * elements) });
+        backward_keys(args, &s, pair, split, dq, dk, dv);
+    });
+    if splits > 1 {
+        ranges(elements, 16, |start, end| {
+            // SAFETY: one range a task; the partial sums are complete.
+            let sum = unsafe { dq.part(start, end - start) };
+            sum.fill(0.0);
+            for i in 0..splits {
+                // SAFETY: as above.
+                let part = unsafe { partial.part(i * elements + start, end - start) };
+                sum.iter_mut().zip(part).for_each(|(s, v)| *s += *v);
+            }
+        });
+    }
+}
+
+/// One head's dk and dv of piece `split` of the keys, and what these keys add to dq.
+fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>, dk: Ptr<f32>, dv: Ptr<f32>) {
+    let scale = args.float(6);
+    let head = |i: usize, rows: usize, width: usize| Head::of(args.slice::<f32>(i), pair, s.heads, rows, width);
+    let (q, k, v) = (head(0, s.queries, s.d), head(1, s.keys, s.d), head(2, s.keys, s.dv));
+    let (y, dy) = (head(3, s.queries, s.dv), head(5, s.queries, s.dv));
+    let lse = &args.slice::<f32>(4)[pair * s.queries..(pair + 1) * s.queries];
+    let (sample, column) = (pair / s.heads, pair % s.heads);
+    let (block, rows) = (s.key_block(), QUERIES_BACK.min(s.queries));
+    let (start, end) = (split * s.splits().1 * block, ((split + 1) * s.splits().1 * block).min(s.keys));
+    let lengths = [
+        block * s.d,
+        block * s.dv,
+        block * s.d.next_multiple_of(PANEL),
+        block * s.d,
+        block * s.dv,
+        rows * (s.d + PAD),
+        rows * (s.dv + PAD),
+        block * rows,
+        block * rows,
+        (block + PAD) * rows,
+        rows,
+    ];
+    with_pieces(lengths, |[kt, vt, kr, dkt, dvt, qb, dyb, weights, slopes, by_row, delta]| {
+        for key in (start..end).step_by(block) {
+            let keys = block.min(end - key);
+            let panels = keys.div_ceil(PANEL);
+            pack_cols(k.from(key), k.stride, keys, s.d, kt);
+            pack_cols(v.from(key), v.stride, keys, s.dv, vt);
+            let kr = &mut kr[..keys * s.d.next_multiple_of(PANEL)];
+            pack_rows(k.from(key), k.stride, s.d, kr);
+            kr.iter_mut().for_each(|v| *v *= scale);
+            for query in (0..s.queries).step_by(rows) {
+                let count = rows.min(s.queries - query);
+                q.copy(query, count, scale, qb);
+                dy.copy(query, count, 1.0, dyb);
+                for (i, delta) in delta.iter_mut().enumerate().take(count) {
+                    *delta = dy.row(query + i).iter().zip(y.row(query + i)).map(|(a, b)| a * b).sum();
+                }
+                let again = query > 0;
+                // Panels of 16 keys, a row for each query, `rows` rows apart.
+                let right = |a: &[f32], width: usize, b: &[f32], c: &mut [f32]| {
+                    let (a_row, b_panel, c_panel) = (width + PAD, width * PANEL, rows * PANEL);
+                    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+                    let tiles = Tiles { a, a_row, a_col: 1, b, b_panel, c, c_row: PANEL, c_panel };
+                    // SAFETY: `count` rows of A, `panels` panels of B and of C.
+                    unsafe { tiles.run([count, panels * PANEL, width], false) };
+                };
+                right(qb, s.d, kt, weights);
+                right(dyb, s.dv, vt, slopes);
+                for p in 0..panels {
+                    let panel = p * rows * PANEL..(p * rows + count) * PANEL;
+                    let by_row = &mut by_row[p * PANEL..];
+                    let (weights, slopes) = (&mut weights[panel.clone()], &mut slopes[panel]);
+                    slopes_of(weights, slopes, &lse[query..query + count], &delta[..count], by_row, block + PAD);
+                }
+                // Transposed sums over the queries: `[width, keys]` in panels.
+                let left = |a: &[f32], width: usize, b: &[f32], c: &mut [f32]| {
+                    let (a_col, b_panel, c_panel) = (width + PAD, rows * PANEL, width * PANEL);
+                    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+                    let tiles = Tiles { a, a_row: 1, a_col, b, b_panel, c, c_row: PANEL, c_panel };
+                    // SAFETY: as above.
+                    unsafe { tiles.run([width, panels * PANEL, count], again) };
+                };
+                left(dyb, s.dv, weights, dvt);
+                left(qb, s.d, slopes, dkt);
+                let tiles = Tiles {
+                    a: by_row.as_ptr(),
+                    a_row: block + PAD,
+                    a_col: 1,
+                    b: kr.as_ptr(),
+                    b_panel: keys * PANEL,
+                    // SAFETY: these queries' part of this head in this task's own dq.
+                    c: unsafe { dq.raw().add(((sample * s.queries + query) * s.heads + column) * s.d) },
+                    c_row: s.heads * s.d,
+                    c_panel: PANEL,
+                };
+                // SAFETY: `count` rows of A with `keys` columns, as many rows of B; C as above.
+                unsafe { tiles.run([count, s.d, keys], key > start) };
+            }
+            for i in 0..keys {
+                let row = (sample * s.keys + key + i) * s.heads + column;
+                // SAFETY: this key's part of this head.
+                let (dk, dv) = unsafe { (dk.part(row * s.d, s.d), dv.part(row * s.dv, s.dv)) };
+                dk.iter_mut().zip(dkt[i / PANEL * s.d * PANEL + i % PANEL..].iter().step_by(PANEL)).for_each(|(o, v)| *o = *v);
+                dv.iter_mut().zip(dvt[i / PANEL * s.dv * PANEL + i % PANEL..].iter().step_by(PANEL)).for_each(|(o, v)| *o = *v);
+            }
+        }
+    });
+}
+
+simd! {
+    /// One panel of 16 keys, a line for each query: scores → P = exp(score − lse), dP → dS = P·(dP − delta), which also goes
+    /// to `by_row`, whose rows are `stride` apart.
+    fn slopes_of(weights: &mut [f32], slopes: &mut [f32], lse: &[f32], delta: &[f32], by_row: &mut [f32], stride: usize) {
+        let lines = weights.as_chunks_mut::<PANEL>().0.iter_mut().zip(slopes.as_chunks_mut::<PANEL>().0).zip(lse).zip(delta);
+        for ((((weights, slopes), lse), delta), by_row) in lines.zip(by_row.chunks_mut(stride)) {
+            for i in 0..PANEL {
+                weights[i] = exp(weights[i] - lse);
+                slopes[i] = weights[i] * (slopes[i] - delta);
+            }
+            by_row[..PANEL].copy_from_slice(slopes);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Layer normalisation over the last dimension, with a modulation by sample.
+
+use super::norm::{Chunks, Parameters, expect_parameters, parameter_count};
+use super::{expect_inputs, expect_plain, expect_shape};
+use crate::device::cpu::gemm::with_buffers;
+use crate::device::cpu::simd::{LANES, sum};
+use crate::device::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::simd;
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// y = n, with `affine` n·gamma + beta, with `modulate` (what that gives)·(1 + scale) + shift (adaLN, Peebles & Xie 2022),
+/// where n = (x − mean)·rstd over the last dimension, rstd = 1/√(variance + eps)   (Ba et al. 2016)
+/// x `[B, …, C]` (gamma `[C]`, beta `[C]`) (scale `[B, C]`, shift `[B, C]`) → y like x, stats `[rows, 2]`: mean, rstd
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerNorm {
+    pub eps: f32,
+    pub affine: bool,
+    pub modulate: bool,
+}
+
+impl LayerNorm {
+    fn inputs(&self) -> usize {
+        1 + parameter_count(self.affine, self.modulate)
+    }
+
+    /// Checks x and the parameters; the type of the statistics.
+    fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
+        let x = inputs[0];
+        expect_plain(op, "x", x)?;
+        if x.shape.len() < 2 || x.cols() == 0 {
+            return Err(Error::shape(op, format!("x must be [B, .., C], is {x}")));
+        }
+        expect_parameters(op, inputs, self.affine, self.modulate)?;
+        Ok(TensorType::f32([x.rows(), 2]))
+    }
+
+    /// Without parameters by sample, all rows are one sample.
+    fn chunks(&self, x: &TensorType) -> Chunks {
+        let samples = if self.modulate { x.shape[0] } else { 1 };
+        Chunks::new(samples, x.rows() / samples.max(1), x.cols())
+    }
+
+    fn scalars(&self, launch: Launch, c: &Chunks) -> Launch {
+        let launch = launch.scalars([c.samples, c.rows, c.channels]);
+        launch.scalars([self.affine, self.modulate]).scalar(self.eps)
+    }
+}
+
+impl Op for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, self.inputs())?;
+        let stats = self.check(self.name(), inputs)?;
+        Ok(vec![inputs[0].clone(), stats])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 8 * io.out_elements(), bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let inputs = [&node.inputs[..], &[node.outputs[1], dy]].concat();
+        Ok(g.apply_all(LayerNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let launch = Launch::cpu(self.name(), forward, self.inputs(), 2);
+        Ok(vec![self.scalars(launch, &self.chunks(&io.inputs[0]))])
+    }
+}
+
+/// The backward of [`LayerNorm`]: its inputs, its stats, dy → the gradients of its inputs, in their order.
+/// With g = dy·gamma·(1 + scale): dx = rstd·(g − mean(g) − n·mean(g·n)).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerNormGrad(pub LayerNorm);
+
+impl Op for LayerNormGrad {
+    fn name(&self) -> &'static str {
+        "layer_norm_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let n = self.0.inputs();
+        expect_inputs(self.name(), inputs, n + 2)?;
+        let stats = self.0.check(self.name(), inputs)?;
+        expect_shape(self.name(), "stats", inputs[n], &stats.shape)?;
+        expect_shape(self.name(), "dy", inputs[n + 1], &inputs[0].shape)?;
+        Ok(inputs[..n].iter().map(|ty| (*ty).clone()).collect())
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 14 * io.out_elements(), bytes: io.bytes() }
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let c = self.0.chunks(&io.inputs[0]);
+        let n = self.0.inputs();
+        let launch = Launch::cpu(self.name(), backward, n + 2, n);
+        // Two sums a channel, of every chunk and of every sample, if there are parameters.
+        let sums = if n > 1 { 2 * c.samples * c.channels } else { 0 };
+        let launch = if n > 1 { launch.with_scratch(sums * c.count).with_scratch(sums) } else { launch };
+        Ok(vec![self.0.scalars(launch, &c)])
+    }
+}
+
+fn setting<'a>(args: &'a Args) -> (Chunks, Parameters<'a>) {
+    let [samples, rows, channels] = [0, 1, 2].map(|i| args.int(i));
+    (Chunks::new(samples, rows, channels), Parameters::of(args, channels, args.flag(3), args.flag(4)))
+}
+
+fn forward(args: &Args) {
+    let (c, parameters) = setting(args);
+    let x = args.slice::<f32>(0);
+    let y = Ptr::new(args.slice_mut::<f32>(args.len() - 2));
+    let stats = Ptr::new(args.slice_mut::<f32>(args.len() - 1));
+    tasks(c.samples * c.count, c.elements(), |t| {
+        let (b, i) = (t / c.count, t % c.count);
+        let ((start, len), (row, rows)) = (c.elements_of(b, i), c.rows_of(i));
+        // SAFETY: one chunk a task.
+        let (y, stats) = unsafe { (y.part(start, len), stats.part((b * c.rows + row) * 2, rows * 2)) };
+        with_buffers(c.channels, c.channels, |factor, offset| {
+            parameters.fill(b, factor, offset);
+            forward_rows(&x[start..start + len], factor, offset, args.float(5), y, stats);
+        });
+    });
+}
+
+simd! {
+    fn forward_rows(x: &[f32], factor: &[f32], offset: &[f32], eps: f32, y: &mut [f32], stats: &mut [f32]) {
+        let c = factor.len();
+        let offset = &offset[..c];
+        let rows = x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(stats.chunks_exact_mut(2));
+        for ((x, y), stats) in rows {
+            // The mean, then what rounding left of it, so that large means cost no digits.
+            let mean = sum(x, |v| v) / c as f32;
+            let (rest, square) = deviations(x, mean);
+            let rest = rest / c as f32;
+            let variance = (square / c as f32 - rest * rest).max(0.0);
+            let rstd = 1.0 / (variance + eps).sqrt();
+            (stats[0], stats[1]) = (mean + rest, rstd);
+            for i in 0..c {
+                y[i] = ((x[i] - mean) - rest) * rstd * factor[i] + offset[i];
+            }
+        }
+    }
+}
+
+/// Σ (x − mean), Σ (x − mean)²
+#[inline(always)]
+fn deviations(x: &[f32], mean: f32) -> (f32, f32) {
+    let (mut sums, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            let d = x[i] - mean;
+            sums[i] += d;
+            squares[i] += d * d;
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        let d = x - mean;
+        sums[i] += d;
+        squares[i] += d * d;
+    }
+    (sums.iter().sum(), squares.iter().sum())
+}
+
+fn backward(args: &Args) {
+    let (c, parameters) = setting(args);
+    let n = 1 + parameter_count(args.flag(3), args.flag(4));
+    let (x, stats, dy) = (args.slice::<f32>(0), args.slice::<f32>(n), args.slice::<f32>(n + 1));
+    let dx = Ptr::new(args.slice_mut::<f32>(n + 2));
+    let partial = (n > 1).then(|| Ptr::new(args.slice_mut::<f32>(2 * n + 2)));
+    tasks(c.samples * c.count, c.elements(), |t| {
+        let (b, i) = (t / c.count, t % c.count);
+        let ((start, len), (row, rows)) = (c.elements_of(b, i), c.rows_of(i));
+        let (x, dy, stats) = (&x[start..start + len], &dy[start..start + len], &stats[(b * c.rows + row) * 2..][..rows * 2]);
+        // SAFETY: one chunk a task.
+        let dx = unsafe { dx.part(start, len) };
+        with_buffers(2 * c.channels, 2 * c.channels, |coefficients, unused| {
+            let (factor, offset) = coefficients.split_at_mut(c.channels);
+            parameters.fill(b, factor, offset);
+            // SAFETY: as above.
+            let sums = partial.as_ref().map_or(unused, |p| unsafe { p.part(t * 2 * c.channels, 2 * c.channels) });
+            backward_rows(x, stats, dy, factor, dx, sums);
+        });
+    });
+    let Some(partial) = partial else { return };
+    let sums = args.slice_mut::<f32>(2 * n + 3);
+    let width = 2 * c.channels;
+    for (b, sums) in sums.chunks_exact_mut(width).enumerate() {
+        sums.fill(0.0);
+        // SAFETY: all tasks are done.
+        for part in unsafe { partial.part(b * c.count * width, c.count * width) }.chunks_exact(width) {
+            sums.iter_mut().zip(part).for_each(|(s, v)| *s += v);
+        }
+    }
+    parameters.gradients(sums, args, n + 3);
+}
+
+simd! {
+    /// dx of some rows, and the sums over them of dy and dy·n, `[2, C]`.
+    fn backward_rows(x: &[f32], stats: &[f32], dy: &[f32], factor: &[f32], dx: &mut [f32], sums: &mut [f32]) {
+        let c = factor.len();
+        sums.fill(0.0);
+        let (total, product) = sums.split_at_mut(c);
+        let product = &mut product[..c];
+        let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)).zip(stats.chunks_exact(2));
+        for (((x, dy), dx), stats) in rows {
+            let (mean, rstd) = (stats[0], stats[1]);
+            for i in 0..c {
+                let n = (x[i] - mean) * rstd;
+                total[i] += dy[i];
+                product[i] += dy[i] * n;
+                dx[i] = dy[i] * factor[i];
+            }
+            let (constant, slope) = upstream_means(x, dx, mean, rstd);
+            for i in 0..c {
+                dx[i] = (dx[i] - constant - (x[i] - mean) * rstd * slope) * rstd;
+            }
+        }
+    }
+}
+
+/// mean(g), mean(g·n)
+#[inline(always)]
+fn upstream_means(x: &[f32], g: &[f32], mean: f32, rstd: f32) -> (f32, f32) {
+    let (mut sums, mut products) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (xs, gs) = (x.chunks_exact(LANES), g.chunks_exact(LANES));
+    let rest = xs.remainder().iter().zip(gs.remainder());
+    for (x, g) in xs.zip(gs) {
+        for i in 0..LANES {
+            sums[i] += g[i];
+            products[i] += g[i] * (x[i] - mean);
+        }
+    }
+    for (i, (x, g)) in rest.enumerate() {
+        sums[i] += g;
+        products[i] += g * (x - mean);
+    }
+    let count = x.len() as f32;
+    (sums.iter().sum::<f32>() / count, products.iter().sum::<f32>() * rstd / count)
+}

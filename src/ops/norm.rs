@@ -1,0 +1,135 @@
+//! What the normalisations share: rows in chunks, parameters by channel, and the gradients of those parameters.
+
+use super::expect_shape;
+use crate::Result;
+use crate::graph::Args;
+use crate::tensor::TensorType;
+
+/// Elements of a chunk: 128 KiB, a part of L2, and enough to outweigh what is done once a chunk.
+const CHUNK: usize = 1 << 15;
+
+/// A tensor seen as `[samples, rows, channels]`, the rows of each sample cut into chunks of about one size. The cut depends
+/// on the shape alone, so that sums over it are the same on every number of threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunks {
+    pub samples: usize,
+    pub rows: usize,
+    pub channels: usize,
+    /// Chunks a sample.
+    pub count: usize,
+    size: usize,
+}
+
+impl Chunks {
+    pub fn new(samples: usize, rows: usize, channels: usize) -> Self {
+        let most = (CHUNK / channels.max(1)).clamp(8, 512);
+        let count = rows.div_ceil(most);
+        Chunks { samples, rows, channels, count, size: rows.div_ceil(count.max(1)) }
+    }
+
+    /// First row and number of rows of chunk `i` within its sample.
+    pub fn rows_of(&self, i: usize) -> (usize, usize) {
+        let start = (i * self.size).min(self.rows);
+        (start, self.size.min(self.rows - start))
+    }
+
+    /// First element and number of elements of chunk `i` of sample `b`.
+    pub fn elements_of(&self, b: usize, i: usize) -> (usize, usize) {
+        let (start, rows) = self.rows_of(i);
+        ((b * self.rows + start) * self.channels, rows * self.channels)
+    }
+
+    /// Elements in all.
+    pub fn elements(&self) -> usize {
+        self.samples * self.rows * self.channels
+    }
+}
+
+/// What follows a normalisation: n ↦ (n·gamma + beta)·(1 + scale) + shift, each pair there or not.
+#[derive(Clone, Copy)]
+pub(crate) struct Parameters<'a> {
+    /// gamma, beta: `[C]`
+    pub affine: Option<(&'a [f32], &'a [f32])>,
+    /// scale, shift: `[samples, C]`
+    pub modulate: Option<(&'a [f32], &'a [f32])>,
+    channels: usize,
+}
+
+impl<'a> Parameters<'a> {
+    /// The parameters of a running kernel, from argument 1.
+    pub fn of(args: &'a Args, channels: usize, affine: bool, modulate: bool) -> Self {
+        let pair = |at| (args.slice::<f32>(at), args.slice::<f32>(at + 1));
+        let first = if affine { 3 } else { 1 };
+        Parameters { affine: affine.then(|| pair(1)), modulate: modulate.then(|| pair(first)), channels }
+    }
+
+    /// gamma, beta, 1 + scale, shift of channel `c` of sample `b`.
+    fn at(&self, b: usize, c: usize) -> [f32; 4] {
+        let (gamma, beta) = self.affine.map_or((1.0, 0.0), |(gamma, beta)| (gamma[c], beta[c]));
+        let at = b * self.channels + c;
+        let (scale, shift) = self.modulate.map_or((1.0, 0.0), |(scale, shift)| (1.0 + scale[at], shift[at]));
+        [gamma, beta, scale, shift]
+    }
+
+    /// n ↦ n·factor + offset for channel `c` of sample `b`.
+    pub fn linear(&self, b: usize, c: usize) -> (f32, f32) {
+        let [gamma, beta, scale, shift] = self.at(b, c);
+        (gamma * scale, beta * scale + shift)
+    }
+
+    /// Writes factors and offsets of sample `b`.
+    pub fn fill(&self, b: usize, factor: &mut [f32], offset: &mut [f32]) {
+        for (c, (factor, offset)) in factor.iter_mut().zip(offset).enumerate() {
+            (*factor, *offset) = self.linear(b, c);
+        }
+    }
+
+    /// Gradients from `sums` `[samples, 2, C]`, the sums over each sample's rows of dy and of dy·n, written to the arguments
+    /// from `at`: dgamma, dbeta, dscale, dshift, those that are there.
+    pub fn gradients(&self, sums: &[f32], args: &Args, at: usize) {
+        let c = self.channels;
+        if self.affine.is_some() {
+            let (dgamma, dbeta) = (args.slice_mut::<f32>(at), args.slice_mut::<f32>(at + 1));
+            dgamma.fill(0.0);
+            dbeta.fill(0.0);
+            for (b, sums) in sums.chunks_exact(2 * c).enumerate() {
+                for i in 0..c {
+                    let [_, _, scale, _] = self.at(b, i);
+                    dbeta[i] += sums[i] * scale;
+                    dgamma[i] += sums[c + i] * scale;
+                }
+            }
+        }
+        if self.modulate.is_some() {
+            let at = if self.affine.is_some() { at + 2 } else { at };
+            let (dscale, dshift) = (args.slice_mut::<f32>(at), args.slice_mut::<f32>(at + 1));
+            for (b, sums) in sums.chunks_exact(2 * c).enumerate() {
+                for i in 0..c {
+                    let [gamma, beta, ..] = self.at(b, i);
+                    dshift[b * c + i] = sums[i];
+                    dscale[b * c + i] = sums[c + i] * gamma + sums[i] * beta;
+                }
+            }
+        }
+    }
+}
+
+/// Number of parameters.
+pub(crate) fn parameter_count(affine: bool, modulate: bool) -> usize {
+    2 * affine as usize + 2 * modulate as usize
+}
+
+/// Fails unless the inputs from 1 on are the parameters for x, input 0.
+pub(crate) fn expect_parameters(op: &str, inputs: &[&TensorType], affine: bool, modulate: bool) -> Result<()> {
+    let (samples, channels) = (inputs[0].shape.first().copied().unwrap_or(1), inputs[0].cols());
+    let names = [("gamma", affine), ("beta", affine), ("scale", modulate), ("shift", modulate)];
+    let there = names.into_iter().enumerate().filter(|(_, (_, there))| *there);
+    for ((i, (what, _)), ty) in there.zip(&inputs[1..]) {
+        if i < 2 {
+            expect_shape(op, what, ty, &[channels])?;
+        } else {
+            expect_shape(op, what, ty, &[samples, channels])?;
+        }
+    }
+    Ok(())
+}

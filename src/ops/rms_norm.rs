@@ -1,0 +1,204 @@
+//! Root-mean-square normalisation over the last dimension.
+
+use super::norm::Chunks;
+use super::{expect_inputs, expect_plain, expect_shape};
+use crate::device::cpu::gemm::with_buffers;
+use crate::device::cpu::simd::{LANES, sum};
+use crate::device::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::simd;
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// y = x·rstd, with `affine` x·rstd·gamma, where rstd = 1/√(mean(x²) + eps) over the last dimension   (Zhang & Sennrich 2019)
+/// x `[…, C]` (gamma `[C]`) → y like x, rstd `[rows]`
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    pub eps: f32,
+    pub affine: bool,
+}
+
+impl RmsNorm {
+    fn inputs(&self) -> usize {
+        1 + self.affine as usize
+    }
+
+    /// Checks x and gamma; the type of rstd.
+    fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
+        let x = inputs[0];
+        expect_plain(op, "x", x)?;
+        if x.shape.is_empty() || x.cols() == 0 {
+            return Err(Error::shape(op, format!("x must be [.., C], is {x}")));
+        }
+        if self.affine {
+            expect_shape(op, "gamma", inputs[1], &[x.cols()])?;
+        }
+        Ok(TensorType::f32([x.rows()]))
+    }
+
+    fn scalars(&self, launch: Launch, x: &TensorType) -> Launch {
+        launch.scalars([x.rows(), x.cols()]).scalar(self.affine).scalar(self.eps)
+    }
+}
+
+impl Op for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, self.inputs())?;
+        let rstd = self.check(self.name(), inputs)?;
+        Ok(vec![inputs[0].clone(), rstd])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 4 * io.out_elements(), bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let inputs = [&node.inputs[..], &[node.outputs[1], dy]].concat();
+        Ok(g.apply_all(RmsNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        Ok(vec![self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &io.inputs[0])])
+    }
+}
+
+/// The backward of [`RmsNorm`]: its inputs, its rstd, dy → the gradients of its inputs, in their order.
+/// With g = dy·gamma, n = x·rstd: dx = rstd·(g − n·mean(g·n)), dgamma = Σ dy·n.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNormGrad(pub RmsNorm);
+
+impl Op for RmsNormGrad {
+    fn name(&self) -> &'static str {
+        "rms_norm_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let n = self.0.inputs();
+        expect_inputs(self.name(), inputs, n + 2)?;
+        let rstd = self.0.check(self.name(), inputs)?;
+        expect_shape(self.name(), "rstd", inputs[n], &rstd.shape)?;
+        expect_shape(self.name(), "dy", inputs[n + 1], &inputs[0].shape)?;
+        Ok(inputs[..n].iter().map(|ty| (*ty).clone()).collect())
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 10 * io.out_elements(), bytes: io.bytes() }
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let (x, n) = (&io.inputs[0], self.0.inputs());
+        let launch = Launch::cpu(self.name(), backward, n + 2, n);
+        // A sum a channel of every chunk.
+        let sums = Chunks::new(1, x.rows(), x.cols()).count * x.cols();
+        let launch = if self.0.affine { launch.with_scratch(sums) } else { launch };
+        Ok(vec![self.0.scalars(launch, x)])
+    }
+}
+
+fn setting<'a>(args: &'a Args) -> (Chunks, Option<&'a [f32]>) {
+    (Chunks::new(1, args.int(0), args.int(1)), args.flag(2).then(|| args.slice::<f32>(1)))
+}
+
+/// Lends gamma, or ones.
+fn with_gamma(gamma: Option<&[f32]>, channels: usize, f: impl FnOnce(&[f32], &mut [f32])) {
+    with_buffers(channels, channels, |ones, buffer| match gamma {
+        Some(gamma) => f(gamma, buffer),
+        None => {
+            ones.fill(1.0);
+            f(ones, buffer)
+        }
+    });
+}
+
+fn forward(args: &Args) {
+    let (c, gamma) = setting(args);
+    let x = args.slice::<f32>(0);
+    let y = Ptr::new(args.slice_mut::<f32>(args.len() - 2));
+    let rstd = Ptr::new(args.slice_mut::<f32>(args.len() - 1));
+    tasks(c.count, c.elements(), |i| {
+        let ((start, len), (row, rows)) = (c.elements_of(0, i), c.rows_of(i));
+        // SAFETY: one chunk a task.
+        let (y, rstd) = unsafe { (y.part(start, len), rstd.part(row, rows)) };
+        with_gamma(gamma, c.channels, |gamma, _| forward_rows(&x[start..start + len], gamma, args.float(3), y, rstd));
+    });
+}
+
+simd! {
+    fn forward_rows(x: &[f32], gamma: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+        let c = gamma.len();
+        for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
+            *rstd = 1.0 / (sum(x, |v| v * v) / c as f32 + eps).sqrt();
+            for i in 0..c {
+                y[i] = x[i] * *rstd * gamma[i];
+            }
+        }
+    }
+}
+
+fn backward(args: &Args) {
+    let (c, gamma) = setting(args);
+    let n = 1 + gamma.is_some() as usize;
+    let (x, rstd, dy) = (args.slice::<f32>(0), args.slice::<f32>(n), args.slice::<f32>(n + 1));
+    let dx = Ptr::new(args.slice_mut::<f32>(n + 2));
+    let partial = gamma.is_some().then(|| Ptr::new(args.slice_mut::<f32>(2 * n + 2)));
+    tasks(c.count, c.elements(), |i| {
+        let ((start, len), (row, rows)) = (c.elements_of(0, i), c.rows_of(i));
+        // SAFETY: one chunk a task.
+        let dx = unsafe { dx.part(start, len) };
+        with_gamma(gamma, c.channels, |gamma, unused| {
+            // SAFETY: as above.
+            let sums = partial.as_ref().map_or(unused, |p| unsafe { p.part(i * c.channels, c.channels) });
+            backward_rows(&x[start..start + len], &rstd[row..row + rows], &dy[start..start + len], gamma, dx, sums);
+        });
+    });
+    let Some(partial) = partial else { return };
+    let dgamma = args.slice_mut::<f32>(n + 3);
+    dgamma.fill(0.0);
+    // SAFETY: all tasks are done.
+    for part in unsafe { partial.part(0, c.count * c.channels) }.chunks_exact(c.channels) {
+        dgamma.iter_mut().zip(part).for_each(|(s, v)| *s += v);
+    }
+}
+
+simd! {
+    /// dx of some rows, and the sums over them of dy·n.
+    fn backward_rows(x: &[f32], rstd: &[f32], dy: &[f32], gamma: &[f32], dx: &mut [f32], sums: &mut [f32]) {
+        let c = gamma.len();
+        let sums = &mut sums[..c];
+        sums.fill(0.0);
+        for (((x, dy), dx), rstd) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)).zip(rstd) {
+            for i in 0..c {
+                sums[i] += dy[i] * (x[i] * rstd);
+                dx[i] = dy[i] * gamma[i];
+            }
+            let slope = dot(x, dx) * rstd * rstd / c as f32;
+            for i in 0..c {
+                dx[i] = (dx[i] - x[i] * slope) * rstd;
+            }
+        }
+    }
+}
+
+/// Σ x·g
+#[inline(always)]
+fn dot(x: &[f32], g: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (xs, gs) = (x.chunks_exact(LANES), g.chunks_exact(LANES));
+    let rest = xs.remainder().iter().zip(gs.remainder());
+    for (x, g) in xs.zip(gs) {
+        for i in 0..LANES {
+            lanes[i] += x[i] * g[i];
+        }
+    }
+    for (lane, (x, g)) in lanes.iter_mut().zip(rest) {
+        *lane += x * g;
+    }
+    lanes.iter().sum()
+}

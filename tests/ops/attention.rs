@@ -1,0 +1,170 @@
+use crate::harness::{Case, Input, Tensor, f32s, run_graph};
+use langevin::graph::Graph;
+use langevin::ops::{Attention, AttentionGrad};
+use langevin::tensor::TensorType;
+
+/// Batch, queries, keys, heads, columns of a head of q and k, of v.
+type Sizes = [usize; 6];
+
+fn op(s: Sizes) -> Attention {
+    Attention { heads: s[3], scale: 1.0 / (s[4] as f32).sqrt() }
+}
+
+fn inputs([b, tq, tk, heads, d, dv]: Sizes, spread: f64) -> Vec<Input> {
+    let q = f32s(&[b, tq, heads * d], 1).map(|v| v * spread);
+    vec![q, f32s(&[b, tk, heads * d], 2), f32s(&[b, tk, heads * dv], 3)]
+}
+
+/// Calls `f(sample, head, query, P)` for every row of the softmax and returns lse.
+fn rows(s: Sizes, q: &[f64], k: &[f64], mut f: impl FnMut(usize, usize, usize, &[f64])) -> Vec<f64> {
+    let ([b, tq, tk, heads, d, _], scale) = (s, op(s).scale as f64);
+    let mut all = Vec::new();
+    for (i, h) in (0..b * heads).map(|k| (k / heads, k % heads)) {
+        for t in 0..tq {
+            let q = &q[((i * tq + t) * heads + h) * d..][..d];
+            let key = |j: usize| &k[((i * tk + j) * heads + h) * d..][..d];
+            let scores: Vec<f64> = (0..tk).map(|j| q.iter().zip(key(j)).map(|(a, b)| a * b).sum::<f64>() * scale).collect();
+            let top = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+            let lse = top + scores.iter().map(|v| (v - top).exp()).sum::<f64>().ln();
+            all.push(lse);
+            f(i, h, t, &scores.iter().map(|v| (v - lse).exp()).collect::<Vec<_>>());
+        }
+    }
+    all
+}
+
+fn reference(s: Sizes, i: &[Tensor]) -> Vec<Tensor> {
+    let [b, tq, tk, heads, _, dv] = s;
+    let mut y = Tensor::zeros([b, tq, heads * dv]);
+    let lse = rows(s, &i[0].data, &i[1].data, |b, h, t, p| {
+        for (j, p) in p.iter().enumerate() {
+            for c in 0..dv {
+                y.data[((b * tq + t) * heads + h) * dv + c] += p * i[2].data[((b * tk + j) * heads + h) * dv + c];
+            }
+        }
+    });
+    vec![y, Tensor::new([b, heads, tq], lse)]
+}
+
+/// dq, dk, dv for q, k, v, y, lse, dy.
+fn grad_reference(s: Sizes, i: &[Tensor]) -> Vec<Tensor> {
+    let [_, tq, tk, heads, d, dv] = s;
+    let scale = op(s).scale as f64;
+    let mut out: Vec<Tensor> = i[..3].iter().map(|t| Tensor::zeros(t.shape.clone())).collect();
+    rows(s, &i[0].data, &i[1].data, |b, h, t, p| {
+        let at = |rows: usize, t: usize, width: usize| ((b * rows + t) * heads + h) * width;
+        let dy = &i[5].data[at(tq, t, dv)..][..dv];
+        let dp: Vec<f64> = (0..tk).map(|j| dy.iter().zip(&i[2].data[at(tk, j, dv)..]).map(|(a, b)| a * b).sum()).collect();
+        let delta: f64 = dp.iter().zip(p).map(|(a, b)| a * b).sum();
+        for j in 0..tk {
+            let ds = p[j] * (dp[j] - delta) * scale;
+            for c in 0..dv {
+                out[2].data[at(tk, j, dv) + c] += p[j] * dy[c];
+            }
+            for c in 0..d {
+                out[0].data[at(tq, t, d) + c] += ds * i[1].data[at(tk, j, d) + c];
+                out[1].data[at(tk, j, d) + c] += ds * i[0].data[at(tq, t, d) + c];
+            }
+        }
+    });
+    out
+}
+
+/// The inputs of the backward.
+fn grad_inputs(s: Sizes, spread: f64) -> Vec<Input> {
+    let mut inputs = inputs(s, spread);
+    let tensors: Vec<Tensor> = inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
+    for t in reference(s, &tensors) {
+        inputs.push(Input { ty: TensorType::f32(t.shape), data: t.data, differentiate: false }.map(|v| v));
+    }
+    inputs.push(f32s(&[s[0], s[1], s[3] * s[5]], 4));
+    inputs
+}
+
+#[test]
+fn attention() {
+    for s in [[1, 1, 1, 1, 1, 1], [2, 3, 5, 1, 4, 4], [1, 7, 2, 3, 5, 3], [2, 1, 9, 2, 3, 17], [1, 18, 17, 2, 2, 2], [1, 5, 1, 2, 16, 16]] {
+        Case::new(format!("attention {s:?}"), op(s), inputs(s, 2.0), |i| reference(s, i)).check();
+    }
+}
+
+/// Sizes beyond the blocks of both kernels, and every kind of remainder.
+const LARGE: [Sizes; 7] = [
+    [1, 256, 256, 1, 64, 64],
+    [2, 131, 77, 3, 40, 40],
+    [1, 300, 515, 1, 33, 20],
+    [1, 70, 400, 2, 160, 160],
+    [1, 65, 150, 1, 512, 512],
+    [1, 1, 300, 1, 8, 8],
+    [5, 67, 129, 4, 16, 24],
+];
+
+#[test]
+fn large_attention() {
+    for s in LARGE {
+        for spread in [1.0, 40.0] {
+            Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i)).forward_only().check();
+        }
+    }
+}
+
+#[test]
+fn large_attention_gradients() {
+    for s in LARGE {
+        let mut case = Case::new(format!("{s:?}"), AttentionGrad(op(s)), grad_inputs(s, 3.0), |i| grad_reference(s, i)).forward_only();
+        case.bound = 2e-5;
+        case.check();
+    }
+}
+
+#[test]
+fn extreme_scores_stay_finite() {
+    let s = [1, 20, 300, 1, 4, 4];
+    let mut inputs = inputs(s, 1e4);
+    inputs[1].data[..4].fill(1e3);
+    let mut case = Case::new("extreme", op(s), inputs, |i| reference(s, i)).forward_only();
+    case.bound = 1e-3;
+    case.check();
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let s = [1, 200, 300, 2, 40, 40];
+    let mut g = Graph::new();
+    let mut data = Vec::new();
+    let values: Vec<_> = grad_inputs(s, 3.0)
+        .into_iter()
+        .enumerate()
+        .map(|(i, input)| {
+            data.push((format!("in{i}"), input.data));
+            g.input(format!("in{i}"), input.ty)
+        })
+        .collect();
+    let forward = g.apply_all(op(s), &values[..3]).unwrap();
+    let backward = g.apply_all(AttentionGrad(op(s)), &values).unwrap();
+    forward.into_iter().chain(backward).enumerate().for_each(|(i, v)| g.output(format!("out{i}"), v));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run_graph(&g, &data))
+    };
+    let one = run(1);
+    for threads in [2, 5] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let mut g = Graph::new();
+    let mut input = |shape: &[usize]| g.input("x", TensorType::f32(shape));
+    let (q, k, v) = (input(&[2, 3, 8]), input(&[2, 5, 8]), input(&[2, 5, 12]));
+    let (other, empty) = (input(&[3, 5, 8]), input(&[2, 0, 8]));
+    let op = |heads| Attention { heads, scale: 1.0 };
+    assert!(g.apply(op(4), &[q, k, v]).is_ok());
+    assert!(g.apply(op(0), &[q, k, v]).is_err());
+    assert!(g.apply(op(8), &[q, k, v]).is_err());
+    assert!(g.apply(op(4), &[q, other, v]).is_err());
+    assert!(g.apply(op(4), &[q, other, other]).is_err());
+    assert!(g.apply(op(4), &[q, empty, empty]).is_err());
+    assert!(g.apply(op(4), &[q, k]).is_err());
+}

@@ -1,0 +1,83 @@
+use crate::harness::{Case, Input, Tensor, f32s};
+use langevin::ops::LayerNorm;
+
+fn inputs(op: LayerNorm, shape: &[usize], mean: f64, std: f64) -> Vec<Input> {
+    let (b, c) = (shape[0], shape[shape.len() - 1]);
+    let mut inputs = vec![f32s(shape, 1).map(|v| mean + std * v)];
+    if op.affine {
+        inputs.extend([f32s(&[c], 2), f32s(&[c], 3)]);
+    }
+    if op.modulate {
+        inputs.extend([f32s(&[b, c], 4), f32s(&[b, c], 5)]);
+    }
+    inputs
+}
+
+fn reference(op: LayerNorm, i: &[Tensor]) -> Vec<Tensor> {
+    let x = &i[0];
+    let c = *x.shape.last().unwrap();
+    let rows = x.data.len() / c;
+    let per_sample = rows / x.shape[0];
+    let (mut y, mut stats) = (Tensor::zeros(x.shape.clone()), Tensor::zeros([rows, 2]));
+    for r in 0..rows {
+        let row = &x.data[r * c..(r + 1) * c];
+        let mean = row.iter().sum::<f64>() / c as f64;
+        let rstd = 1.0 / (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / c as f64 + op.eps as f64).sqrt();
+        (stats.data[2 * r], stats.data[2 * r + 1]) = (mean, rstd);
+        for k in 0..c {
+            let mut h = (row[k] - mean) * rstd;
+            if op.affine {
+                h = h * i[1].data[k] + i[2].data[k];
+            }
+            if op.modulate {
+                let at = r / per_sample * c + k;
+                let n = i.len();
+                h = h * (1.0 + i[n - 2].data[at]) + i[n - 1].data[at];
+            }
+            y.data[r * c + k] = h;
+        }
+    }
+    vec![y, stats]
+}
+
+fn all() -> impl Iterator<Item = LayerNorm> {
+    (0..4).map(|k| LayerNorm { eps: 1e-6, affine: k & 1 == 1, modulate: k & 2 == 2 })
+}
+
+#[test]
+fn layer_norm() {
+    for shape in [vec![1, 3], vec![2, 5], vec![3, 2, 17], vec![2, 2, 2, 33], vec![1, 4, 16]] {
+        for op in all() {
+            Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, 0.2, 1.0), |i| reference(op, i)).check();
+        }
+    }
+}
+
+#[test]
+fn large_layer_norms() {
+    for shape in [vec![2, 150, 384], vec![3, 40, 1001], vec![300, 77], vec![1, 9, 20_000]] {
+        for op in all() {
+            for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
+                let inputs = inputs(op, &shape, mean, std);
+                Case::new(format!("{op:?} {shape:?} {mean} ± {std}"), op, inputs, |i| reference(op, i)).forward_only().check();
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_gradient_at_large_means() {
+    for op in all() {
+        Case::new(format!("{op:?}"), op, inputs(op, &[2, 2, 18], 60.0, 0.6), |i| reference(op, i)).check();
+    }
+}
+
+#[test]
+fn layer_norm_gradient_over_several_chunks() {
+    // Only the parameters are differentiated: x has too many elements for differences.
+    for op in all().filter(|op| op.affine || op.modulate) {
+        let mut inputs = inputs(op, &[2, 1100, 5], 0.2, 1.0);
+        inputs[0].differentiate = false;
+        Case::new(format!("{op:?}"), op, inputs, |i| reference(op, i)).check();
+    }
+}

@@ -1,0 +1,48 @@
+use crate::harness::{Case, Input, Tensor, f32s};
+use langevin::ops::RmsNorm;
+
+fn inputs(op: RmsNorm, shape: &[usize], mean: f64) -> Vec<Input> {
+    let mut inputs = vec![f32s(shape, 1).map(|v| mean + v)];
+    if op.affine {
+        inputs.push(f32s(&shape[shape.len() - 1..], 2));
+    }
+    inputs
+}
+
+fn reference(op: RmsNorm, i: &[Tensor]) -> Vec<Tensor> {
+    let x = &i[0];
+    let c = *x.shape.last().unwrap();
+    let rows = x.data.len() / c;
+    let (mut y, mut all) = (Tensor::zeros(x.shape.clone()), Tensor::zeros([rows]));
+    for r in 0..rows {
+        let row = &x.data[r * c..(r + 1) * c];
+        let rstd = 1.0 / (row.iter().map(|v| v * v).sum::<f64>() / c as f64 + op.eps as f64).sqrt();
+        all.data[r] = rstd;
+        for k in 0..c {
+            y.data[r * c + k] = row[k] * rstd * if op.affine { i[1].data[k] } else { 1.0 };
+        }
+    }
+    vec![y, all]
+}
+
+#[test]
+fn rms_norm() {
+    for affine in [false, true] {
+        let op = RmsNorm { eps: 1e-6, affine };
+        for shape in [vec![1], vec![7], vec![2, 5], vec![3, 2, 17], vec![2, 2, 2, 33]] {
+            Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, 0.2), |i| reference(op, i)).check();
+        }
+        for (shape, mean) in [(vec![2, 300, 64], 0.0), (vec![50, 1001], 100.0), (vec![1, 9, 20_000], 0.1)] {
+            Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, mean), |i| reference(op, i)).forward_only().check();
+        }
+    }
+}
+
+#[test]
+fn rms_norm_gradient_over_several_chunks() {
+    // Only gamma is differentiated: x has too many elements for differences.
+    let op = RmsNorm { eps: 1e-6, affine: true };
+    let mut inputs = inputs(op, &[2, 1100, 5], 0.2);
+    inputs[0].differentiate = false;
+    Case::new("several chunks", op, inputs, |i| reference(op, i)).check();
+}
