@@ -33,7 +33,7 @@ pub fn build(c: &DitConfig, mut b: Builder) -> Result<Built> {
     }
     let y = b.block(|b| last(c, b, x, conditioning))?;
     let y = unpatch(c, &mut b, y, [rows, cols])?;
-    Ok(b.finish("sample", y))
+    Ok(b.finish("prediction", y))
 }
 
 /// Patches along both sides.

@@ -24,7 +24,7 @@ pub fn build(c: &Unet2dConfig, mut b: Builder) -> Result<Built> {
         let inverse = b.graph.apply(Reciprocal, &[t])?;
         y = b.graph.apply(SampleMix { terms: 1 }, &[inverse, y])?;
     }
-    Ok(b.finish("sample", y))
+    Ok(b.finish("prediction", y))
 }
 
 /// Skips fit only where every level halves both sides.
