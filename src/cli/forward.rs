@@ -57,7 +57,7 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     load_weights(&model, &built, &mut session)?;
     write_inputs(&model, &built, &inputs, args.grad, &mut session, output)?;
     session.run(&mut |_, _| super::check_interrupt())?;
-    save_outputs(&args.output, &built, &mut session, args.grad)?;
+    save_outputs(&args.output, &built, &mut session, model.is_edm(), args.grad)?;
     output.note(format!("wrote {}", args.output.display()));
     Ok(())
 }
@@ -174,7 +174,7 @@ fn nchw_shape(ty: &TensorType) -> Vec<usize> {
     }
 }
 
-fn save_outputs(path: &std::path::Path, built: &Built, session: &mut Session, grad: bool) -> Result<()> {
+fn save_outputs(path: &std::path::Path, built: &Built, session: &mut Session, edm: bool, grad: bool) -> Result<()> {
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
     let graph: &Graph = &built.graph;
     let take = |name: &str, session: &mut Session| -> Result<Option<Vec<f32>>> {
@@ -183,11 +183,10 @@ fn save_outputs(path: &std::path::Path, built: &Built, session: &mut Session, gr
             None => Ok(None),
         }
     };
-    let images = [built.output, "d_sample"];
-    for name in images.into_iter().take(1 + grad as usize) {
-        let source = graph.inputs().find(|(_, n)| n.as_ref() == "sample").map(|(v, _)| v);
-        let value = if name == "d_sample" { source } else { graph.find_output(name) };
-        let (Some(value), Some(numbers)) = (value, take(name, session)?) else { continue };
+    let source = graph.inputs().find(|(_, n)| n.as_ref() == "sample").map(|(v, _)| v);
+    let answer = (if edm { "denoised" } else { "sample" }, built.output, graph.find_output(built.output));
+    for (name, port, value) in [answer, ("d_sample", "d_sample", source)].into_iter().take(1 + grad as usize) {
+        let (Some(value), Some(numbers)) = (value, take(port, session)?) else { continue };
         let shape = nchw_shape(graph.ty(value));
         let [b, c, h, w] = shape[..] else { continue };
         let numbers = nhwc_to_nchw(&numbers, [b, h, w, c]);
