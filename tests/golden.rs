@@ -1,16 +1,16 @@
 //! Whole networks against PyTorch: outputs and every gradient, under poison with guard zones.
 //!
 //! Each folder of `tests/golden` is a case: `model/` as diffusers saves it (random weights), `inputs.safetensors`, and
-//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout are run from
-//! the folder that the environment variable `LANGEVIN_GOLDEN` names.
+//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout
+//! are run from the folder that the environment variable `LANGEVIN_GOLDEN` names.
 
+use langevin::Device;
 use langevin::graph::{Graph, Value};
 use langevin::nn::{Built, InputSpec, Network, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
 use langevin::tensor::DType;
-use langevin::Device;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// Bounds on ‖a − b‖ / ‖b‖.
 const OUTPUT: f64 = 1e-4;
 const GRADIENT: f64 = 1e-3;
-/// Gradients this much smaller than the largest are zero but for rounding (a softmax does not see the bias of its keys); they are
-/// held against the largest.
+/// Gradients this much smaller than the largest are zero but for rounding (a softmax does not see the bias of its
+/// keys); they are held against the largest.
 const ZERO: f64 = 1e-5;
 
 struct Tensor {
@@ -35,7 +35,9 @@ fn read(path: &Path) -> Tensors {
     let tensor = |view: &safetensors::tensor::TensorView| {
         let data: Vec<f32> = match view.dtype() {
             Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::I64 => view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+            Dtype::I64 => {
+                view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
+            }
             other => panic!("{}: {other:?}", path.display()),
         };
         Tensor { shape: view.shape().to_vec(), data }
@@ -84,7 +86,8 @@ impl Case {
     /// The file holds the network's parameters and fixed tensors, no more, no fewer.
     fn check_names(&self, built: &Built) {
         for p in &built.parameters {
-            let tensor = self.weights.get(&p.name).unwrap_or_else(|| panic!("{}: no `{}` in the file", self.name, p.name));
+            let tensor =
+                self.weights.get(&p.name).unwrap_or_else(|| panic!("{}: no `{}` in the file", self.name, p.name));
             assert_eq!(p.shape, tensor.shape, "{}: {}", self.name, p.name);
         }
         for f in &built.fixed {

@@ -11,4 +11,5 @@ mod geglu;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod precondition;
 mod rms_norm;
