@@ -1,7 +1,7 @@
 //! Where the largest number stands.
 
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::threads::{Ptr, ranges};
+use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

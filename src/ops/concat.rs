@@ -1,7 +1,7 @@
 //! Tensors one after the other along an axis.
 
 use super::{Slice, expect_plain};
-use crate::device::cpu::threads::stretches;
+use crate::cpu::threads::stretches;
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

@@ -2,8 +2,8 @@
 
 use super::random::{BLOCK, expect_seeds, sample_blocks};
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::philox;
-use crate::device::cpu::threads::Ptr;
+use crate::cpu::philox;
+use crate::cpu::threads::Ptr;
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

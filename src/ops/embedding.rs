@@ -1,7 +1,7 @@
 //! Rows of a table by index, and their gradient.
 
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::threads::{Ptr, stretches, tasks};
+use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};

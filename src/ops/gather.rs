@@ -2,7 +2,7 @@
 
 use super::embedding::expect_i32;
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::threads::stretches;
+use crate::cpu::threads::stretches;
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

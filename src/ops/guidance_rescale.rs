@@ -1,7 +1,7 @@
 //! Guidance that keeps the contrast of the conditional prediction.
 
 use super::{expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;
@@ -66,7 +66,7 @@ fn kernel(args: &Args) {
 simd! {
     /// Σ (x − mean)², in f64 across blocks of 4096.
     fn spread(x: &[f32]) -> f64 {
-        use crate::device::cpu::simd::sum;
+        use crate::cpu::simd::sum;
         let mean = x.chunks(4096).map(|c| sum(c, |v| v) as f64).sum::<f64>() / x.len().max(1) as f64;
         let mean = mean as f32;
         x.chunks(4096).map(|c| sum(c, |v| (v - mean) * (v - mean)) as f64).sum()

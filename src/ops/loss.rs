@@ -1,8 +1,8 @@
 //! Losses of a prediction, one number for each sample.
 
 use super::{Affine, Binary, expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::simd;
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::simd;
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -1,8 +1,8 @@
 //! Products of matrices that both are computed, batch by batch.
 
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};

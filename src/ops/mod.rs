@@ -42,7 +42,7 @@ mod timestep_embedding;
 mod timestep_mlp;
 mod transpose_weight;
 
-pub use activation::{Activate, ActivateGrad, Activation};
+pub use activation::{Activate, ActivateGrad};
 pub use affine::Affine;
 pub use argmax::Argmax;
 pub use attention::{Attention, AttentionGrad};
@@ -50,6 +50,7 @@ pub use binary::Binary;
 pub use broadcast::Broadcast;
 pub use concat::Concat;
 pub use conv2d::{Conv2d, Conv2dWeightGrad, Padding};
+pub use crate::cpu::Activation;
 pub use diffusion_update::DiffusionUpdate;
 pub use dropout::Dropout;
 pub use edm_coefficients::EdmCoefficients;
@@ -110,7 +111,7 @@ pub(crate) fn expect_plain(op: &str, what: &str, ty: &TensorType) -> Result<()> 
 /// Runs `f(out, inputs)` over chunks of arguments of one size, the last argument being the output; it may be one of the
 /// inputs (in place), since every chunk of 16 is read before it is written. Inputs: arguments `0..N`.
 pub(crate) fn elementwise<const N: usize>(args: &Args, f: impl Fn([f32; N]) -> f32 + Sync + Copy) {
-    use crate::device::cpu::threads::{Ptr, ranges};
+    use crate::cpu::threads::{Ptr, ranges};
     let inputs: [_; N] = std::array::from_fn(|i| Ptr::from_raw(args.ptr(i).0));
     let (out, n) = args.ptr(N);
     let out = Ptr::from_raw(out);

@@ -1,7 +1,7 @@
 //! Optimisers: one launch over all parameters at once, moving averages of them included.
 
 use super::{expect_inputs, expect_shape};
-use crate::device::cpu::threads::{Ptr, ranges};
+use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

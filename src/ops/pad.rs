@@ -1,7 +1,7 @@
 //! Zeros around a tensor along an axis.
 
 use super::{Slice, expect_inputs, expect_plain};
-use crate::device::cpu::threads::stretches;
+use crate::cpu::threads::stretches;
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

@@ -1,7 +1,7 @@
 //! Axes in another order.
 
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::threads::{Ptr, stretches, tasks};
+use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -2,9 +2,9 @@
 
 use super::embedding::expect_i32;
 use super::{expect_inputs, expect_shape};
-use crate::device::cpu::philox;
-use crate::device::cpu::simd::{cos_sin_turn, ln};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::philox;
+use crate::cpu::simd::{cos_sin_turn, ln};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -1,8 +1,8 @@
 //! Separable FIR up- and downsampling of NHWC images.
 
 use super::{Slice, expect_inputs, expect_plain};
-use crate::device::cpu::gemm::with_buffers;
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::gemm::with_buffers;
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

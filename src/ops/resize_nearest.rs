@@ -1,7 +1,7 @@
 //! Nearest-neighbour resizing of NHWC images to any size.
 
 use super::{expect_inputs, expect_plain};
-use crate::device::cpu::threads::{Ptr, stretches, tasks};
+use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

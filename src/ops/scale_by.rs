@@ -2,7 +2,7 @@
 
 use super::{Binary, Reduce, expect_inputs, expect_plain, expect_shape};
 use crate::Result;
-use crate::device::cpu::threads::{Ptr, ranges};
+use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -1,7 +1,7 @@
 //! Sinusoidal embeddings of times and noise levels.
 
 use super::{expect_inputs, expect_shape};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

@@ -3,7 +3,7 @@
 use super::linear::expect_weight;
 use super::timestep_embedding::expect_times;
 use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
-use crate::device::cpu::gemm::{self, Matrix, gemm};
+use crate::cpu::gemm::{self, Matrix, gemm};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

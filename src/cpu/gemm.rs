@@ -6,7 +6,7 @@
 
 use super::simd::{Level, level, sigmoid};
 use super::threads::{Ptr, tasks};
-use crate::ops::Activation;
+use super::Activation;
 use crate::simd;
 use crate::tensor::PANEL;
 use std::cell::RefCell;

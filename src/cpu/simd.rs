@@ -72,11 +72,11 @@ macro_rules! simd {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx2 $(<$($g)*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                match $crate::device::cpu::simd::level() {
+                match $crate::cpu::simd::level() {
                     // SAFETY: the level says that the processor has these features.
-                    $crate::device::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
-                    $crate::device::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::device::cpu::simd::Level::Portable => {}
+                    $crate::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::cpu::simd::Level::Portable => {}
                 }
             }
             body($($arg),*)
