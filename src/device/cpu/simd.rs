@@ -123,9 +123,10 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5.0e-1;
     let y = p * (r * r) + r + 1.0;
-    // 2ⁿ in two factors, as n may be 128 or -127.
-    let half = (n as i32) >> 1;
-    let rest = n as i32 - half;
+    // 2ⁿ in two factors, as n may be 128 or -127. n stands in the low bits of `shifted`: a cast would not vectorise.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let half = n >> 1;
+    let rest = n - half;
     y * f32::from_bits(((half + 127) as u32) << 23) * f32::from_bits(((rest + 127) as u32) << 23)
 }
 
