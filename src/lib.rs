@@ -1,12 +1,20 @@
 //! langevin: a diffusion engine whose kernels are its own.
 
+pub mod cpu;
+pub mod data;
 pub mod device;
+pub mod diffusion;
 pub mod error;
+pub mod files;
 pub mod graph;
+pub mod image;
+pub mod methods;
+pub mod nn;
 pub mod ops;
 pub mod passes;
 pub mod schedule;
 pub mod tensor;
+pub mod weights;
 
 pub use device::Device;
 pub use error::{Error, Result};

@@ -1,21 +1,11 @@
 //! One allocation that everything of a run lives in.
 
+use crate::graph::Region;
 use crate::{Error, Result};
 use memmap2::{MmapMut, MmapOptions};
 
 /// Where arena offsets start: one cache line, and the alignment every kernel may assume.
 pub const ALIGN: usize = 64;
-
-/// A piece of memory handed to a kernel.
-#[derive(Clone, Copy, Debug)]
-pub struct Region {
-    pub(crate) ptr: *mut u8,
-    pub(crate) bytes: usize,
-}
-
-// SAFETY: a region is an address range of an arena that outlives every launch; the planner decides who may write where.
-unsafe impl Send for Region {}
-unsafe impl Sync for Region {}
 
 /// The arena of the CPU device: anonymous pages, zero until touched.
 #[derive(Debug)]

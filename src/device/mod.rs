@@ -1,10 +1,10 @@
 //! Devices: where an arena lives and who runs launches. They know kernels and memory, not ops.
 
 mod arena;
-pub mod cpu;
 
-pub use arena::{ALIGN, Arena, Region};
+pub use arena::{ALIGN, Arena};
 
+use crate::cpu;
 use crate::graph::Target;
 use crate::{Error, Result};
 use std::fmt;

@@ -1,6 +1,5 @@
 //! What a device is told: kernel, grid, arguments, scalars. Devices know launches, not ops.
 
-use crate::device::Region;
 use std::fmt;
 
 /// What a graph is lowered for.
@@ -117,6 +116,17 @@ impl Launch {
         self
     }
 }
+
+/// A piece of the arena handed to a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    pub(crate) ptr: *mut u8,
+    pub(crate) bytes: usize,
+}
+
+// SAFETY: a region is an address range of an arena that outlives every launch; the planner decides who may write where.
+unsafe impl Send for Region {}
+unsafe impl Sync for Region {}
 
 /// Arguments of a running CPU kernel, in the order of [`Launch::args`].
 pub struct Args<'a> {

@@ -3,7 +3,7 @@
 mod launch;
 mod op;
 
-pub use launch::{Arg, Args, Kernel, Launch, Scalar, Target};
+pub use launch::{Arg, Args, Kernel, Launch, Region, Scalar, Target};
 pub use op::{Cost, Op, Signature};
 
 use crate::tensor::TensorType;
@@ -245,6 +245,16 @@ impl Graph {
             }
         }
         Ok(map)
+    }
+
+    /// Declares every input, parameter and constant of `other`, in its order.
+    pub(crate) fn copy_sources(&mut self, other: &Graph, map: &mut [Value]) {
+        for (i, info) in other.values.iter().enumerate() {
+            if !matches!(info.origin, Origin::Node { .. }) {
+                map[i] = self.value(info.ty.clone(), info.origin.clone());
+            }
+        }
+        self.blocks = self.blocks.max(other.blocks);
     }
 
     /// Sum of the cost of every node.

@@ -5,9 +5,9 @@
 //! copied, a block at a time.
 
 use super::{expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
-use crate::device::cpu::simd::exp;
-use crate::device::cpu::threads::{Ptr, ranges, tasks};
+use crate::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
+use crate::cpu::simd::exp;
+use crate::cpu::threads::{Ptr, ranges, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::{PANEL, TensorType};

@@ -1,7 +1,7 @@
 //! Repeats a tensor along its middle.
 
 use super::{Reduce, Reduction, expect_inputs, expect_plain};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};

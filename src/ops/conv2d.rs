@@ -2,7 +2,7 @@
 
 use super::linear::expect_weight;
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
-use crate::device::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
+use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{Layout, TensorType};
 use crate::{Error, Result};

@@ -1,7 +1,7 @@
 //! Every step of every sampler: a linear combination of tensors with coefficients from the schedule's row.
 
 use super::{expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::threads::{Ptr, ranges};
+use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -2,7 +2,7 @@
 
 use super::norm::Chunks;
 use super::{expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

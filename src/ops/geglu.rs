@@ -1,7 +1,7 @@
 //! The gated GELU of transformer feed-forwards.
 
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::threads::{Ptr, ranges};
+use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -2,9 +2,9 @@
 
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_count};
 use super::{expect_inputs, expect_plain, expect_shape};
-use crate::device::cpu::gemm::with_buffers;
-use crate::device::cpu::simd::{LANES, sum};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::gemm::with_buffers;
+use crate::cpu::simd::{LANES, sum};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;

@@ -1,7 +1,7 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
-use crate::device::cpu::gemm::{self, Matrix, gemm};
+use crate::cpu::gemm::{self, Matrix, gemm};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{Layout, TensorType};
 use crate::{Error, Result};

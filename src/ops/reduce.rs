@@ -1,7 +1,7 @@
 //! Sums over the middle of a tensor.
 
 use super::{Broadcast, expect_inputs, expect_plain};
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;
@@ -104,7 +104,7 @@ fn kernel(args: &Args) {
 simd! {
     fn sum(x: &[f32]) -> f32 {
         // Blocks keep the partial sums short, so that the error grows with the number of blocks only.
-        x.chunks(4096).map(|c| crate::device::cpu::simd::sum(c, |v| v) as f64).sum::<f64>() as f32
+        x.chunks(4096).map(|c| crate::cpu::simd::sum(c, |v| v) as f64).sum::<f64>() as f32
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::linear::expect_weight;
 use super::expect_inputs;
-use crate::device::cpu::threads::{Ptr, tasks};
+use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};

@@ -1,8 +1,8 @@
 //! The executor: one arena, and a schedule run over it.
 
 use super::{BufferId, Command, Program, Schedule, Slice, Space, Step};
-use crate::device::{Arena, Device, Region};
-use crate::graph::{Args, Kernel};
+use crate::device::{Arena, Device};
+use crate::graph::{Args, Kernel, Region};
 use crate::{Error, Result};
 
 /// What the host is told while a schedule runs.

@@ -1,0 +1,16 @@
+//! Any bytes as IDX images and as IDX labels: no panic, and no more memory than allowed.
+#![no_main]
+
+use std::path::Path;
+
+use langevin::data::{Dataset, DatasetOptions};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let options = DatasetOptions { max_bytes: 1 << 20, ..Default::default() };
+    let path = Path::new("fuzz");
+    let _ = Dataset::from_idx(path, bytes, Some(bytes), &options);
+    let Ok(dataset) = Dataset::from_idx(path, bytes, None, &options) else { return };
+    assert!(dataset.images.len() <= options.max_bytes);
+    assert_eq!(dataset.images.len(), dataset.n * dataset.image_len());
+});

@@ -1,0 +1,175 @@
+//! Image datasets: the EDM zip, folders, MNIST's IDX and CIFAR's binary files, decoded once into one block of bytes.
+
+mod cifar;
+mod decode;
+mod folder;
+mod idx;
+mod labels;
+mod shuffle;
+mod zip;
+
+use std::path::Path;
+
+use crate::files::Bytes;
+use crate::{Error, Result};
+
+pub use decode::MAX_SIDE;
+pub use shuffle::permute;
+
+/// Decoded images of one size, channels last, with their classes.
+#[derive(Clone, Debug, Default)]
+pub struct Dataset {
+    /// The pixels, NHWC.
+    pub images: Vec<u8>,
+    /// How many images.
+    pub n: usize,
+    /// Rows of an image.
+    pub height: usize,
+    /// Columns of an image.
+    pub width: usize,
+    /// 1 (grey) or 3 (RGB).
+    pub channels: usize,
+    /// The class of each image, if the dataset has classes.
+    pub labels: Option<Vec<u32>>,
+    /// One more than the largest label in the whole dataset, also when only a part of it was loaded; 0 without labels.
+    pub class_count: usize,
+}
+
+/// Which part of a dataset to load, and how much memory it may take.
+#[derive(Clone, Debug)]
+pub struct DatasetOptions {
+    /// Load at most this many images, the first ones, counted after `classes`.
+    pub limit: Option<usize>,
+    /// Load only images of these classes. Labels keep their numbers.
+    pub classes: Option<Vec<u32>>,
+    /// Most bytes of decoded pixels; 16 GiB by default.
+    pub max_bytes: usize,
+}
+
+impl Default for DatasetOptions {
+    fn default() -> Self {
+        DatasetOptions { limit: None, classes: None, max_bytes: 16 << 30 }
+    }
+}
+
+impl DatasetOptions {
+    /// The indices of the images to load, of `n` with these labels.
+    fn select(&self, n: usize, labels: Option<&[u32]>) -> Result<Vec<usize>> {
+        let limit = self.limit.unwrap_or(usize::MAX);
+        let chosen: Vec<usize> = match (&self.classes, labels) {
+            (None, _) => (0..n.min(limit)).collect(),
+            (Some(_), None) => return Err(Error::invalid("classes", "this dataset has no labels to choose by")),
+            (Some(classes), Some(labels)) => {
+                let wanted = |i: &usize| labels.get(*i).is_some_and(|l| classes.contains(l));
+                (0..n).filter(wanted).take(limit).collect()
+            }
+        };
+        if chosen.is_empty() && n > 0 {
+            let reason = format!("limit {:?} and classes {:?} leave no image of {n}", self.limit, self.classes);
+            let option = if limit == 0 { "limit" } else { "classes" };
+            return Err(Error::invalid(option, reason));
+        }
+        Ok(chosen)
+    }
+}
+
+impl Dataset {
+    /// Loads a dataset, recognising its kind by what is in the file:
+    ///
+    /// * a zip of PNG and JPEG files, with classes in `dataset.json` as EDM's tools write it;
+    /// * a folder of the same, or a folder of class folders;
+    /// * IDX images (MNIST), gzipped or not; the labels file is found beside them by its usual name;
+    /// * a CIFAR-10 `.bin` batch.
+    pub fn open(path: impl AsRef<Path>, options: &DatasetOptions) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            return folder::open(path, options);
+        }
+        let bytes = Bytes::open(path)?;
+        if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
+            return zip::load(path, &bytes, options);
+        }
+        if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0, 0, 8]) {
+            let labels = idx::labels_beside(path)?;
+            return idx::load(path, &bytes, labels, options);
+        }
+        if path.extension().is_some_and(|e| e == "bin") {
+            return cifar::load(path, &bytes, options);
+        }
+        Err(Error::format(
+            path,
+            "not a dataset: neither a zip, nor IDX (.gz or raw), nor a CIFAR-10 .bin, nor a folder",
+        ))
+    }
+
+    /// Reads a zip in memory; `path` is only used to name it in errors.
+    pub fn from_zip(path: &Path, bytes: &[u8], options: &DatasetOptions) -> Result<Self> {
+        zip::load(path, bytes, options)
+    }
+
+    /// Reads IDX images and, if given, IDX labels in memory, each gzipped or not.
+    pub fn from_idx(path: &Path, images: &[u8], labels: Option<&[u8]>, options: &DatasetOptions) -> Result<Self> {
+        let labels = labels.map(|bytes| idx::parse_labels(path, bytes)).transpose()?;
+        idx::load(path, images, labels, options)
+    }
+
+    /// Bytes, which is also elements, of one image.
+    pub fn image_len(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// The pixels of an image, if there is one of that index.
+    pub fn image(&self, index: usize) -> Option<&[u8]> {
+        let start = index.checked_mul(self.image_len())?;
+        self.images.get(start..start.checked_add(self.image_len())?)
+    }
+
+    /// Writes images as f32 in [-1, 1], NHWC, into `out`, which must have room for exactly these images.
+    pub fn batch_f32_into(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
+        let wanted = indices.len() * self.image_len();
+        if out.len() != wanted {
+            return Err(Error::shape(
+                "batch",
+                format!("{wanted} elements are needed, but the buffer has {}", out.len()),
+            ));
+        }
+        for (index, out) in indices.iter().zip(out.chunks_exact_mut(self.image_len().max(1))) {
+            let image = self.image(*index).ok_or_else(|| self.out_of_range(*index))?;
+            to_f32(image, out);
+        }
+        Ok(())
+    }
+
+    fn out_of_range(&self, index: usize) -> Error {
+        Error::invalid("index", format!("{index} is not below the number of images, {}", self.n))
+    }
+}
+
+/// Maps bytes to [-1, 1].
+pub fn to_f32(pixels: &[u8], out: &mut [f32]) {
+    for (o, p) in out.iter_mut().zip(pixels) {
+        *o = f32::from(*p) / 127.5 - 1.0;
+    }
+}
+
+/// The largest class number that is believed: far above any dataset, far below what would exhaust memory as a one-hot.
+const MAX_LABEL: u32 = 1 << 20;
+
+/// Keeps only the labels of the chosen images, and counts the classes of all.
+fn choose_labels(labels: Option<Vec<u32>>, chosen: &[usize]) -> (Option<Vec<u32>>, usize) {
+    let class_count = labels.iter().flatten().max().map_or(0, |max| *max as usize + 1);
+    (labels.map(|all| chosen.iter().filter_map(|i| all.get(*i).copied()).collect()), class_count)
+}
+
+/// An empty vector with room for `count` items of `item` bytes, if that is within the limit and the machine has it.
+fn reserve(path: &Path, count: usize, item: usize, options: &DatasetOptions) -> Result<Vec<u8>> {
+    let total = count.checked_mul(item).filter(|total| *total <= options.max_bytes).ok_or_else(|| {
+        let limit = options.max_bytes;
+        Error::format(path, format!("{count} images of {item} bytes are over the limit of {limit} bytes (max_bytes)"))
+    })?;
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(total)
+        .map_err(|_| Error::format(path, format!("no memory for {total} bytes of images")))?;
+    Ok(bytes)
+}

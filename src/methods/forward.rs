@@ -1,0 +1,60 @@
+//! One evaluation of a network, with its gradients if asked for.
+
+use crate::Result;
+use crate::graph::Target;
+use crate::nn::Built;
+use crate::passes::autodiff::{Recompute, gradients};
+use crate::passes::fuse::{Purpose, fuse};
+use crate::schedule::{Buffers, Options, Program, Schedule, Step};
+
+/// The schedule that runs `network` once. Buffers: inputs and the output under the graph's names, weights under
+/// `weights/{parameter}`. With `grad`: the input `grad_output`, the output `d_sample`, and `grad.{parameter}` of every
+/// trainable parameter, the gradients of Σ output · grad_output.
+pub fn forward(network: &Built, grad: Option<Recompute>, target: Target, options: Options) -> Result<Schedule> {
+    let purpose = if grad.is_some() { Purpose::Training } else { Purpose::Inference };
+    let (mut graph, _) = fuse(&network.graph, purpose)?;
+    if let Some(recompute) = grad {
+        add_gradients(network, &mut graph, recompute)?;
+        graph = fuse(&graph, Purpose::Inference)?.0;
+    }
+    let mut buffers = Buffers::new();
+    for (value, name) in graph.inputs() {
+        buffers.declare(name, graph.ty(value).clone());
+    }
+    for (value, name) in graph.parameters() {
+        buffers.declare(format!("weights/{name}"), graph.ty(value).clone());
+    }
+    for (name, value) in graph.outputs() {
+        buffers.declare(format!("out/{name}"), graph.ty(*value).clone());
+    }
+    let names = buffers.clone();
+    let parameters: std::collections::HashSet<&str> = graph.parameters().map(|(_, n)| n.as_ref()).collect();
+    let outputs: std::collections::HashSet<&str> = graph.outputs().iter().map(|(n, _)| n.as_ref()).collect();
+    let bind = |port: &str| {
+        let prefix = if outputs.contains(port) { "out/" } else if parameters.contains(port) { "weights/" } else { "" };
+        names.find(&format!("{prefix}{port}"))
+    };
+    let program = Program::compile("forward", &graph, target, &mut buffers, bind, options)?.with_nfe(1);
+    let mut schedule = Schedule::new("forward", buffers);
+    let p = schedule.add(program);
+    schedule.steps.push(Step::Run(p));
+    Ok(schedule)
+}
+
+fn add_gradients(network: &Built, graph: &mut crate::graph::Graph, recompute: Recompute) -> Result<()> {
+    let Some((_, output)) = graph.outputs().first().cloned() else { return Ok(()) };
+    let seed = graph.input("grad_output", graph.ty(output).clone());
+    let trainable: std::collections::HashSet<&str> =
+        network.parameters.iter().filter(|p| p.trainable).map(|p| p.name.as_str()).collect();
+    let mut wrt: Vec<(String, crate::graph::Value)> =
+        graph.parameters().filter(|(_, n)| trainable.contains(n.as_ref())).map(|(v, n)| (format!("grad.{n}"), v)).collect();
+    wrt.extend(graph.inputs().filter(|(_, n)| n.as_ref() == "sample").map(|(v, _)| ("d_sample".to_string(), v)));
+    let values: Vec<_> = wrt.iter().map(|(_, v)| *v).collect();
+    let grads = gradients(graph, &[(output, seed)], &values, recompute)?;
+    for ((name, _), grad) in wrt.into_iter().zip(grads) {
+        if let Some(grad) = grad {
+            graph.output(name, grad);
+        }
+    }
+    Ok(())
+}

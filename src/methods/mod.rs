@@ -1,0 +1,5 @@
+//! Methods: functions from a configuration to a [`Schedule`](crate::schedule::Schedule). None launches a kernel by itself.
+
+pub mod forward;
+pub mod sample;
+pub mod train;

@@ -1,0 +1,295 @@
+//! Denoising training: noise, network, loss, backward, optimiser and averages as one schedule.
+//!
+//! A step is two programs over one arena: forward and backward write every gradient straight into the region `grads`; the
+//! optimiser then updates `params`, its moments and the averages in one launch over the whole region.
+
+use crate::cpu::philox;
+use crate::diffusion::VpSchedule;
+use crate::graph::{Graph, Origin, Target, Value};
+use crate::nn::{Built, Parameter};
+use crate::ops::{GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice};
+use crate::passes::autodiff::{Recompute, gradients};
+use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::verify::verify;
+use crate::schedule::{BufferId, Buffers, Options, Program, Rows, Schedule, Step};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+use std::collections::HashMap;
+
+/// What the network learns, and at which noise levels.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Objective {
+    /// Predict the noise at timesteps drawn evenly (Ho et al. 2020, eq. 14): the mean of (ε̂ − ε)².
+    Epsilon(VpSchedule),
+    /// Denoise at ln σ ~ N(p_mean, p_std²), each level weighted to equal importance (Karras et al. 2022, eq. 2 and table 1):
+    /// the mean of λ(σ)·(D − x)², λ = (σ² + σ_data²)/(σ·σ_data)².
+    Edm { p_mean: f64, p_std: f64, sigma_data: f64 },
+}
+
+/// A noise level of one sample: `x_t = alpha · x₀ + sigma · ε`, what the network is told of it, and the loss's weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NoiseLevel {
+    pub time: f32,
+    pub alpha: f32,
+    pub sigma: f32,
+    pub weight: f32,
+}
+
+/// Philox streams of training, far from those of dropout layers: noise on the device; on the host levels and label dropout.
+const NOISE: u32 = 1 << 17;
+const LEVELS: u32 = NOISE + 1;
+const LABELS: u32 = NOISE + 2;
+
+impl Objective {
+    /// The level of sample number `sample` since the start of the run.
+    pub fn level(&self, seed: u64, sample: u64) -> NoiseLevel {
+        let [u0, u1] = uniforms(seed, sample, LEVELS);
+        match self {
+            Objective::Epsilon(schedule) => {
+                let steps = schedule.alpha_bar().len();
+                let t = ((u0 * steps as f64) as usize).min(steps - 1);
+                let alpha_bar: f64 = schedule.alpha_bar()[t];
+                let (alpha, sigma) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
+                NoiseLevel { time: t as f32, alpha, sigma, weight: 1.0 }
+            }
+            Objective::Edm { p_mean, p_std, sigma_data } => {
+                let normal = (-2.0 * u0.ln()).sqrt() * (std::f64::consts::TAU * u1).cos();
+                let sigma = (p_mean + p_std * normal).exp();
+                let weight = ((sigma * sigma + sigma_data * sigma_data) / (sigma * sigma_data).powi(2)) as f32;
+                NoiseLevel { time: sigma as f32, alpha: 1.0, sigma: sigma as f32, weight }
+            }
+        }
+    }
+}
+
+/// Two numbers in (0, 1] from the counter (sample, stream).
+fn uniforms(seed: u64, sample: u64, stream: u32) -> [f64; 2] {
+    let words = philox::block([seed as u32, (seed >> 32) as u32], sample as u32, [(sample >> 32) as u32, stream, 0]);
+    let unit = |high: u32, low: u32| (((high as u64) << 21 | low as u64 >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
+    [unit(words[0][0], words[1][0]), unit(words[2][0], words[3][0])]
+}
+
+/// True with probability `p`: drop the label of that sample, for classifier-free guidance (Ho & Salimans 2022).
+pub fn drops_label(seed: u64, sample: u64, p: f64) -> bool {
+    uniforms(seed, sample, LABELS)[0] <= p
+}
+
+/// How a training schedule is made.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainLowering {
+    pub target: Target,
+    pub optimizer: OptimizerKind,
+    /// Number of weight averages.
+    pub emas: usize,
+    pub recompute: Recompute,
+    pub options: Options,
+}
+
+/// A training schedule and the names of what the host writes and reads.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// One run is one step; its row holds [`Optimizer`]'s numbers, then the number of the draw.
+    pub schedule: Schedule,
+    /// Clean images, NHWC.
+    pub images: BufferId,
+    /// i32 `[B, 2]`: a 64-bit seed a sample.
+    pub seeds: BufferId,
+    /// f32 `[B]` each: what a [`NoiseLevel`] holds.
+    pub levels: [BufferId; 4],
+    /// i32 `[B]`, if the network takes labels.
+    pub labels: Option<BufferId>,
+    /// f32 `[B]`: the weighted loss of each sample; `[1]`: the gradient's norm.
+    pub losses: BufferId,
+    pub grad_norm: BufferId,
+    /// Whole regions: parameters, then one for each average.
+    pub params: BufferId,
+    pub emas: Vec<BufferId>,
+    /// Where each parameter lies in those regions, in elements.
+    pub offsets: Vec<(Parameter, usize)>,
+}
+
+impl Training {
+    /// Numbers of a row.
+    pub fn columns(emas: usize) -> usize {
+        Optimizer::HYPER + emas + 1
+    }
+}
+
+/// The schedule of one step on images `[B, H, W, C]`.
+pub fn train(network: &Built, images: &TensorType, edm: bool, how: TrainLowering) -> Result<Training> {
+    let mut buffers = Buffers::new();
+    let columns = Training::columns(how.emas);
+    let row = buffers.declare("row", TensorType::f32([columns]));
+    let hyper = buffers.view(row, "hyper", 0, TensorType::f32([Optimizer::HYPER + how.emas]))?;
+    buffers.view(row, "draw", columns - 1, TensorType::f32([1]))?;
+    let regions = Regions::declare(network, how.emas, &mut buffers)?;
+    let (graph, names) = step_graph(network, images, edm, how.recompute)?;
+    for (value, name) in graph.inputs() {
+        if buffers.find(name).is_none() {
+            buffers.declare(name, graph.ty(value).clone());
+        }
+    }
+    let losses = buffers.declare("losses", TensorType::f32([images.shape[0]]));
+    let known = buffers.clone();
+    let bind = |port: &str| regions.views.get(port).copied().or_else(|| known.find(port));
+    let step = Program::compile("forward and backward", &graph, how.target, &mut buffers, bind, how.options)?.with_nfe(1);
+    let grad_norm = buffers.declare("grad_norm", TensorType::f32([1]));
+    let update = optimizer_program(&regions, how, hyper, grad_norm, &mut buffers)?;
+
+    let missing = |what: &str| Error::Verify { pass: "training", reason: format!("there is no buffer `{what}`") };
+    let find = |name: &str| buffers.find(name).ok_or_else(|| missing(name));
+    let training = Training {
+        images: find("images")?,
+        seeds: find("seeds")?,
+        levels: [find(names.time)?, find("alpha")?, find("sigma_t")?, find("weight")?],
+        labels: buffers.find("class_labels"),
+        losses,
+        grad_norm,
+        params: regions.params,
+        emas: regions.emas,
+        offsets: regions.offsets,
+        schedule: Schedule {
+            name: "train".into(),
+            buffers: buffers.clone(),
+            programs: vec![step, update],
+            steps: vec![Step::Repeat { rows: 0..1, body: vec![Step::Run(0), Step::Run(1)] }],
+            rows: Rows { columns, data: vec![0.0; columns] },
+            row: Some(row),
+        },
+    };
+    training.schedule.verify()?;
+    Ok(training)
+}
+
+/// Regions that hold all parameters one after the other.
+struct Regions {
+    params: BufferId,
+    grads: BufferId,
+    moments: [BufferId; 2],
+    emas: Vec<BufferId>,
+    ty: TensorType,
+    /// Parameters and gradients by their ports' names.
+    views: HashMap<String, BufferId>,
+    offsets: Vec<(Parameter, usize)>,
+}
+
+impl Regions {
+    fn declare(network: &Built, emas: usize, buffers: &mut Buffers) -> Result<Regions> {
+        let mut offsets = Vec::new();
+        let mut total = 0;
+        for p in network.parameters.iter().filter(|p| p.trainable) {
+            offsets.push((p.clone(), total));
+            total += p.ty.stored().next_multiple_of(16);
+        }
+        let ty = TensorType::f32([total]);
+        let params = buffers.declare("params", ty.clone());
+        let grads = buffers.declare("grads", ty.clone());
+        let moments = ["m", "v"].map(|name| buffers.declare(name, ty.clone()));
+        let emas = (0..emas).map(|i| buffers.declare(format!("ema{i}"), ty.clone())).collect();
+        let mut views = HashMap::new();
+        for (p, at) in &offsets {
+            let grad = format!("grad.{}", p.name);
+            views.insert(p.name.clone(), buffers.view(params, &p.name, *at, p.ty.clone())?);
+            views.insert(grad.clone(), buffers.view(grads, &grad, *at, p.ty.clone())?);
+        }
+        // What is not trained lies outside.
+        for p in network.parameters.iter().filter(|p| !p.trainable) {
+            views.insert(p.name.clone(), buffers.declare(&p.name, p.ty.clone()));
+        }
+        Ok(Regions { params, grads, moments, emas, ty, views, offsets })
+    }
+}
+
+/// What the network calls its noise level.
+struct Names {
+    time: &'static str,
+}
+
+/// Noise, network, loss and all gradients.
+fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recompute) -> Result<(Graph, Names)> {
+    let batch = images.shape[0];
+    let inner = fuse(&network.graph, Purpose::Training)?.0;
+    let time = if edm { "sigma" } else { "timestep" };
+    let mut g = Graph::new();
+    let x0 = g.input("images", images.clone());
+    let [seeds, draw] = [("seeds", TensorType::i32([batch, 2])), ("draw", TensorType::f32([1]))].map(|(n, ty)| g.input(n, ty));
+    let [alpha, sigma, weight] = ["alpha", "sigma_t", "weight"].map(|n| g.input(n, TensorType::f32([batch])));
+    let noise = Random { kind: RandomKind::Normal, shape: images.shape.clone(), stream: NOISE };
+    let eps = g.apply(noise, &[seeds, draw])?;
+    let x = g.apply(SampleMix { terms: 2 }, &[alpha, x0, sigma, eps])?;
+    let mut ports = HashMap::from([("sample", x), ("seeds", seeds), ("draw", draw)]);
+    for (value, name) in inner.inputs() {
+        let name = name.as_ref();
+        if !ports.contains_key(name) {
+            let port = g.input(name, inner.ty(value).clone());
+            ports.insert(name, port);
+        }
+    }
+    let map = g.inline(&inner, |origin| match origin {
+        Origin::Input(name) => ports.get(name.as_ref()).copied(),
+        _ => None,
+    })?;
+    let Some((_, out)) = inner.outputs().first() else {
+        return Err(Error::Verify { pass: "training", reason: "the network has no output".into() });
+    };
+    let mut out = map[out.index()];
+    if g.ty(out).cols() != images.cols() {
+        out = g.apply(Slice { axis: 3, start: 0, len: images.cols() }, &[out])?;
+    }
+    let losses = g.apply(Loss { kind: LossKind::Mse }, &[out, if edm { x0 } else { eps }, weight])?;
+    let loss = g.apply(Reduce::mean_middle(1, batch, 1).to_shape([1]), &[losses])?;
+    g.output("losses", losses);
+    let one = g.constant(TensorType::f32([1]), vec![1.0])?;
+    let trainable: HashMap<&str, ()> =
+        network.parameters.iter().filter(|p| p.trainable).map(|p| (p.name.as_str(), ())).collect();
+    let wrt: Vec<(Value, String)> =
+        g.parameters().filter(|(_, n)| trainable.contains_key(n.as_ref())).map(|(v, n)| (v, format!("grad.{n}"))).collect();
+    let values: Vec<Value> = wrt.iter().map(|(v, _)| *v).collect();
+    let grads = gradients(&mut g, &[(loss, one)], &values, recompute)?;
+    for ((_, name), grad) in wrt.into_iter().zip(grads) {
+        if let Some(grad) = grad {
+            g.output(name, grad);
+        }
+    }
+    verify(&g, "reverse mode")?;
+    Ok((fuse(&g, Purpose::Inference)?.0, Names { time }))
+}
+
+fn optimizer_program(
+    regions: &Regions,
+    how: TrainLowering,
+    hyper: BufferId,
+    grad_norm: BufferId,
+    buffers: &mut Buffers,
+) -> Result<Program> {
+    let mut g = Graph::new();
+    let mut ports = HashMap::new();
+    let mut input = |g: &mut Graph, name: String, id: BufferId, ty: &TensorType| {
+        ports.insert(name.clone(), id);
+        g.input(name, ty.clone())
+    };
+    let params = input(&mut g, "params".into(), regions.params, &regions.ty);
+    let grads = input(&mut g, "grads".into(), regions.grads, &regions.ty);
+    let mut inputs = vec![params, grads];
+    for (name, id) in ["m", "v"].into_iter().zip(regions.moments) {
+        inputs.push(input(&mut g, name.into(), id, &regions.ty));
+    }
+    for (i, id) in regions.emas.iter().enumerate() {
+        inputs.push(input(&mut g, format!("ema{i}"), *id, &regions.ty));
+    }
+    let hyper_ty = TensorType::f32([Optimizer::HYPER + how.emas]);
+    inputs.push(input(&mut g, "hyper".into(), hyper, &hyper_ty));
+    let norm = g.apply(GradNorm, &[grads])?;
+    inputs.push(norm);
+    let outputs = g.apply_all(Optimizer { kind: how.optimizer, emas: how.emas }, &inputs)?;
+    g.output("grad_norm", norm);
+    let mut targets = vec![("new params".to_string(), regions.params)];
+    targets.extend(["new m", "new v"].map(String::from).into_iter().zip(regions.moments));
+    targets.extend(regions.emas.iter().enumerate().map(|(i, id)| (format!("new ema{i}"), *id)));
+    for ((name, id), value) in targets.into_iter().zip(outputs) {
+        g.output(&name, value);
+        ports.insert(name, id);
+    }
+    ports.insert("grad_norm".into(), grad_norm);
+    Program::compile("optimiser", &g, how.target, buffers, |port| ports.get(port).copied(), how.options)
+}

@@ -1,0 +1,178 @@
+//! Networks: from a model's `config.json` to a graph and the list of its parameters under their public names.
+
+mod config;
+mod dit;
+mod layers;
+mod params;
+mod song_unet;
+mod unet;
+mod unet2d;
+mod unet2d_condition;
+
+pub use config::{
+    ClassEmbedding, Config, DitConfig, EdmConfig, EmbeddingConfig, FeedForward, Level, Mid, Sampler, TextTime,
+    TimeEmbedding, Unet2dConditionConfig, Unet2dConfig, UnetConfig,
+};
+pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
+
+use crate::graph::Graph;
+use crate::{Error, Result};
+use layers::Builder;
+use std::path::Path;
+
+/// What a network's graph is built for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InputSpec {
+    pub batch: usize,
+    /// Pixels (or latent pixels) of the sample.
+    pub height: usize,
+    pub width: usize,
+    /// Rows of `encoder_hidden_states`, for networks that have them.
+    pub tokens: usize,
+    /// Columns of `time_ids`, for networks that have them: 6 for SDXL, 5 for its refiner.
+    pub time_ids: usize,
+    /// Networks with augmentation labels get the input `augment_labels`; otherwise these count as zero.
+    pub augment: bool,
+    /// Networks with dropout get the inputs `seeds` and `draw`, and drop.
+    pub train: bool,
+}
+
+impl InputSpec {
+    /// For inference, with 77 text tokens.
+    pub fn new(batch: usize, height: usize, width: usize) -> Self {
+        InputSpec { batch, height, width, tokens: 77, time_ids: 6, augment: false, train: false }
+    }
+
+    /// The same for training.
+    pub fn training(self) -> Self {
+        InputSpec { train: true, ..self }
+    }
+
+    /// Fails where a size is zero, or so large that a graph for it can only be a mistake.
+    fn check(&self, widest: usize) -> Result<()> {
+        let sizes = [("batch", self.batch), ("height", self.height), ("width", self.width), ("tokens", self.tokens)];
+        for (what, n) in sizes {
+            if n == 0 || n > MAX_SIDE {
+                return Err(Error::invalid(what, format!("{n} is not from 1 to {MAX_SIDE}")));
+            }
+        }
+        let elements = sizes[..3].iter().try_fold(widest, |product, (_, n)| product.checked_mul(*n));
+        if elements.is_none_or(|n| n > MAX_ELEMENTS) {
+            let Self { batch, height, width, .. } = self;
+            let reason = format!("{batch} × {height} × {width} samples with {widest} channels are too much");
+            return Err(Error::invalid("batch", reason));
+        }
+        Ok(())
+    }
+}
+
+const MAX_SIDE: usize = 1 << 20;
+/// The most elements of one activation: 1 TiB of f32.
+const MAX_ELEMENTS: usize = 1 << 38;
+
+/// A network as a graph. Inputs, all NHWC or row-major and f32 unless said otherwise:
+///
+/// | name | shape | |
+/// |---|---|---|
+/// | `sample` | `[B, H, W, C]` | |
+/// | `timestep` | `[B]` | i32 with a learned time embedding |
+/// | `sigma` | `[B]` | EDM, in place of `timestep` |
+/// | `class_labels` | i32 `[B]`; f32 `[B]` or `[B, D]` where the configuration embeds numbers or vectors | DiT and EDM: the number of classes itself means none |
+/// | `encoder_hidden_states` | `[B, T, D]` | text-conditioned UNets |
+/// | `text_embeds`, `time_ids` | `[B, D]`, `[B, 6]` | SDXL |
+/// | `timestep_cond` | `[B, D]` | guidance-distilled UNets |
+/// | `augment_labels` | `[B, D]` | EDM, if asked for |
+/// | `seeds`, `draw` | i32 `[B, 2]`, `[1]` | training with dropout |
+#[derive(Clone, Debug)]
+pub struct Built {
+    pub graph: Graph,
+    /// In the order in which the network uses them.
+    pub parameters: Vec<Parameter>,
+    /// Tensors that the file holds although they follow from the configuration; written back when a model is saved.
+    pub fixed: Vec<FixedTensor>,
+    /// Names of tensors that some files hold and none needs.
+    pub ignored: Vec<String>,
+    /// Name of the output, NHWC: `sample`, or for EDM `denoised`.
+    pub output: &'static str,
+}
+
+/// A network that can be built for any batch and size.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Network {
+    config: Config,
+}
+
+impl Network {
+    /// Reads the text of a `config.json`; `path` is named in errors.
+    pub fn from_config(text: &str, path: impl AsRef<Path>) -> Result<Network> {
+        Ok(Network { config: Config::parse(text, path.as_ref())? })
+    }
+
+    /// The configuration, every default filled in.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The name of the class that the configuration belongs to.
+    pub fn class_name(&self) -> &'static str {
+        match self.config {
+            Config::Unet2d(_) => "UNet2DModel",
+            Config::Unet2dCondition(_) => "UNet2DConditionModel",
+            Config::Dit(_) => "DiTTransformer2DModel",
+            Config::Edm(_) => "EDMPrecond",
+        }
+    }
+
+    /// Channels of the sample and of the output. A DiT that learns its variance has twice as many outputs.
+    pub fn channels(&self) -> [usize; 2] {
+        match &self.config {
+            Config::Unet2d(c) => [c.unet.in_channels, c.unet.out_channels],
+            Config::Unet2dCondition(c) => [c.unet.in_channels, c.unet.out_channels],
+            Config::Dit(c) => [c.in_channels, c.out_channels],
+            Config::Edm(c) => [c.channels, c.channels],
+        }
+    }
+
+    /// Height and width it was trained at, where the configuration says so.
+    pub fn sample_size(&self) -> Option<[usize; 2]> {
+        match &self.config {
+            Config::Unet2d(c) => c.unet.sample_size,
+            Config::Unet2dCondition(c) => c.unet.sample_size,
+            Config::Dit(c) => Some([c.sample_size; 2]),
+            Config::Edm(c) => Some([c.resolution; 2]),
+        }
+    }
+
+    /// Number of classes that `class_labels` may name, if it holds labels. DiT and EDM know one more: none.
+    pub fn classes(&self) -> Option<usize> {
+        let unet = match &self.config {
+            Config::Unet2d(c) => &c.unet,
+            Config::Unet2dCondition(c) => &c.unet,
+            Config::Dit(c) => return Some(c.classes),
+            Config::Edm(c) => return (c.label_dim > 0).then_some(c.label_dim),
+        };
+        match unet.embedding.class {
+            ClassEmbedding::Labels(n) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// The graph for one batch and size.
+    pub fn build(&self, spec: &InputSpec) -> Result<Built> {
+        let [inputs, outputs] = self.channels();
+        let widest = match &self.config {
+            Config::Unet2d(c) => 2 * c.unet.channels.iter().copied().max().unwrap_or(1),
+            Config::Unet2dCondition(c) => 8 * c.unet.channels.iter().copied().max().unwrap_or(1),
+            Config::Dit(c) => 8 * c.heads * c.head_dim,
+            Config::Edm(c) => 2 * c.model_channels * c.channel_mult.iter().copied().max().unwrap_or(1),
+        };
+        spec.check(widest.max(inputs).max(outputs))?;
+        let b = Builder::new(spec);
+        match &self.config {
+            Config::Unet2d(c) => unet2d::build(c, b),
+            Config::Unet2dCondition(c) => unet2d_condition::build(c, b),
+            Config::Dit(c) => dit::build(c, b),
+            Config::Edm(c) => song_unet::build(c, b),
+        }
+    }
+}

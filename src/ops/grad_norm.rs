@@ -1,0 +1,62 @@
+//! The norm of all gradients.
+
+use super::{expect_inputs, expect_plain};
+use crate::cpu::simd;
+use crate::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::simd;
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// x, any shape → ‖x‖₂ `[1]`: f32 sums of 4096 squares, f64 above, the same on any number of threads. Numbers beyond 10¹⁹ and
+/// NaN make it infinite or NaN, which [`super::Optimizer`] takes as a step to leave out.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GradNorm;
+
+/// Elements in one partial sum.
+const CHUNK: usize = 1 << 16;
+
+impl Op for GradNorm {
+    fn name(&self) -> &'static str {
+        "grad_norm"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        expect_plain(self.name(), "x", inputs[0])?;
+        Ok(vec![TensorType::f32([1])])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 2 * io.inputs[0].elements() as u64, bytes: io.bytes() }
+    }
+
+    fn grad(&self, _: &mut Graph, _: &Node, _: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        Err(Error::unsupported("the gradient of grad_norm", "training steps are not differentiated"))
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        // Two f32 hold one f64.
+        let partial = 2 * io.inputs[0].elements().div_ceil(CHUNK).max(1);
+        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).with_scratch(partial)])
+    }
+}
+
+fn kernel(args: &Args) {
+    let (x, partial) = (args.slice::<f32>(0), args.slice_mut::<f64>(2));
+    partial.fill(0.0);
+    let sums = Ptr::new(partial);
+    tasks(x.len().div_ceil(CHUNK), x.len(), |i| {
+        // SAFETY: one sum a task.
+        let sum = unsafe { sums.part(i, 1) };
+        sum[0] = sum_of_squares(&x[i * CHUNK..((i + 1) * CHUNK).min(x.len())]);
+    });
+    args.slice_mut::<f32>(1)[0] = partial.iter().sum::<f64>().sqrt() as f32;
+}
+
+simd! {
+    fn sum_of_squares(x: &[f32]) -> f64 {
+        x.chunks(4096).map(|c| simd::sum(c, |v| v * v) as f64).sum()
+    }
+}

@@ -1,0 +1,116 @@
+//! Products of matrices that both are computed, batch by batch.
+
+use super::{expect_inputs, expect_plain};
+use crate::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
+use crate::cpu::threads::{Ptr, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::{PANEL, TensorType};
+use crate::{Error, Result};
+
+/// y[b] = A[b]·B[b]   a `[B, M, K]` (`[B, K, M]` if `transpose_a`), b `[B, K, N]` (`[B, N, K]` if `transpose_b`) → y `[B, M, N]`
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BatchedMatmul {
+    pub transpose_a: bool,
+    pub transpose_b: bool,
+}
+
+/// Depth of a block of B that a task packs.
+const K_BLOCK: usize = 256;
+/// Rows and columns of y in a task: a packed block of B takes 256 KiB.
+const M_BLOCK: usize = 192;
+const N_BLOCK: usize = 256;
+
+impl BatchedMatmul {
+    /// B, M, N, K.
+    fn sizes(&self, a: &TensorType, b: &TensorType) -> Option<[usize; 4]> {
+        let ([batch, a0, a1], [batch_b, b0, b1]) = (&a.shape[..], &b.shape[..]) else { return None };
+        let (m, k) = if self.transpose_a { (a1, a0) } else { (a0, a1) };
+        let (k_b, n) = if self.transpose_b { (b1, b0) } else { (b0, b1) };
+        (batch == batch_b && k == k_b).then_some([*batch, *m, *n, *k])
+    }
+}
+
+impl Op for BatchedMatmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2)?;
+        expect_plain(self.name(), "a", inputs[0])?;
+        expect_plain(self.name(), "b", inputs[1])?;
+        let Some([batch, m, n, _]) = self.sizes(inputs[0], inputs[1]) else {
+            return Err(Error::shape(self.name(), format!("{} and {} do not fit {self:?}", inputs[0], inputs[1])));
+        };
+        Ok(vec![TensorType::f32([batch, m, n])])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        let k = self.sizes(&io.inputs[0], &io.inputs[1]).map_or(0, |s| s[3]) as u64;
+        Cost { flops: 2 * k * io.out_elements(), bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
+        let (a, b) = (node.inputs[0], node.inputs[1]);
+        let (ta, tb) = (self.transpose_a, self.transpose_b);
+        let mut product = |wanted: bool, x: Value, y: Value, transpose_a, transpose_b| {
+            wanted.then(|| g.apply(BatchedMatmul { transpose_a, transpose_b }, &[x, y])).transpose()
+        };
+        // dA = dY·Bᵀ and dB = Aᵀ·dY, or their transposes.
+        let da = if ta { product(wanted[0], b, dy, tb, true)? } else { product(wanted[0], dy, b, false, !tb)? };
+        let db = if tb { product(wanted[1], dy, a, true, ta)? } else { product(wanted[1], a, dy, !ta, false)? };
+        Ok(vec![da, db])
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let Some([_, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
+        let launch = Launch::cpu(self.name(), kernel, 2, 1).scalars([m, n, k]);
+        Ok(vec![launch.scalars([self.transpose_a, self.transpose_b])])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [m, n, k] = [0, 1, 2].map(|i| args.int(i));
+    let (transpose_a, transpose_b) = (args.flag(3), args.flag(4));
+    let (a, b, out) = (args.slice::<f32>(0), args.slice::<f32>(1), args.slice_mut::<f32>(2));
+    if out.is_empty() {
+        return;
+    }
+    let batch = out.len() / (m * n);
+    let (row_blocks, col_blocks) = (m.div_ceil(M_BLOCK), n.div_ceil(N_BLOCK));
+    let (rows, cols) = (m.div_ceil(row_blocks), n.div_ceil(col_blocks).next_multiple_of(PANEL));
+    let col_blocks = n.div_ceil(cols);
+    let (a_row, a_col) = if transpose_a { (1, m) } else { (k, 1) };
+    let out = Ptr::new(out);
+    tasks(batch * row_blocks * col_blocks, batch * m * n * k / 64, |task| {
+        let (i, rest) = (task / (row_blocks * col_blocks), task % (row_blocks * col_blocks));
+        let (row0, col0) = (rest / col_blocks * rows, rest % col_blocks * cols);
+        let (height, width) = (rows.min(m - row0.min(m)), cols.min(n - col0));
+        let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
+        with_buffers(0, K_BLOCK * cols, |_, pack| {
+            for k0 in (0..k.max(1)).step_by(K_BLOCK) {
+                let depth = K_BLOCK.min(k - k0);
+                let pack = &mut pack[..depth * width.next_multiple_of(PANEL)];
+                match (depth, transpose_b) {
+                    (0, _) => {}
+                    (_, true) => pack_cols(&b[col0 * k + k0..], k, width, depth, pack),
+                    (_, false) => pack_rows(&b[k0 * n + col0..], n, width, pack),
+                }
+                let tiles = Tiles {
+                    a: a.as_ptr().wrapping_add(row0 * a_row + k0 * a_col),
+                    a_row,
+                    a_col,
+                    b: pack.as_ptr(),
+                    b_panel: depth * PANEL,
+                    c: out.raw().wrapping_add((i * m + row0) * n + col0),
+                    c_row: n,
+                    c_panel: PANEL,
+                };
+                // SAFETY: `height` rows of A and `depth` rows of the packed B; this block of y is this task's alone.
+                unsafe { tiles.run([height, width, depth], k0 > 0) };
+            }
+        });
+    });
+}

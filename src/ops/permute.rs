@@ -1,0 +1,147 @@
+//! Axes in another order.
+
+use super::{expect_inputs, expect_plain};
+use crate::cpu::threads::{Ptr, stretches, tasks};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::simd;
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// Axis i of y is axis `self.0[i]` of x: y[j₀, j₁, …] = x at j_i along axis `self.0[i]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Permute(pub Vec<usize>);
+
+/// Side of the squares that transposes go through: 16 floats are a cache line.
+const TILE: usize = 16;
+
+impl Permute {
+    /// The permutation that undoes this one.
+    fn inverse(&self) -> Permute {
+        let mut inverse = vec![0; self.0.len()];
+        self.0.iter().enumerate().for_each(|(i, axis)| inverse[*axis] = i);
+        Permute(inverse)
+    }
+
+    /// y's axes as pairs (size, distance of neighbours in x), axes of size 1 dropped and axes that stay neighbours merged.
+    fn axes(&self, shape: &[usize]) -> Vec<(usize, usize)> {
+        let stride = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+        let mut axes: Vec<(usize, usize)> = Vec::new();
+        for (n, s) in self.0.iter().map(|a| (shape[*a], stride(*a))).filter(|(n, _)| *n != 1) {
+            match axes.last_mut() {
+                Some(last) if last.1 == n * s => *last = (last.0 * n, s),
+                _ => axes.push((n, s)),
+            }
+        }
+        if axes.is_empty() { vec![(1, 1)] } else { axes }
+    }
+}
+
+impl Op for Permute {
+    fn name(&self) -> &'static str {
+        "permute"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        expect_plain(self.name(), "x", inputs[0])?;
+        let shape = &inputs[0].shape;
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..shape.len()) {
+            return Err(Error::shape(self.name(), format!("{:?} does not order the axes of {}", self.0, inputs[0])));
+        }
+        Ok(vec![inputs[0].with_shape(self.0.iter().map(|a| shape[*a]).collect::<Vec<_>>())])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 0, bytes: io.bytes() }
+    }
+
+    fn grad(&self, g: &mut Graph, _: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        Ok(vec![Some(g.apply(self.inverse(), &[dy])?)])
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let axes = self.axes(&io.inputs[0].shape);
+        let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
+        Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])
+    }
+}
+
+/// Where row-major index `at` over `axes` lies in x.
+fn offset(axes: &[(usize, usize)], mut at: usize) -> usize {
+    let mut offset = 0;
+    for (n, stride) in axes.iter().rev() {
+        offset += at % n * stride;
+        at /= n;
+    }
+    offset
+}
+
+fn kernel(args: &Args) {
+    let rank = args.int(0);
+    let mut axes: Vec<(usize, usize)> = (0..rank).map(|i| (args.int(1 + i), args.int(1 + rank + i))).collect();
+    let (x, out) = (args.slice::<f32>(0), args.slice_mut::<f32>(1));
+    if out.is_empty() {
+        return;
+    }
+    let (run, distance) = axes[rank - 1];
+    axes.truncate(rank - 1);
+    // Runs that stay whole are copied.
+    let Some(contiguous) = axes.iter().position(|a| a.1 == 1).filter(|_| distance != 1) else {
+        return stretches(out, run, |row, col, part| {
+            let from = offset(&axes, row) + col;
+            part.copy_from_slice(&x[from..from + part.len()]);
+        });
+    };
+    // Otherwise one of y's other axes is contiguous in x: that axis and y's last are transposed, for every index of the rest.
+    let width = axes[contiguous].0;
+    let inner: usize = axes[contiguous + 1..].iter().map(|a| a.0).product();
+    let outer: usize = axes[..contiguous].iter().map(|a| a.0).product();
+    axes.remove(contiguous);
+    let strips = width.div_ceil(TILE);
+    let work = out.len();
+    let out = Ptr::new(out);
+    tasks(outer * inner * strips, work, |task| {
+        let (rest, first) = (task / strips, task % strips * TILE);
+        let count = TILE.min(width - first);
+        let x = &x[offset(&axes, rest) + first..];
+        let at = (rest / inner * width + first) * inner + rest % inner;
+        // Rows `first..first + count` of the axis, at this index of the others, belong to this task alone.
+        transpose(x, distance, out.raw().wrapping_add(at * run), inner * run, run, count);
+    });
+}
+
+simd! {
+    /// out[i, j] = x[j, i] for j < n and i < count ≤ 16; `x_row` and `out_row` are the distances of rows.
+    fn transpose(x: &[f32], x_row: usize, out: *mut f32, out_row: usize, n: usize, count: usize) {
+        let mut j = 0;
+        while j < n {
+            let height = TILE.min(n - j);
+            let mut tile = [[0.0f32; TILE]; TILE];
+            if height == TILE && count == TILE {
+                for (r, line) in tile.iter_mut().enumerate() {
+                    line.copy_from_slice(&x[(j + r) * x_row..][..TILE]);
+                }
+                for i in 0..TILE {
+                    let column: [f32; TILE] = std::array::from_fn(|r| tile[r][i]);
+                    // SAFETY: `out` holds `count` rows of n.
+                    unsafe { (out.add(i * out_row + j) as *mut [f32; TILE]).write_unaligned(column) };
+                }
+            } else {
+                for (r, line) in tile.iter_mut().enumerate().take(height) {
+                    line[..count].copy_from_slice(&x[(j + r) * x_row..][..count]);
+                }
+                for i in 0..count {
+                    for (r, line) in tile.iter().enumerate().take(height) {
+                        // SAFETY: `out` holds `count` rows of n.
+                        unsafe { *out.add(i * out_row + j + r) = line[i] };
+                    }
+                }
+            }
+            j += TILE;
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! A part of a tensor along an axis.
+
+use super::{Pad, expect_inputs, expect_plain};
+use crate::cpu::threads::stretches;
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// y = x[…, start .. start + len, …] along `axis`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slice {
+    pub axis: usize,
+    pub start: usize,
+    pub len: usize,
+}
+
+impl Op for Slice {
+    fn name(&self) -> &'static str {
+        "slice"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        expect_plain(self.name(), "x", inputs[0])?;
+        let mut shape = inputs[0].shape.clone();
+        match (shape.get_mut(self.axis), self.start.checked_add(self.len)) {
+            (Some(n), Some(end)) if end <= *n => *n = self.len,
+            _ => return Err(Error::shape(self.name(), format!("{} has no part {self:?}", inputs[0]))),
+        }
+        Ok(vec![inputs[0].with_shape(shape)])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        Cost { flops: 0, bytes: 2 * io.outputs[0].bytes() as u64 }
+    }
+
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        let after = g.shape(node.inputs[0])[self.axis] - self.start - self.len;
+        Ok(vec![Some(g.apply(Pad { axis: self.axis, before: self.start, after }, &[dy])?)])
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let x = &io.inputs[0].shape;
+        let inner: usize = x[self.axis + 1..].iter().product();
+        let sizes = [x[self.axis] * inner, self.start * inner, self.len * inner];
+        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [from, start, run] = [0, 1, 2].map(|i| args.int(i));
+    let x = args.slice::<f32>(0);
+    stretches(args.slice_mut(1), run, |row, col, part| {
+        part.copy_from_slice(&x[row * from + start + col..][..part.len()]);
+    });
+}

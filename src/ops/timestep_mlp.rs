@@ -1,0 +1,96 @@
+//! A time's embedding through two linear layers, in one launch.
+
+use super::linear::expect_weight;
+use super::timestep_embedding::expect_times;
+use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
+use crate::cpu::gemm::{self, Matrix, gemm};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::tensor::TensorType;
+use crate::{Error, Result};
+
+/// y = act(embedding(t)·W₁ + b₁)·W₂ + b₂ (+ label)   t `[B]`, W₁ `[dim, E]` in panels, b₁ `[E]`, W₂ `[E, E₂]` in panels,
+/// b₂ `[E₂]`, label `[B, E₂]` if `label` → y `[B, E₂]`. The embedding and the hidden layer stay in scratch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TimestepMlp {
+    pub embedding: TimestepEmbedding,
+    pub act: Activation,
+    pub label: bool,
+}
+
+impl Op for TimestepMlp {
+    fn name(&self) -> &'static str {
+        "timestep_mlp"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 5 + self.label as usize)?;
+        self.embedding.infer(&inputs[..1])?;
+        let samples = expect_times(self.name(), inputs[0])?;
+        let [dim, hidden] = expect_weight(self.name(), inputs[1])?;
+        let [rows, n] = expect_weight(self.name(), inputs[3])?;
+        if dim != self.embedding.dim || rows != hidden {
+            let (reason, d) = (format!("weights {} and {}", inputs[1], inputs[3]), self.embedding.dim);
+            return Err(Error::shape(self.name(), format!("{reason} do not follow on an embedding of {d}")));
+        }
+        expect_shape(self.name(), "bias 1", inputs[2], &[hidden])?;
+        expect_shape(self.name(), "bias 2", inputs[4], &[n])?;
+        if self.label {
+            expect_shape(self.name(), "label", inputs[5], &[samples, n])?;
+        }
+        Ok(vec![TensorType::f32([samples, n])])
+    }
+
+    fn cost(&self, io: &Signature) -> Cost {
+        let weights = (io.inputs[1].elements() + io.inputs[3].elements() + 10 * self.embedding.dim) as u64;
+        Cost { flops: 2 * io.outputs[0].rows() as u64 * weights, bytes: io.bytes() }
+    }
+
+    /// The layers one by one again, and their gradients.
+    fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let [t, w1, b1] = [0, 1, 2].map(|i| node.inputs[i]);
+        let embedded = g.apply(self.embedding, &[t])?;
+        let first = Linear(Epilogue::bias());
+        let hidden = g.apply(first, &[embedded, w1, b1])?;
+        let active = g.apply(Activate(self.act), &[hidden])?;
+        let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
+        let inputs = [&[active], &node.inputs[3..]].concat();
+        let scope = node.scope.clone();
+        let layer = |inputs: Vec<Value>| Node { inputs, outputs: vec![], scope: scope.clone(), ..node.clone() };
+        let through = wanted[1] || wanted[2];
+        let wanted_second = [&[through], &wanted[3..]].concat();
+        let mut grads = second.grad(g, &layer(inputs), &[Some(dy)], &wanted_second)?;
+        let d_active = grads.remove(0);
+        let mut all = vec![None; 3];
+        if through {
+            let d_hidden = Activate(self.act).grad(g, &layer(vec![hidden]), &[d_active], &[true])?;
+            all = first.grad(g, &layer(vec![embedded, w1, b1]), &d_hidden, &[false, wanted[1], wanted[2]])?;
+        }
+        all.extend(grads);
+        Ok(all)
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cpu = target;
+        let (samples, hidden, n) = (io.outputs[0].rows(), io.inputs[1].cols(), io.outputs[0].cols());
+        let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
+        let launch = launch.with_scratch(samples * self.embedding.dim).with_scratch(samples * hidden);
+        let launch = launch.scalars([samples, hidden, n, self.act as usize]).scalar(self.label);
+        Ok(vec![self.embedding.scalars(launch)])
+    }
+}
+
+fn kernel(args: &Args) {
+    let [samples, hidden, n] = [0, 1, 2].map(|i| args.int(i));
+    let (activation, label) = (Activation::from_code(args.int(3)), args.flag(4));
+    let embedding = TimestepEmbedding::of(args, 5);
+    let out = 5 + label as usize;
+    let x = args.slice_mut::<f32>(out + 1);
+    embedding.embed(args.slice(0), x);
+    let h = args.slice_mut::<f32>(out + 2);
+    let first = gemm::Epilogue { bias: Some(args.slice(2)), activation, ..Default::default() };
+    gemm(&Matrix { data: x, stride: embedding.dim }, args.slice(1), [samples, hidden, embedding.dim], &first, h);
+    let residual = label.then(|| args.slice(5));
+    let second = gemm::Epilogue { bias: Some(args.slice(4)), residual, ..Default::default() };
+    gemm(&Matrix { data: h, stride: hidden }, args.slice(3), [samples, n, hidden], &second, args.slice_mut(out));
+}

@@ -1,0 +1,130 @@
+//! Fusion: pairs of nodes become one, until no pair is left.
+//!
+//! A pair is a producer whose first output one consumer alone reads. What can be merged:
+//! * group_norm → activation: the norm's own activation
+//! * linear, conv2d → activation: the epilogue's (inference only: its gradient would make the product again)
+//! * linear, conv2d → add: the epilogue's residual
+//! * linear, conv2d → affine without shift: the epilogue's scale
+
+use super::verify::verify;
+use crate::Result;
+use crate::graph::{Graph, Node, Op, Origin, Value};
+use crate::ops::{Activate, Activation, Affine, Binary, Conv2d, Epilogue, GroupNorm, Linear};
+use std::sync::Arc;
+
+/// What the fused graph is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// It will only be run.
+    Inference,
+    /// It will be differentiated.
+    Training,
+}
+
+/// The fused graph and one line for each merge: `conv2d + add -> conv2d  # up_blocks.0.resnets.1`.
+pub fn fuse(graph: &Graph, purpose: Purpose) -> Result<(Graph, Vec<String>)> {
+    let mut graph = graph.clone();
+    let mut log = Vec::new();
+    loop {
+        let merges = find(&graph, purpose);
+        if merges.is_empty() {
+            return Ok((graph, log));
+        }
+        log.extend(merges.iter().map(|m| describe(&graph, m)));
+        graph = rewrite(&graph, &merges)?;
+        verify(&graph, "fusion")?;
+    }
+}
+
+/// Node `producer` goes into node `consumer`, which becomes `op` over `inputs`.
+struct Merge {
+    producer: usize,
+    consumer: usize,
+    op: Arc<dyn Op>,
+    inputs: Vec<Value>,
+}
+
+fn describe(graph: &Graph, m: &Merge) -> String {
+    let name = |i: usize| graph.nodes()[i].op.name();
+    format!("{} + {} -> {}  # {}", name(m.producer), name(m.consumer), m.op.name(), graph.nodes()[m.consumer].scope)
+}
+
+/// Merges that do not touch each other.
+fn find(graph: &Graph, purpose: Purpose) -> Vec<Merge> {
+    let mut uses = vec![0; graph.values().len()];
+    graph.nodes().iter().for_each(|n| n.inputs.iter().for_each(|v| uses[v.index()] += 1));
+    graph.outputs().iter().for_each(|(_, v)| uses[v.index()] += 1);
+    let mut taken = vec![false; graph.nodes().len()];
+    let mut merges = Vec::new();
+    for (consumer, node) in graph.nodes().iter().enumerate() {
+        for (slot, value) in node.inputs.iter().enumerate() {
+            let Origin::Node { node: producer, output: 0 } = *graph.origin(*value) else { continue };
+            let from = &graph.nodes()[producer];
+            let lonely = uses[value.index()] == 1 && from.outputs[1..].iter().all(|v| uses[v.index()] == 0);
+            if taken[consumer] || taken[producer] || !lonely || from.block != node.block {
+                continue;
+            }
+            if let Some((op, inputs)) = merge(graph, from, node, slot, purpose) {
+                (taken[consumer], taken[producer]) = (true, true);
+                merges.push(Merge { producer, consumer, op, inputs });
+            }
+        }
+    }
+    merges
+}
+
+/// The op that does what `from` and then `node`, which reads it at input `slot`, do; with its inputs.
+fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose) -> Option<(Arc<dyn Op>, Vec<Value>)> {
+    if let (Some(norm), Some(Activate(activation))) = (from.op.downcast::<GroupNorm>(), node.op.downcast::<Activate>()) {
+        let plain = norm.activation == Activation::Identity;
+        return plain.then(|| (Arc::new(GroupNorm { activation: *activation, ..norm.clone() }) as _, from.inputs.clone()));
+    }
+    let epilogue = epilogue(from)?;
+    let open = !epilogue.residual && epilogue.scale == 1.0;
+    let mut inputs = from.inputs.clone();
+    let merged = if let Some(Activate(activation)) = node.op.downcast::<Activate>() {
+        let free = open && epilogue.activation == Activation::Identity && purpose == Purpose::Inference;
+        free.then_some(Epilogue { activation: *activation, ..epilogue })?
+    } else if let Some(Binary::Add) = node.op.downcast::<Binary>() {
+        inputs.push(node.inputs[1 - slot]);
+        let plain = graph.ty(node.inputs[1 - slot]) == graph.ty(node.inputs[slot]);
+        (open && plain).then_some(Epilogue { residual: true, ..epilogue })?
+    } else if let Some(affine) = node.op.downcast::<Affine>() {
+        (affine.shift == 0.0).then_some(Epilogue { scale: epilogue.scale * affine.scale, ..epilogue })?
+    } else {
+        return None;
+    };
+    Some((with_epilogue(from, merged)?, inputs))
+}
+
+fn epilogue(node: &Node) -> Option<Epilogue> {
+    node.op.downcast::<Linear>().map(|l| l.0).or_else(|| node.op.downcast::<Conv2d>().map(|c| c.epilogue))
+}
+
+fn with_epilogue(node: &Node, epilogue: Epilogue) -> Option<Arc<dyn Op>> {
+    if node.op.downcast::<Linear>().is_some() {
+        return Some(Arc::new(Linear(epilogue)));
+    }
+    node.op.downcast::<Conv2d>().map(|c| Arc::new(Conv2d { epilogue, ..*c }) as _)
+}
+
+/// The graph with every producer of `merges` gone and every consumer replaced.
+fn rewrite(graph: &Graph, merges: &[Merge]) -> Result<Graph> {
+    let mut out = Graph::new();
+    let mut map = vec![Value(u32::MAX); graph.values().len()];
+    out.copy_sources(graph, &mut map);
+    for (i, node) in graph.nodes().iter().enumerate() {
+        if merges.iter().any(|m| m.producer == i) {
+            continue;
+        }
+        let merged = merges.iter().find(|m| m.consumer == i);
+        let (op, inputs) = merged.map_or((node.op.clone(), &node.inputs), |m| (m.op.clone(), &m.inputs));
+        let inputs: Vec<Value> = inputs.iter().map(|v| map[v.index()]).collect();
+        let outputs = out.replay(&Node { op, ..node.clone() }, &inputs)?;
+        node.outputs.iter().zip(outputs).for_each(|(old, new)| map[old.index()] = new);
+    }
+    for (name, value) in graph.outputs() {
+        out.output(name, map[value.index()]);
+    }
+    Ok(out)
+}

@@ -1,0 +1,18 @@
+//! Weights on disk: safetensors files and model folders in the diffusers layout, read through a memory map and written
+//! atomically. Tensors keep the order of dimensions that the file has (NCHW, OIHW); transposing is the loader's
+//! business.
+
+mod convert;
+mod dtype;
+mod folder;
+mod header;
+mod write;
+
+pub use dtype::Dtype;
+pub use folder::{ShardIndex, Weights};
+pub(crate) use header::shown;
+pub use header::{Header, TensorInfo};
+pub use write::{TensorSpec, WriteOptions, Writer, write};
+
+/// Longest JSON header or index that is read; the safetensors format sets the same bound for headers.
+pub(crate) const MAX_HEADER_BYTES: usize = 100_000_000;

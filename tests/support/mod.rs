@@ -1,0 +1,124 @@
+//! Builders of files, good and bad, for the tests of readers.
+#![allow(dead_code)]
+
+use std::io::Write;
+
+/// A safetensors file from its header text and data.
+pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
+    raw_safetensors(header.len() as u64, header.as_bytes(), data)
+}
+
+/// A safetensors file whose declared header length may lie.
+pub fn raw_safetensors(length: u64, header: &[u8], data: &[u8]) -> Vec<u8> {
+    [&length.to_le_bytes(), header, data].concat()
+}
+
+/// The header entry of a tensor.
+pub fn entry(name: &str, dtype: &str, shape: &str, begin: u64, end: u64) -> String {
+    format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+}
+
+/// A file in a zip, and the lies to tell about it.
+#[derive(Clone)]
+pub struct ZipFile {
+    pub name: String,
+    pub contents: Vec<u8>,
+    pub deflate: bool,
+    pub declared_size: Option<u32>,
+    pub crc: Option<u32>,
+    pub method: Option<u16>,
+    pub flags: u16,
+    pub offset: Option<u32>,
+}
+
+impl ZipFile {
+    pub fn new(name: &str, contents: impl Into<Vec<u8>>) -> Self {
+        let (name, contents) = (name.to_string(), contents.into());
+        ZipFile { name, contents, deflate: false, declared_size: None, crc: None, method: None, flags: 0, offset: None }
+    }
+
+    pub fn deflated(self) -> Self {
+        ZipFile { deflate: true, ..self }
+    }
+}
+
+/// A zip archive.
+pub fn zip(files: &[ZipFile]) -> Vec<u8> {
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for file in files {
+        let offset = file.offset.unwrap_or(out.len() as u32);
+        let packed = if file.deflate { deflate(&file.contents) } else { file.contents.clone() };
+        let mut crc = flate2::Crc::new();
+        crc.update(&file.contents);
+        let method = file.method.unwrap_or(if file.deflate { 8 } else { 0 });
+        let mut common = Vec::new();
+        for n in [20, file.flags, method, 0, 0] {
+            common.extend(n.to_le_bytes());
+        }
+        let size = file.declared_size.unwrap_or(file.contents.len() as u32);
+        for n in [file.crc.unwrap_or(crc.sum()), packed.len() as u32, size] {
+            common.extend(n.to_le_bytes());
+        }
+        common.extend((file.name.len() as u16).to_le_bytes());
+        common.extend(0u16.to_le_bytes());
+        out.extend([b"PK\x03\x04", &common[..], file.name.as_bytes(), &packed].concat());
+        directory.extend([b"PK\x01\x02\x14\x00", &common[..], &[0; 10], &offset.to_le_bytes()].concat());
+        directory.extend(file.name.as_bytes());
+    }
+    let (count, start) = (files.len() as u16, out.len() as u32);
+    out.extend(&directory);
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend([count.to_le_bytes(), count.to_le_bytes()].concat());
+    out.extend([(directory.len() as u32).to_le_bytes(), start.to_le_bytes()].concat());
+    out.extend(0u16.to_le_bytes());
+    out
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An IDX file of unsigned bytes.
+pub fn idx(dims: &[u32], elements: &[u8]) -> Vec<u8> {
+    let mut out = vec![0, 0, 8, dims.len() as u8];
+    out.extend(dims.iter().flat_map(|d| d.to_be_bytes()));
+    out.extend(elements);
+    out
+}
+
+pub fn png(width: u32, height: u32, color: png::ColorType, pixels: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, width, height);
+    encoder.set_color(color);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(pixels).unwrap();
+    writer.finish().unwrap();
+    out
+}
+
+/// A 2×2 RGB image of one colour.
+pub fn rgb_png(color: [u8; 3]) -> Vec<u8> {
+    png(2, 2, png::ColorType::Rgb, &color.repeat(4))
+}
+
+/// A PNG of nothing but a header chunk that claims a size.
+pub fn png_claiming(width: u32, height: u32) -> Vec<u8> {
+    let mut chunk = b"IHDR".to_vec();
+    chunk.extend([width.to_be_bytes(), height.to_be_bytes()].concat());
+    chunk.extend([8, 2, 0, 0, 0]);
+    let mut crc = flate2::Crc::new();
+    crc.update(&chunk);
+    let mut out = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
+    out.extend(chunk);
+    out.extend(crc.sum().to_be_bytes());
+    out.extend(b"\0\0\0\x01IDAT\x78");
+    out
+}
