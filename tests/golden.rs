@@ -8,6 +8,7 @@ use langevin::Device;
 use langevin::graph::{Graph, Value};
 use langevin::nn::{Built, InputSpec, Network, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::passes::autodiff::{Recompute, gradients};
+use langevin::passes::fuse::{Purpose, fuse};
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
 use langevin::tensor::DType;
@@ -143,11 +144,15 @@ impl Case {
         graph.outputs().iter().map(read).collect()
     }
 
+    /// The output of the graph fused for inference against PyTorch's; what it is off by.
+    fn check_inference(&self, built: &Built) -> f64 {
+        let (graph, _) = fuse(&built.graph, Purpose::Inference).unwrap();
+        let got = self.run(built, &graph);
+        self.compare_output(built, &graph, &got)
+    }
+
     /// Output and gradients against PyTorch's; what they are off by.
-    fn check(&self, recompute: Recompute) -> [f64; 2] {
-        let built = self.build();
-        self.check_names(&built);
-        let mut graph = built.graph.clone();
+    fn check(&self, built: &Built, mut graph: Graph, recompute: Recompute) -> [f64; 2] {
         let output = graph.find_output(built.output).unwrap();
         let seed = graph.input("grad_output", graph.ty(output).clone());
         let inputs = graph.inputs().filter(|(_, n)| self.expected.contains_key(&format!("d_{n}")));
@@ -162,23 +167,29 @@ impl Case {
             graph.output(name, grad.unwrap_or_else(|| panic!("{}: nothing depends on {name}", self.name)));
         }
         verify(&graph, "reverse mode").unwrap();
-        let got = self.run(&built, &graph);
-        self.compare(&built, &graph, &got)
+        let got = self.run(built, &graph);
+        [self.compare_output(built, &graph, &got), self.compare_gradients(built, &graph, &got)]
     }
 
-    fn compare(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> [f64; 2] {
-        let to_file = |name: &str| -> Vec<f32> {
-            let (data, value) = (&got[name], graph.find_output(name).unwrap());
-            match (name.strip_prefix("grad."), graph.shape(value)) {
-                (Some(p), _) => built.parameters.iter().find(|q| q.name == p).unwrap().from_arena(data),
-                (None, &[b, h, w, c]) => nhwc_to_nchw(data, [b, h, w, c]),
-                (None, _) => data.clone(),
-            }
-        };
+    /// A value that was computed, as files hold it.
+    fn to_file(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>, name: &str) -> Vec<f32> {
+        let (data, value) = (&got[name], graph.find_output(name).unwrap());
+        match (name.strip_prefix("grad."), graph.shape(value)) {
+            (Some(p), _) => built.parameters.iter().find(|q| q.name == p).unwrap().from_arena(data),
+            (None, &[b, h, w, c]) => nhwc_to_nchw(data, [b, h, w, c]),
+            (None, _) => data.clone(),
+        }
+    }
+
+    fn compare_output(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
         let expected = self.expected.get("denoised").unwrap_or_else(|| &self.expected["sample"]);
-        let [off, size] = distance(&to_file(built.output), &expected.data);
-        let output = off / size;
-        assert!(output <= OUTPUT, "{}: the output is off by {output:.1e}", self.name);
+        let [off, size] = distance(&self.to_file(built, graph, got, built.output), &expected.data);
+        assert!(off <= OUTPUT * size, "{}: the output is off by {:.1e}", self.name, off / size);
+        off / size
+    }
+
+    fn compare_gradients(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
+        let to_file = |name: &str| self.to_file(built, graph, got, name);
         let wanted = self.expected.iter().filter(|(n, _)| n.starts_with("grad.") || n.starts_with("d_"));
         let all: Vec<(&String, [f64; 2])> = wanted.map(|(n, t)| (n, distance(&to_file(n), &t.data))).collect();
         let largest = all.iter().map(|(_, [_, size])| *size).fold(0.0, f64::max);
@@ -188,7 +199,7 @@ impl Case {
             assert!(error <= GRADIENT, "{}: {name} is off by {error:.1e}", self.name);
             worst = worst.max(error);
         }
-        [output, worst]
+        worst
     }
 }
 
@@ -206,9 +217,15 @@ fn cases() -> Vec<PathBuf> {
 fn networks_agree_with_pytorch() {
     for dir in cases() {
         let case = Case::read(&dir);
-        for recompute in [Recompute::Off, Recompute::Blocks] {
-            let [output, gradient] = case.check(recompute);
-            println!("{:<40} {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
+        let built = case.build();
+        case.check_names(&built);
+        println!("{:<40} inference, fused: output {:.1e}", case.name, case.check_inference(&built));
+        let (fused, _) = fuse(&built.graph, Purpose::Training).unwrap();
+        for (what, graph) in [("as built", &built.graph), ("fused", &fused)] {
+            for recompute in [Recompute::Off, Recompute::Blocks] {
+                let [output, gradient] = case.check(&built, graph.clone(), recompute);
+                println!("{:<40} {what}, {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
+            }
         }
     }
 }
