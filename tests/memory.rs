@@ -4,6 +4,7 @@ use langevin::Device;
 use langevin::graph::{Graph, Value};
 use langevin::nn::{Built, InputSpec, Network};
 use langevin::passes::autodiff::{Recompute, gradients};
+use langevin::passes::fuse::{Purpose, fuse};
 use langevin::schedule::{Buffers, Options, Program};
 
 const DDPM_CIFAR10: &str = r#"{
@@ -33,7 +34,7 @@ fn compile(name: &str, graph: &Graph) -> Program {
 
 /// The network with the gradients of all its parameters.
 fn training(built: &Built, recompute: Recompute) -> Graph {
-    let mut graph = built.graph.clone();
+    let (mut graph, _) = fuse(&built.graph, Purpose::Training).unwrap();
     let output = graph.find_output(built.output).unwrap();
     let seed = graph.input("grad_output", graph.ty(output).clone());
     let wrt: Vec<(Value, String)> = graph.parameters().map(|(v, n)| (v, format!("grad.{n}"))).collect();
@@ -58,7 +59,7 @@ fn plans_come_near_the_lower_bound() {
         let network = Network::from_config(config, "config.json").unwrap();
         for batch in [1, 8] {
             let built = network.build(&InputSpec::new(batch, 32, 32)).unwrap();
-            let forward = compile(name, &built.graph);
+            let forward = compile(name, &fuse(&built.graph, Purpose::Inference).unwrap().0);
             assert!(ratio(&format!("{name}, batch {batch}, forward"), &forward) <= 1.02);
             let mut peaks = Vec::new();
             for recompute in [Recompute::Off, Recompute::Blocks] {
