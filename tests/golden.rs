@@ -1,16 +1,17 @@
 //! Whole networks against PyTorch: outputs and every gradient, under poison with guard zones.
 //!
 //! Each folder of `tests/golden` is a case: `model/` as diffusers saves it (random weights), `inputs.safetensors`, and
-//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout are run from
-//! the folder that the environment variable `LANGEVIN_GOLDEN` names.
+//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout
+//! are run from the folder that the environment variable `LANGEVIN_GOLDEN` names.
 
+use langevin::Device;
 use langevin::graph::{Graph, Value};
 use langevin::nn::{Built, InputSpec, Network, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::passes::autodiff::{Recompute, gradients};
+use langevin::passes::fuse::{Purpose, fuse};
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
 use langevin::tensor::DType;
-use langevin::Device;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,8 @@ use std::path::{Path, PathBuf};
 /// Bounds on ‖a − b‖ / ‖b‖.
 const OUTPUT: f64 = 1e-4;
 const GRADIENT: f64 = 1e-3;
-/// Gradients this much smaller than the largest are zero but for rounding (a softmax does not see the bias of its keys); they are
-/// held against the largest.
+/// Gradients this much smaller than the largest are zero but for rounding (a softmax does not see the bias of its
+/// keys); they are held against the largest.
 const ZERO: f64 = 1e-5;
 
 struct Tensor {
@@ -35,7 +36,9 @@ fn read(path: &Path) -> Tensors {
     let tensor = |view: &safetensors::tensor::TensorView| {
         let data: Vec<f32> = match view.dtype() {
             Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::I64 => view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+            Dtype::I64 => {
+                view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
+            }
             other => panic!("{}: {other:?}", path.display()),
         };
         Tensor { shape: view.shape().to_vec(), data }
@@ -84,7 +87,8 @@ impl Case {
     /// The file holds the network's parameters and fixed tensors, no more, no fewer.
     fn check_names(&self, built: &Built) {
         for p in &built.parameters {
-            let tensor = self.weights.get(&p.name).unwrap_or_else(|| panic!("{}: no `{}` in the file", self.name, p.name));
+            let tensor =
+                self.weights.get(&p.name).unwrap_or_else(|| panic!("{}: no `{}` in the file", self.name, p.name));
             assert_eq!(p.shape, tensor.shape, "{}: {}", self.name, p.name);
         }
         for f in &built.fixed {
@@ -140,11 +144,15 @@ impl Case {
         graph.outputs().iter().map(read).collect()
     }
 
+    /// The output of the graph fused for inference against PyTorch's; what it is off by.
+    fn check_inference(&self, built: &Built) -> f64 {
+        let (graph, _) = fuse(&built.graph, Purpose::Inference).unwrap();
+        let got = self.run(built, &graph);
+        self.compare_output(built, &graph, &got)
+    }
+
     /// Output and gradients against PyTorch's; what they are off by.
-    fn check(&self, recompute: Recompute) -> [f64; 2] {
-        let built = self.build();
-        self.check_names(&built);
-        let mut graph = built.graph.clone();
+    fn check(&self, built: &Built, mut graph: Graph, recompute: Recompute) -> [f64; 2] {
         let output = graph.find_output(built.output).unwrap();
         let seed = graph.input("grad_output", graph.ty(output).clone());
         let inputs = graph.inputs().filter(|(_, n)| self.expected.contains_key(&format!("d_{n}")));
@@ -159,23 +167,29 @@ impl Case {
             graph.output(name, grad.unwrap_or_else(|| panic!("{}: nothing depends on {name}", self.name)));
         }
         verify(&graph, "reverse mode").unwrap();
-        let got = self.run(&built, &graph);
-        self.compare(&built, &graph, &got)
+        let got = self.run(built, &graph);
+        [self.compare_output(built, &graph, &got), self.compare_gradients(built, &graph, &got)]
     }
 
-    fn compare(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> [f64; 2] {
-        let to_file = |name: &str| -> Vec<f32> {
-            let (data, value) = (&got[name], graph.find_output(name).unwrap());
-            match (name.strip_prefix("grad."), graph.shape(value)) {
-                (Some(p), _) => built.parameters.iter().find(|q| q.name == p).unwrap().from_arena(data),
-                (None, &[b, h, w, c]) => nhwc_to_nchw(data, [b, h, w, c]),
-                (None, _) => data.clone(),
-            }
-        };
+    /// A value that was computed, as files hold it.
+    fn to_file(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>, name: &str) -> Vec<f32> {
+        let (data, value) = (&got[name], graph.find_output(name).unwrap());
+        match (name.strip_prefix("grad."), graph.shape(value)) {
+            (Some(p), _) => built.parameters.iter().find(|q| q.name == p).unwrap().from_arena(data),
+            (None, &[b, h, w, c]) => nhwc_to_nchw(data, [b, h, w, c]),
+            (None, _) => data.clone(),
+        }
+    }
+
+    fn compare_output(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
         let expected = self.expected.get("denoised").unwrap_or_else(|| &self.expected["sample"]);
-        let [off, size] = distance(&to_file(built.output), &expected.data);
-        let output = off / size;
-        assert!(output <= OUTPUT, "{}: the output is off by {output:.1e}", self.name);
+        let [off, size] = distance(&self.to_file(built, graph, got, built.output), &expected.data);
+        assert!(off <= OUTPUT * size, "{}: the output is off by {:.1e}", self.name, off / size);
+        off / size
+    }
+
+    fn compare_gradients(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
+        let to_file = |name: &str| self.to_file(built, graph, got, name);
         let wanted = self.expected.iter().filter(|(n, _)| n.starts_with("grad.") || n.starts_with("d_"));
         let all: Vec<(&String, [f64; 2])> = wanted.map(|(n, t)| (n, distance(&to_file(n), &t.data))).collect();
         let largest = all.iter().map(|(_, [_, size])| *size).fold(0.0, f64::max);
@@ -185,7 +199,7 @@ impl Case {
             assert!(error <= GRADIENT, "{}: {name} is off by {error:.1e}", self.name);
             worst = worst.max(error);
         }
-        [output, worst]
+        worst
     }
 }
 
@@ -203,9 +217,15 @@ fn cases() -> Vec<PathBuf> {
 fn networks_agree_with_pytorch() {
     for dir in cases() {
         let case = Case::read(&dir);
-        for recompute in [Recompute::Off, Recompute::Blocks] {
-            let [output, gradient] = case.check(recompute);
-            println!("{:<40} {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
+        let built = case.build();
+        case.check_names(&built);
+        println!("{:<40} inference, fused: output {:.1e}", case.name, case.check_inference(&built));
+        let (fused, _) = fuse(&built.graph, Purpose::Training).unwrap();
+        for (what, graph) in [("as built", &built.graph), ("fused", &fused)] {
+            for recompute in [Recompute::Off, Recompute::Blocks] {
+                let [output, gradient] = case.check(&built, graph.clone(), recompute);
+                println!("{:<40} {what}, {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
+            }
         }
     }
 }

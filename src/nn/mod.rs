@@ -2,6 +2,7 @@
 
 mod config;
 mod dit;
+mod fields;
 mod layers;
 mod params;
 mod song_unet;

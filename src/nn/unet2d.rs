@@ -32,7 +32,10 @@ fn check_size(b: &Builder, levels: usize) -> Result<()> {
     let factor = 1usize << (levels - 1);
     for (what, n) in [("height", b.spec.height), ("width", b.spec.width)] {
         if n % factor != 0 {
-            return Err(Error::invalid(what, format!("{n} is not a multiple of {factor}, which this UNet2DModel needs")));
+            return Err(Error::invalid(
+                what,
+                format!("{n} is not a multiple of {factor}, which this UNet2DModel needs"),
+            ));
         }
     }
     Ok(())

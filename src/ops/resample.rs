@@ -33,8 +33,10 @@ impl Resample {
     /// EDM's upsampling by 2 with filter f: a transposed convolution of stride 2 and padding (L − 1)/2 with 4·f⊗f/(Σf)².
     /// Twice the size for filters of even length.
     pub fn fir_up(f: &[f32]) -> Self {
+        // A transposed convolution reads its filter backwards.
+        let filter = normalised(f, 2.0).into_iter().rev().collect();
         let near = f.len() / 2;
-        Resample { up: 2, down: 1, filter: normalised(f, 2.0), pad: [near, f.len().saturating_sub(1 + near)] }
+        Resample { up: 2, down: 1, filter, pad: [near, f.len().saturating_sub(1 + near)] }
     }
 
     /// EDM's downsampling by 2 with filter f: a convolution of stride 2 and padding (L − 1)/2 with f⊗f/(Σf)².

@@ -7,8 +7,8 @@ use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// y = a·x, or a·x + b·z with two terms; inputs: a `[B]`, x `[B, …]` (, b `[B]`, z like x) → y like x. What preconditioning
-/// does to a network's input and output (Karras et al. 2022, equation 7).
+/// y = a·x, or a·x + b·z with two terms; inputs: a `[B]`, x `[B, …]` (, b `[B]`, z like x) → y like x. What
+/// preconditioning does to a network's input and output (Karras et al. 2022, equation 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleMix {
     /// 1 or 2

@@ -84,7 +84,12 @@ fn grad_inputs(s: Sizes, spread: f64) -> Vec<Input> {
 #[test]
 fn attention() {
     for s in [[1, 1, 1, 1, 1, 1], [2, 3, 5, 1, 4, 4], [1, 7, 2, 3, 5, 3], [2, 1, 9, 2, 3, 17], [1, 18, 17, 2, 2, 2], [1, 5, 1, 2, 16, 16]] {
-        Case::new(format!("attention {s:?}"), op(s), inputs(s, 2.0), |i| reference(s, i)).check();
+        let mut inputs = inputs(s, 2.0);
+        if s[2] == 1 {
+            // A single key has weight 1: there is no gradient to q and k, only rounding.
+            inputs[..2].iter_mut().for_each(|i| i.differentiate = false);
+        }
+        Case::new(format!("attention {s:?}"), op(s), inputs, |i| reference(s, i)).check();
     }
 }
 

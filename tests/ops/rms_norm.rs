@@ -28,7 +28,8 @@ fn reference(op: RmsNorm, i: &[Tensor]) -> Vec<Tensor> {
 #[test]
 fn rms_norm() {
     for affine in [false, true] {
-        let op = RmsNorm { eps: 1e-6, affine };
+        // A large eps, or the gradient of one column would be all rounding.
+        let op = RmsNorm { eps: 0.1, affine };
         for shape in [vec![1], vec![7], vec![2, 5], vec![3, 2, 17], vec![2, 2, 2, 33]] {
             Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, 0.2), |i| reference(op, i)).check();
         }
