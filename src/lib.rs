@@ -1,5 +1,6 @@
 //! langevin: a diffusion engine whose kernels are its own.
 
+pub mod bench;
 pub mod cli;
 pub mod cpu;
 pub mod data;
@@ -22,3 +23,4 @@ pub mod weights;
 
 pub use device::Device;
 pub use error::{Error, Result};
+pub use model::Model;

@@ -1,7 +1,9 @@
 //! The command line: every subcommand is a thin layer over the library.
 
+mod bench;
 mod devices;
 mod forward;
+mod inspect;
 mod plan;
 mod progress;
 mod sample;
@@ -36,6 +38,8 @@ enum Command {
     Train(train::TrainArgs),
     Forward(forward::ForwardArgs),
     Plan(plan::PlanArgs),
+    Inspect(inspect::InspectArgs),
+    Bench(bench::BenchArgs),
     Devices(devices::DevicesArgs),
     /// Print a completion script for a shell
     ///
@@ -83,6 +87,8 @@ pub fn run() -> ExitCode {
         Command::Train(args) => train::run(args, output),
         Command::Forward(args) => forward::run(args, output),
         Command::Plan(args) => plan::run(args, output),
+        Command::Inspect(args) => inspect::run(args, output),
+        Command::Bench(args) => bench::run(args, output),
         Command::Devices(args) => devices::run(args, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "langevin", &mut std::io::stdout());
