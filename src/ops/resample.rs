@@ -118,9 +118,9 @@ impl Op for Resample {
         let shape = g.shape(node.inputs[0]).to_vec();
         let mut dx = g.apply(self.transposed(&shape[1..3]), &[dy])?;
         // Where a side does not divide, the other one's padding makes it too long.
-        for axis in 1..3 {
-            if g.shape(dx)[axis] > shape[axis] {
-                dx = g.apply(Slice { axis, start: 0, len: shape[axis] }, &[dx])?;
+        for (axis, len) in [(1, shape[1]), (2, shape[2])] {
+            if g.shape(dx)[axis] > len {
+                dx = g.apply(Slice { axis, start: 0, len }, &[dx])?;
             }
         }
         Ok(vec![Some(dx)])

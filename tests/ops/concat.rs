@@ -41,7 +41,9 @@ fn zeros_around(x: &Tensor, axis: usize, before: usize, after: usize) -> Tensor 
 
 #[test]
 fn concat_slice_and_pad() {
-    for (shape, axis) in [(vec![2, 3, 5], 2), (vec![2, 3, 5], 1), (vec![2, 3, 5], 0), (vec![7], 0), (vec![1, 1, 1, 1], 3)] {
+    for (shape, axis) in
+        [(vec![2, 3, 5], 2), (vec![2, 3, 5], 1), (vec![2, 3, 5], 0), (vec![7], 0), (vec![1, 1, 1, 1], 3)]
+    {
         for parts in [2, 3, 5] {
             let sizes = (0..parts).map(|i| {
                 let mut s = shape.clone();
@@ -49,13 +51,16 @@ fn concat_slice_and_pad() {
                 s
             });
             let inputs = sizes.enumerate().map(|(i, s)| f32s(&s, i as u64)).collect();
-            Case::new(format!("concat {shape:?} {axis} {parts}"), Concat { axis }, inputs, |i| vec![concat(i, axis)]).check();
+            Case::new(format!("concat {shape:?} {axis} {parts}"), Concat { axis }, inputs, |i| vec![concat(i, axis)])
+                .check();
         }
         let n = shape[axis];
         for (start, end) in [(0, n), (0, n.div_ceil(2)), (n / 2, n)] {
             let op = Slice { axis, start, len: end - start };
-            Case::new(format!("{shape:?} {op:?}"), op, vec![f32s(&shape, 3)], |i| vec![part(&i[0], axis, start, end - start)])
-                .check();
+            Case::new(format!("{shape:?} {op:?}"), op, vec![f32s(&shape, 3)], |i| {
+                vec![part(&i[0], axis, start, end - start)]
+            })
+            .check();
         }
         for (before, after) in [(0, 0), (2, 0), (0, 3), (1, 2)] {
             let op = Pad { axis, before, after };
@@ -70,12 +75,20 @@ fn concat_slice_and_pad() {
 #[test]
 fn large_concat_slice_and_pad() {
     for axis in 0..3 {
-        let (a, b) = (vec![9, 50, 67], { let mut s = vec![9, 50, 67]; s[axis] = 21; s });
-        Case::new("large concat", Concat { axis }, vec![f32s(&a, 1), f32s(&b, 2)], |i| vec![concat(i, axis)]).forward_only().check();
-        let shape = [81, 90, 67];
-        Case::new("large slice", Slice { axis, start: 5, len: 60 }, vec![f32s(&shape, 1)], |i| vec![part(&i[0], axis, 5, 60)])
+        let (a, b) = (vec![9, 50, 67], {
+            let mut s = vec![9, 50, 67];
+            s[axis] = 21;
+            s
+        });
+        Case::new("large concat", Concat { axis }, vec![f32s(&a, 1), f32s(&b, 2)], |i| vec![concat(i, axis)])
             .forward_only()
             .check();
+        let shape = [81, 90, 67];
+        Case::new("large slice", Slice { axis, start: 5, len: 60 }, vec![f32s(&shape, 1)], |i| {
+            vec![part(&i[0], axis, 5, 60)]
+        })
+        .forward_only()
+        .check();
         Case::new("large pad", Pad { axis, before: 3, after: 14 }, vec![f32s(&a, 1)], |i| {
             vec![zeros_around(&i[0], axis, 3, 14)]
         })

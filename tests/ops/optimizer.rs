@@ -55,14 +55,16 @@ fn one_step_from_any_state() {
         for emas in 0..=Optimizer::MAX_EMAS {
             for n in [1, 15, 16, 50, 20_000] {
                 for (step, max_norm) in [(1.0, 0.0), (3.0, 0.5), (700.0, 1e9)] {
-                    let hyper: Vec<f64> = [1e-2, 0.9, 0.99, 1e-3, 0.1, step, 0.5, max_norm, 0.9, 0.5, 0.99, 0.0][..8 + emas].to_vec();
+                    let hyper: Vec<f64> =
+                        [1e-2, 0.9, 0.99, 1e-3, 0.1, step, 0.5, max_norm, 0.9, 0.5, 0.99, 0.0][..8 + emas].to_vec();
                     let mut inputs = vec![f32s(&[n], 1), f32s(&[n], 2), f32s(&[n], 3), f32s(&[n], 4).map(f64::abs)];
                     inputs.extend((0..emas).map(|e| f32s(&[n], 5 + e as u64)));
                     let mut h = f32s(&[8 + emas], 1);
                     h.data = hyper.iter().map(|v| *v as f32 as f64).collect();
                     inputs.extend([h, f32s(&[1], 1).map(|_| 3.0)]);
                     let op = Optimizer { kind, emas };
-                    let case = Case::new(format!("{op:?} {n} {step} {max_norm}"), op, inputs, |i| reference(kind, emas, i));
+                    let case =
+                        Case::new(format!("{op:?} {n} {step} {max_norm}"), op, inputs, |i| reference(kind, emas, i));
                     Case { bound: 1e-6, ..case }.forward_only().check();
                 }
             }
@@ -96,7 +98,8 @@ fn training(kind: OptimizerKind, n: usize, rows: Vec<f32>) -> Training {
     }
     let ids = buffers.clone();
     let bind = |name: &str| ids.find(name.trim_end_matches('\''));
-    let program = Program::compile("update", &g, Device::Cpu.target(), &mut buffers, bind, Options { guard: 64 }).unwrap();
+    let program =
+        Program::compile("update", &g, Device::Cpu.target(), &mut buffers, bind, Options { guard: 64 }).unwrap();
     assert!(program.commands.iter().all(|c| c.op != "copy"), "the optimiser must write its buffers directly");
     let mut schedule = Schedule::new("training", buffers);
     schedule.add(program);

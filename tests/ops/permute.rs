@@ -37,9 +37,10 @@ fn every_order() {
     for shape in [vec![3], vec![2, 5], vec![1, 1], vec![2, 3, 4], vec![2, 3, 1, 5], vec![2, 17, 3, 18]] {
         let large = shape.iter().product::<usize>() > 200;
         for axes in orders(shape.len()) {
-            let case = Case::new(format!("permute {shape:?} {axes:?}"), Permute(axes.clone()), vec![f32s(&shape, 1)], |i| {
-                vec![permute(&i[0], &axes)]
-            });
+            let case =
+                Case::new(format!("permute {shape:?} {axes:?}"), Permute(axes.clone()), vec![f32s(&shape, 1)], |i| {
+                    vec![permute(&i[0], &axes)]
+                });
             if large { case.forward_only().check() } else { case.check() }
         }
     }

@@ -6,7 +6,10 @@ use langevin::tensor::TensorType;
 /// Philox 4x32-10, one counter at a time.
 fn philox(key: [u32; 2], mut c: [u32; 4]) -> [u32; 4] {
     for round in 0..10u32 {
-        let k = [key[0].wrapping_add(round.wrapping_mul(0x9E37_79B9)), key[1].wrapping_add(round.wrapping_mul(0xBB67_AE85))];
+        let k = [
+            key[0].wrapping_add(round.wrapping_mul(0x9E37_79B9)),
+            key[1].wrapping_add(round.wrapping_mul(0xBB67_AE85)),
+        ];
         let (a, b) = (0xD251_1F53u64 * c[0] as u64, 0xCD9E_8D57u64 * c[2] as u64);
         c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
     }
@@ -19,7 +22,8 @@ fn number(kind: RandomKind, seed: &[f64], e: usize, draw: u32, stream: u32) -> f
     match (kind, e % 4) {
         (RandomKind::Uniform, i) => u(i),
         (RandomKind::Normal, i) => {
-            let (r, angle) = ((-2.0 * (u(i & 2) + 1.0 / 16_777_216.0).ln()).sqrt(), std::f64::consts::TAU * u((i & 2) + 1));
+            let (r, angle) =
+                ((-2.0 * (u(i & 2) + 1.0 / 16_777_216.0).ln()).sqrt(), std::f64::consts::TAU * u((i & 2) + 1));
             r * if i % 2 == 0 { angle.cos() } else { angle.sin() }
         }
     }

@@ -44,7 +44,8 @@ fn resampling_and_its_gradient() {
     ];
     for op in all {
         for shape in [[1, 4, 4, 1], [2, 5, 4, 3], [1, 3, 6, 17]] {
-            Case::new(format!("{op:?} {shape:?}"), op.clone(), vec![f32s(&shape, 1)], |i| vec![resample(&i[0], &op)]).check();
+            Case::new(format!("{op:?} {shape:?}"), op.clone(), vec![f32s(&shape, 1)], |i| vec![resample(&i[0], &op)])
+                .check();
         }
         Case::new(format!("large {op:?}"), op.clone(), vec![f32s(&[2, 30, 31, 20], 1)], |i| vec![resample(&i[0], &op)])
             .forward_only()
@@ -102,7 +103,8 @@ fn resize_nearest() {
             Case::new(format!("resize {from:?} {to:?} {c}"), op, vec![f32s(&[2, h, w, c], 1)], |x| {
                 let mut y = Tensor::zeros([2, height, width, c]);
                 for (b, oy, ox, ch) in indices([2, height, width, c]) {
-                    let source = |o: usize, n: usize, m: usize| (o as f64 * n as f64 / m as f64 + 1e-9).floor() as usize;
+                    let source =
+                        |o: usize, n: usize, m: usize| (o as f64 * n as f64 / m as f64 + 1e-9).floor() as usize;
                     *y.at_mut(&[b, oy, ox, ch]) = x[0].at(&[b, source(oy, h, height), source(ox, w, width), ch]);
                 }
                 vec![y]
