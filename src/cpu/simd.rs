@@ -104,6 +104,23 @@ pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
+/// Σ xᵢ·yᵢ in 16 partial sums.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest = xs.remainder().iter().zip(ys.remainder());
+    for (x, y) in xs.zip(ys) {
+        for i in 0..LANES {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    for (lane, (x, y)) in lanes.iter_mut().zip(rest) {
+        *lane += x * y;
+    }
+    lanes.iter().sum()
+}
+
 /// e^x to 2 ulp without branches, so that loops over it vectorise; below −87.3 and above 88.3 it stays what it is there. NaN
 /// passes. Cody–Waite reduction and a degree-6 polynomial.
 #[inline(always)]

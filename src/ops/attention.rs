@@ -6,21 +6,18 @@
 
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
-use crate::cpu::simd::exp;
+use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};
 
-/// Most queries in a task of the forward: K and V are copied once for each.
-const QUERIES: usize = 128;
-/// Queries in a block of the backward.
-const QUERIES_BACK: usize = 64;
-/// Elements of a block of K or V, 64 KiB of L2, unless that is fewer than [`MIN_KEYS`] or more than [`MAX_KEYS`] rows.
-const KEY_ELEMENTS: usize = 1 << 14;
-const MIN_KEYS: usize = 32;
-const MAX_KEYS: usize = 128;
+/// Elements of a block, half of L2 with its companions: of q (and y) in a task of the forward, of K and V, and of q (and dy)
+/// in the backward; then the rows that a block has at least and at most.
+const QUERIES: (usize, [usize; 2]) = (1 << 15, [96, 256]);
+const KEYS: (usize, [usize; 2]) = (1 << 14, [32, 128]);
+const QUERIES_BACK: (usize, [usize; 2]) = (1 << 14, [36, 72]);
 /// Copied rows are this much longer than a head, so that they do not share cache sets.
 const PAD: usize = 16;
 /// The backward cuts keys so that there are this many tasks, but no more than [`MAX_SPLITS`] times: each cut of several
@@ -90,10 +87,14 @@ impl Sizes {
         self.pairs() as u64 * self.queries as u64 * self.keys as u64
     }
 
+    /// Rows in a block of so many elements.
+    fn block(&self, (elements, [least, most]): (usize, [usize; 2])) -> usize {
+        (elements / self.d.max(self.dv)).clamp(least, most)
+    }
+
     /// Keys in a block, a multiple of 16.
     fn key_block(&self) -> usize {
-        let fits = (KEY_ELEMENTS / self.d.max(self.dv)).clamp(MIN_KEYS, MAX_KEYS);
-        fits.min(self.keys).next_multiple_of(PANEL)
+        self.block(KEYS).min(self.keys).next_multiple_of(PANEL)
     }
 
     /// Pieces that the backward cuts the keys into, and key blocks in a piece. They depend on the shape alone.
@@ -229,7 +230,7 @@ fn forward(args: &Args) {
     let (y, lse) = (Ptr::new(args.slice_mut::<f32>(3)), Ptr::new(args.slice_mut::<f32>(4)));
     // Every query's result is the same however they are cut.
     let wanted = (2 * rayon::current_num_threads()).div_ceil(s.pairs());
-    let size = s.queries.div_ceil(wanted).next_multiple_of(2 * PANEL).min(QUERIES);
+    let size = s.queries.div_ceil(wanted).min(s.block(QUERIES)).next_multiple_of(2 * PANEL);
     let blocks = s.queries.div_ceil(size);
     tasks(s.pairs() * blocks, s.work(), |task| {
         let (pair, first) = (task / blocks, task % blocks * size);
@@ -361,7 +362,7 @@ fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>
     let (y, dy) = (head(3, s.queries, s.dv), head(5, s.queries, s.dv));
     let lse = &args.slice::<f32>(4)[pair * s.queries..(pair + 1) * s.queries];
     let (sample, column) = (pair / s.heads, pair % s.heads);
-    let (block, rows) = (s.key_block(), QUERIES_BACK.min(s.queries));
+    let (block, rows) = (s.key_block(), s.block(QUERIES_BACK).min(s.queries));
     let (start, end) = (split * s.splits().1 * block, ((split + 1) * s.splits().1 * block).min(s.keys));
     let lengths = [
         block * s.d,
@@ -389,9 +390,7 @@ fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>
                 let count = rows.min(s.queries - query);
                 q.copy(query, count, scale, qb);
                 dy.copy(query, count, 1.0, dyb);
-                for (i, delta) in delta.iter_mut().enumerate().take(count) {
-                    *delta = dy.row(query + i).iter().zip(y.row(query + i)).map(|(a, b)| a * b).sum();
-                }
+                dots(dy, y, query, &mut delta[..count]);
                 let again = query > 0;
                 // Panels of 16 keys, a row for each query, `rows` rows apart.
                 let right = |a: &[f32], width: usize, b: &[f32], c: &mut [f32]| {
@@ -442,6 +441,15 @@ fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>
             }
         }
     });
+}
+
+simd! {
+    /// The products of rows of x with rows of y, from row `first` on.
+    fn dots(x: Head, y: Head, first: usize, out: &mut [f32]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = dot(x.row(first + i), y.row(first + i));
+        }
+    }
 }
 
 simd! {

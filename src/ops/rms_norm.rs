@@ -3,7 +3,7 @@
 use super::norm::Chunks;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
-use crate::cpu::simd::{LANES, sum};
+use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
@@ -184,21 +184,4 @@ simd! {
             }
         }
     }
-}
-
-/// Σ x·g
-#[inline(always)]
-fn dot(x: &[f32], g: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (xs, gs) = (x.chunks_exact(LANES), g.chunks_exact(LANES));
-    let rest = xs.remainder().iter().zip(gs.remainder());
-    for (x, g) in xs.zip(gs) {
-        for i in 0..LANES {
-            lanes[i] += x[i] * g[i];
-        }
-    }
-    for (lane, (x, g)) in lanes.iter_mut().zip(rest) {
-        *lane += x * g;
-    }
-    lanes.iter().sum()
 }
