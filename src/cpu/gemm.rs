@@ -77,17 +77,26 @@ pub struct Window {
 }
 
 impl Window {
-    /// Offset of the input pixel under tap (ky, kx) of output pixel `row`; `None` where that is padding.
+    /// Image, and the row and column of the padded, dilated input under tap (0, 0), of output pixel `row`.
     #[inline]
-    fn pixel(&self, row: usize, tap: usize) -> Option<usize> {
-        let (image, at) = (row / (self.out_height * self.out_width), row % (self.out_height * self.out_width));
-        let y = ((at / self.out_width) * self.stride + tap / self.kernel).checked_sub(self.pad_top)?;
-        let x = ((at % self.out_width) * self.stride + tap % self.kernel).checked_sub(self.pad_left)?;
-        if y % self.dilation != 0 || x % self.dilation != 0 {
-            return None;
+    fn corner(&self, row: usize) -> [usize; 3] {
+        let pixels = self.out_height * self.out_width;
+        let (image, at) = (row / pixels, row % pixels);
+        [image, at / self.out_width * self.stride, at % self.out_width * self.stride]
+    }
+
+    /// Offset of the input pixel under tap (ky, kx) of a corner; `None` where that is padding.
+    #[inline]
+    fn pixel(&self, [image, y, x]: [usize; 3], ky: usize, kx: usize) -> Option<usize> {
+        let (mut y, mut x) = ((y + ky).wrapping_sub(self.pad_top), (x + kx).wrapping_sub(self.pad_left));
+        if self.dilation > 1 {
+            // A padding row wraps to a huge number, which no division brings inside.
+            if y % self.dilation != 0 || x % self.dilation != 0 {
+                return None;
+            }
+            (y, x) = (y / self.dilation, x / self.dilation);
         }
-        let (y, x) = (y / self.dilation, x / self.dilation);
-        (y < self.height && x < self.width).then_some(((image * self.height + y) * self.width + x) * self.channels)
+        (y < self.height && x < self.width).then(|| ((image * self.height + y) * self.width + x) * self.channels)
     }
 }
 
@@ -100,17 +109,21 @@ pub struct Im2col<'a> {
 impl Rows for Im2col<'_> {
     #[inline]
     fn gather(&self, row: usize, k0: usize, k1: usize, out: &mut [f32]) {
-        let c = self.window.channels;
-        let mut k = k0;
-        while k < k1 {
-            let (tap, from) = (k / c, k % c);
-            let len = (c - from).min(k1 - k);
-            let to = &mut out[k - k0..k - k0 + len];
-            match self.window.pixel(row, tap) {
-                Some(at) => to.copy_from_slice(&self.data[at + from..at + from + len]),
+        let (w, c) = (&self.window, self.window.channels);
+        let corner = w.corner(row);
+        let (tap, mut from) = (k0 / c, k0 % c);
+        let (mut ky, mut kx) = (tap / w.kernel, tap % w.kernel);
+        let mut rest = &mut out[..k1 - k0];
+        while !rest.is_empty() {
+            let (to, after) = rest.split_at_mut((c - from).min(rest.len()));
+            match w.pixel(corner, ky, kx) {
+                Some(at) => to.copy_from_slice(&self.data[at + from..at + from + to.len()]),
                 None => to.fill(0.0),
             }
-            k += len;
+            (rest, from, kx) = (after, 0, kx + 1);
+            if kx == w.kernel {
+                (kx, ky) = (0, ky + 1);
+            }
         }
     }
 }

@@ -121,21 +121,35 @@ pub(crate) fn elementwise<const N: usize>(args: &Args, f: impl Fn([f32; N]) -> f
 crate::simd! {
     fn map_range[const N: usize, F: Fn([f32; N]) -> f32](inputs: [*mut f32; N], out: *mut f32, n: usize, f: F) {
         let mut i = 0;
+        // Plain loops over arrays: closures handed to the standard library would not be inlined, and nothing vectorised.
         while i + 16 <= n {
+            let mut x = [[0.0f32; 16]; N];
+            let mut y = [0.0f32; 16];
             // SAFETY: `n` elements lie at every pointer; all 16 are read before they are written.
             unsafe {
-                let x: [[f32; 16]; N] = std::array::from_fn(|k| (inputs[k].add(i) as *const [f32; 16]).read_unaligned());
-                let mut y = [0.0f32; 16];
-                for (l, y) in y.iter_mut().enumerate() {
-                    *y = f(std::array::from_fn(|k| x[k][l]));
+                for k in 0..N {
+                    x[k] = (inputs[k].add(i) as *const [f32; 16]).read_unaligned();
+                }
+                for l in 0..16 {
+                    let mut v = [0.0f32; N];
+                    for k in 0..N {
+                        v[k] = x[k][l];
+                    }
+                    y[l] = f(v);
                 }
                 (out.add(i) as *mut [f32; 16]).write_unaligned(y);
             }
             i += 16;
         }
         while i < n {
+            let mut v = [0.0f32; N];
             // SAFETY: as above.
-            unsafe { *out.add(i) = f(std::array::from_fn(|k| *inputs[k].add(i))) };
+            unsafe {
+                for k in 0..N {
+                    v[k] = *inputs[k].add(i);
+                }
+                *out.add(i) = f(v);
+            }
             i += 1;
         }
     }
