@@ -3,6 +3,7 @@
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_count};
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
+use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
@@ -269,7 +270,14 @@ simd! {
         let c = coefficients.len() / 3;
         let (mean, a, b) = (&coefficients[..c], &coefficients[c..2 * c], &coefficients[2 * c..3 * c]);
         for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
-            for i in 0..c {
+            let whole = x.as_chunks::<LANES>().0.iter().zip(y.as_chunks_mut::<LANES>().0);
+            let coefficients = mean.as_chunks::<LANES>().0.iter().zip(a.as_chunks::<LANES>().0).zip(b.as_chunks::<LANES>().0);
+            for ((x, y), ((mean, a), b)) in whole.zip(coefficients) {
+                for i in 0..LANES {
+                    y[i] = f((x[i] - mean[i]) * a[i] + b[i]);
+                }
+            }
+            for i in c - c % LANES..c {
                 y[i] = f((x[i] - mean[i]) * a[i] + b[i]);
             }
         }
