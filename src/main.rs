@@ -1,1 +1,5 @@
-fn main() {}
+//! The `langevin` command.
+
+fn main() -> std::process::ExitCode {
+    langevin::cli::run()
+}

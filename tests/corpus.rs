@@ -40,7 +40,8 @@ fn safetensors_cases() -> Vec<Case> {
     let f32_a = || entry("a", "F32", "[2]", 0, 8);
     let good = safetensors(&one(f32_a()), &[0; 8]);
     let nested = format!(r#"{{"a":{}{}}}"#, "[".repeat(1000), "]".repeat(1000));
-    let nested_field = format!(r#"{{"a":{{"dtype":"F32","shape":{}"#, "[".repeat(1000));
+    let nested_field = format!(r#"{{"a":{{"dtype":"F32","shape":{}{}}}}}"#, "[".repeat(1000), "]".repeat(1000));
+    let nested_metadata = format!(r#"{{"__metadata__":{}1{}}}"#, r#"{"a":"#.repeat(1000), "}".repeat(1000));
     let case = |name, bytes, expected| Case { target: "safetensors", name, bytes, expected };
     let header = |name, json: String, data: usize, expected| Case {
         target: "safetensors",
@@ -63,23 +64,19 @@ fn safetensors_cases() -> Vec<Case> {
         case("length-huge", raw_safetensors(u64::MAX, b"{}", &[]), &["18446744073709551615 bytes", "limit"]),
         case("length-just-over-limit", raw_safetensors(100_000_001, b"{}", &[]), &["100000001", "limit"]),
         case("length-over-file", raw_safetensors(1000, b"{}", &[]), &["1000", "only 2 follow"]),
-        case("length-short", raw_safetensors(5, one(f32_a()).as_bytes(), &[0; 8]), &["bad entry in the header"]),
+        case("length-short", raw_safetensors(5, one(f32_a()).as_bytes(), &[0; 8]), &["bad JSON header", "EOF"]),
         case("length-zero", raw_safetensors(0, b"", &[]), &["JSON"]),
         case("not-utf8", raw_safetensors(4, b"{\"\xff\"", &[]), &["UTF-8"]),
         header("not-json", "hello there".into(), 0, &["JSON"]),
-        header("json-array", "[]".into(), 0, &["object of tensors"]),
+        header("json-array", "[]".into(), 0, &["bad JSON header", "expected an object"]),
         header("json-trailing", "{} {}".into(), 0, &["trailing"]),
         header("nesting-bomb", nested, 0, &["tensor `a`"]),
         header("nesting-bomb-shape", nested_field, 0, &["tensor `a`"]),
-        header(
-            "nesting-bomb-metadata",
-            format!(r#"{{"__metadata__":{}"#, r#"{"a":"#.repeat(1000)),
-            0,
-            &["__metadata__"],
-        ),
-        header("duplicate", two(f32_a(), entry("a", "F32", "[2]", 8, 16)), 16, &["tensor `a`", "twice"]),
-        header("duplicate-same-bytes", two(f32_a(), f32_a()), 8, &["tensor `a`", "twice"]),
-        header("duplicate-escaped", two(f32_a(), entry("\\u0061", "F32", "[2]", 0, 8)), 8, &["tensor `a`", "twice"]),
+        header("nesting-bomb-metadata", nested_metadata, 0, &["__metadata__", "string"]),
+        header("nesting-bomb-cut", format!(r#"{{"a":{}"#, "[".repeat(1000)), 0, &["bad JSON header", "EOF"]),
+        header("duplicate", two(f32_a(), entry("a", "F32", "[2]", 8, 16)), 16, &["`a` appears twice"]),
+        header("duplicate-same-bytes", two(f32_a(), f32_a()), 8, &["`a` appears twice"]),
+        header("duplicate-escaped", two(f32_a(), entry("\\u0061", "F32", "[2]", 0, 8)), 8, &["`a` appears twice"]),
         header("duplicate-metadata", r#"{"__metadata__":{},"__metadata__":{}}"#.into(), 0, &["__metadata__", "twice"]),
         header("duplicate-metadata-key", r#"{"__metadata__":{"k":"1","k":"2"}}"#.into(), 0, &["`k` appears twice"]),
         header(
@@ -93,19 +90,19 @@ fn safetensors_cases() -> Vec<Case> {
             "overlap",
             two(f32_a(), entry("b", "F32", "[2]", 4, 12)),
             12,
-            &["tensor `b`", "overlaps tensor `a`", "4..8"],
+            &["tensor `b`", "overlaps another tensor"],
         ),
         header(
             "overlap-equal",
             two(f32_a(), entry("b", "F32", "[2]", 0, 8)),
             8,
-            &["tensor `b`", "overlaps tensor `a`"],
+            &["tensor `b`", "overlaps another tensor"],
         ),
         header("overlap-empty-inside", two(f32_a(), entry("b", "F32", "[0]", 4, 4)), 8, &["tensor `b`", "overlaps"]),
-        header("hole", two(f32_a(), entry("b", "F32", "[1]", 12, 16)), 16, &["tensor `b`", "hole", "8..12"]),
-        header("hole-first", one(entry("a", "F32", "[2]", 4, 12)), 12, &["tensor `a`", "hole", "0..4"]),
-        header("trailing-data", one(f32_a()), 9, &["1 bytes after the last tensor"]),
-        header("trailing-data-no-tensors", "{}".into(), 9, &["9 bytes after the last tensor"]),
+        header("hole", two(f32_a(), entry("b", "F32", "[1]", 12, 16)), 16, &["tensor `b`", "hole"]),
+        header("hole-first", one(entry("a", "F32", "[2]", 4, 12)), 12, &["tensor `a`", "hole"]),
+        header("trailing-data", one(f32_a()), 9, &["bytes after the last tensor"]),
+        header("trailing-data-no-tensors", "{}".into(), 9, &["bytes after the last tensor"]),
         header("backwards", one(entry("a", "F32", "[2]", 8, 0)), 8, &["tensor `a`", "backwards"]),
         header("out-of-range", one(entry("a", "F32", "[2]", 8, 16)), 8, &["tensor `a`", "out of range"]),
         header("offset-max", one(entry("a", "U8", "[1]", u64::MAX - 1, u64::MAX)), 1, &["tensor `a`", "out of range"]),
@@ -120,7 +117,7 @@ fn safetensors_cases() -> Vec<Case> {
             "offset-missing",
             r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}}"#.into(),
             1,
-            &["tensor `a`", "array of length 2"],
+            &["tensor `a`", "tuple of size 2"],
         ),
         header("offset-extra", r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,2]}}"#.into(), 1, &["tensor `a`"]),
         header(
@@ -144,9 +141,16 @@ fn safetensors_cases() -> Vec<Case> {
             0,
             &["more elements"],
         ),
+        header(
+            "shape-many-dimensions",
+            one(entry("a", "F32", &format!("[{}1]", "1,".repeat(999)), 0, 4)),
+            4,
+            &["tensor `a`", "1000 dimensions"],
+        ),
+        header("shape-half-byte", one(entry("a", "F4", "[3]", 0, 1)), 1, &["byte boundary"]),
         header("shape-negative", one(entry("a", "F32", "[-2]", 0, 8)), 8, &["tensor `a`"]),
         header("shape-over-u64", one(entry("a", "F32", "[18446744073709551616]", 0, 8)), 8, &["tensor `a`"]),
-        header("dtype-unknown", one(entry("a", "F33", "[2]", 0, 8)), 8, &["tensor `a`", "unknown dtype `F33`"]),
+        header("dtype-unknown", one(entry("a", "F33", "[2]", 0, 8)), 8, &["tensor `a`", "unknown variant `F33`"]),
         header(
             "dtype-missing",
             r#"{"a":{"shape":[2],"data_offsets":[0,8]}}"#.into(),
@@ -172,7 +176,7 @@ fn index_cases() -> Vec<Case> {
         case("cut", r#"{"weight_map":{"a":"x"#, &["bad index", "EOF"]),
         case("no-map", r#"{"metadata":{}}"#, &["missing field `weight_map`"]),
         case("empty-map", r#"{"weight_map":{}}"#, &["`weight_map` is empty"]),
-        case("map-array", r#"{"weight_map":["a"]}"#, &["object of strings"]),
+        case("map-array", r#"{"weight_map":["a"]}"#, &["expected an object"]),
         case("duplicate", r#"{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}"#, &["`a` appears twice"]),
         case("shard-number", r#"{"weight_map":{"a":3}}"#, &["bad index", "string"]),
         case("nesting-bomb", &format!(r#"{{"x":{}"#, "[".repeat(1000)), &["bad index"]),
@@ -203,7 +207,10 @@ fn zip_cases() -> Vec<Case> {
     let jpeg = include_bytes!("data/cifar-00000.jpg");
     let mut bad_count = good.clone();
     let end = good.len() - 22;
-    bad_count[end + 10] = 9;
+    bad_count[end + 8..end + 12].copy_from_slice(&[9, 0, 9, 0]);
+    let mut low_count = good.clone();
+    low_count[end + 8..end + 12].copy_from_slice(&[2, 0, 2, 0]);
+    let hidden = zip(&[blue()]);
     let mut bad_offset = good.clone();
     bad_offset[end + 16..end + 20].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
     let mut bad_signature = good.clone();
@@ -223,27 +230,37 @@ fn zip_cases() -> Vec<Case> {
         case("ok-null-labels", with(r#"{"labels":null}"#), &[]),
         case("ok-zip64", include_bytes!("data/zip64.zip").to_vec(), &[]),
         case("ok-jpeg", zip(&[ZipFile::new("a.JPG", *jpeg)]), &[]),
-        case("empty", vec![], &["some/file", "end record"]),
-        case("cut", good[..good.len() - 1].to_vec(), &["end record", "cut off"]),
+        case("empty", vec![], &["some/file", "not a complete zip"]),
+        case("cut", good[..good.len() - 1].to_vec(), &["not a complete zip", "cut off"]),
         case("no-entries", zip(&[]), &["no PNG or JPEG"]),
         case("no-images", zip(&[json("{}")]), &["no PNG or JPEG"]),
-        case("count-lies", bad_count, &["9 entries declared, 3 found"]),
-        case("directory-outside", bad_offset, &["directory", "outside"]),
-        case("directory-signature", bad_signature, &["entry 0", "bad signature"]),
-        case("name-not-utf8", bad_name, &["entry 0", "not UTF-8"]),
-        case("local-header-wrong", bad_local, &["`00/0.png`", "not at byte 0"]),
-        case("zip64-huge-count", huge_zip64, &["entries declared, 3 found"]),
-        case("duplicate-entry", zip(&[red(), red()]), &["`00/0.png` appears twice"]),
-        case("overlapping-entries", zip(&[red(), ZipFile { offset: Some(0), ..blue() }]), &["does not end before"]),
+        case("count-lies", bad_count, &["not a complete zip", "Unexpected end"]),
+        case("count-low", low_count, &["missing from central directory"]),
+        case("directory-outside", bad_offset, &["not a complete zip", "offset"]),
+        case("directory-signature", bad_signature, &["not a complete zip"]),
+        case("name-differs", bad_name, &["0/0.png`", "filename mismatch"]),
+        case("local-header-wrong", bad_local, &["`00/0.png`", "Invalid local file header"]),
+        case("zip64-huge-count", huge_zip64, &["not a complete zip"]),
+        case("duplicate-entry", zip(&[red(), red()]), &["two entries", "same name"]),
+        case("same-data-twice", zip(&[red(), ZipFile { offset: Some(0), ..blue() }]), &["`00/1.png`", "mismatch"]),
+        case(
+            "overlapping-entries",
+            zip(&[ZipFile::new("0.bin", hidden), ZipFile { offset: Some(30 + 5), ..blue() }]),
+            &["overlapping entries"],
+        ),
         case(
             "offset-in-directory",
             zip(&[red(), ZipFile { offset: Some(9999), ..blue() }]),
-            &["`00/1.png`", "does not end"],
+            &["`00/1.png`", "Unexpected end"],
         ),
-        case("encrypted", zip(&[ZipFile { flags: 1, ..red() }]), &["`00/0.png`", "encrypted"]),
-        case("method-unknown", zip(&[ZipFile { method: Some(14), ..red() }]), &["`00/0.png`", "method 14"]),
+        case("encrypted", zip(&[ZipFile { flags: 1, ..red() }]), &["`00/0.png`", "Password required"]),
+        case(
+            "method-unknown",
+            zip(&[ZipFile { method: Some(14), ..red() }]),
+            &["`00/0.png`", "method not supported: 14"],
+        ),
         case("crc-wrong", zip(&[red(), ZipFile { crc: Some(7), ..blue() }]), &["`00/1.png`", "checksum"]),
-        case("not-deflate", zip(&[ZipFile { method: Some(8), ..red() }]), &["`00/0.png`", "broken compressed data"]),
+        case("not-deflate", zip(&[ZipFile { method: Some(8), ..red() }]), &["`00/0.png`", "corrupt deflate stream"]),
         case(
             "bomb-declared",
             zip(&[ZipFile { declared_size: Some(u32::MAX - 1), ..bomb.clone() }]),
@@ -252,7 +269,7 @@ fn zip_cases() -> Vec<Case> {
         case(
             "bomb-actual",
             zip(&[ZipFile { declared_size: Some(100), ..bomb.clone() }]),
-            &["`00/1.png`", "more than the declared 100"],
+            &["`00/1.png`", "100 bytes", "larger than its declared"],
         ),
         case(
             "size-too-large",

@@ -113,7 +113,7 @@ fn every_tensor_starts_aligned() {
     write(&path, specs, &WriteOptions::default(), fill).unwrap();
     let header = Header::parse(&path, &fs::read(&path).unwrap()).unwrap();
     for (name, (info, range)) in &header.tensors {
-        assert!(range.start.is_multiple_of(info.dtype.size()), "{name} at {}", range.start);
+        assert!(range.start.is_multiple_of(info.dtype.bitsize() / 8), "{name} at {}", range.start);
     }
 }
 
@@ -159,6 +159,14 @@ fn every_dtype_is_read_as_f32_and_integers_as_i64() {
             }
         }
     }
+}
+
+#[test]
+fn dtypes_that_are_no_plain_numbers_are_opened_but_not_read() {
+    let json = format!("{{{},{}}}", entry("c", "C64", "[1]", 0, 8), entry("f", "F32", "[1]", 8, 12));
+    let weights = Weights::from_bytes(safetensors(&json, &[0; 12]).leak()).unwrap();
+    assert_eq!(weights.read_f32("f").unwrap(), [0.0]);
+    assert!(weights.read_f32("c").unwrap_err().to_string().contains("tensor `c`: is C64, which cannot be read"));
 }
 
 #[test]

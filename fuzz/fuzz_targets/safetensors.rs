@@ -9,6 +9,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let Ok(header) = Header::parse(Path::new("fuzz"), bytes) else { return };
     for (info, range) in header.tensors.values() {
-        assert_eq!(bytes[range.clone()].len(), info.element_count() * info.dtype.size());
+        assert_eq!(bytes[range.clone()].len(), info.element_count() * info.dtype.bitsize() / 8);
     }
 });

@@ -189,8 +189,8 @@ pub fn erf(x: f32) -> f32 {
 pub fn ln(x: f32) -> f32 {
     const SQRT_HALF_BITS: i32 = 0x3F35_04F3;
     let bits = x.to_bits() as i32;
-    let e = (bits - SQRT_HALF_BITS) >> 23;
-    let m = f32::from_bits((bits - (e << 23)) as u32);
+    let e = bits.wrapping_sub(SQRT_HALF_BITS) >> 23;
+    let m = f32::from_bits(bits.wrapping_sub(e << 23) as u32);
     let s = (m - 1.0) / (m + 1.0);
     let s2 = s * s;
     let series = s2 * (1.0 / 3.0 + s2 * (1.0 / 5.0 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0 + s2 * (1.0 / 11.0)))));
@@ -207,13 +207,14 @@ pub fn ln(x: f32) -> f32 {
 pub fn cos_sin_turn(u: f32) -> (f32, f32) {
     const ROUND: f32 = 12_582_912.0;
     let quarters = 4.0 * u;
-    let q = (quarters + ROUND) - ROUND;
-    let a = (quarters - q) * std::f32::consts::FRAC_PI_2;
+    let shifted = quarters + ROUND;
+    let a = (quarters - (shifted - ROUND)) * std::f32::consts::FRAC_PI_2;
     let a2 = a * a;
     let sin = a + a * a2 * (-1.0 / 6.0 + a2 * (1.0 / 120.0 + a2 * (-1.0 / 5040.0 + a2 * (1.0 / 362_880.0))));
     let cos = 1.0
         + a2 * (-0.5 + a2 * (1.0 / 24.0 + a2 * (-1.0 / 720.0 + a2 * (1.0 / 40_320.0 - a2 * (1.0 / 3_628_800.0)))));
-    let n = q as i32;
+    // The last bits of the shifted number are those of the whole quarter turns.
+    let n = shifted.to_bits();
     let (c, s) = if n & 1 == 0 { (cos, sin) } else { (sin, cos) };
     (if (n + 1) & 2 == 0 { c } else { -c }, if n & 2 == 0 { s } else { -s })
 }

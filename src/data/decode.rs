@@ -1,6 +1,5 @@
 //! PNG and JPEG entries of a dataset, all of one size, decoded in parallel.
 
-use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -22,7 +21,7 @@ pub(super) trait Entry: Sync {
     /// The name, for errors.
     fn name(&self) -> &str;
     /// The file's bytes; the reason of a failure says what is wrong with them.
-    fn read(&self) -> Result<Cow<'_, [u8]>, String>;
+    fn read(&self) -> Result<Vec<u8>, String>;
 }
 
 /// Whether a name is one of an image file. Hidden files, such as those that macOS adds to zips, are not.

@@ -1,6 +1,5 @@
 //! A folder of images: with a `dataset.json` (an unpacked EDM zip), or with one folder a class, or without labels.
 
-use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +22,8 @@ impl Entry for FolderEntry {
         &self.name
     }
 
-    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
-        fs::read(&self.path).map(Cow::Owned).map_err(|e| e.to_string())
+    fn read(&self) -> Result<Vec<u8>, String> {
+        fs::read(&self.path).map_err(|e| e.to_string())
     }
 }
 

@@ -141,6 +141,11 @@ impl Graph {
         self.outputs.push((name.as_ref().into(), value));
     }
 
+    /// Renames every output.
+    pub fn rename_outputs(&mut self, rename: impl Fn(&str) -> String) {
+        self.outputs.iter_mut().for_each(|(name, _)| *name = rename(name).into());
+    }
+
     /// The value of a named output.
     pub fn find_output(&self, name: &str) -> Option<Value> {
         self.outputs.iter().find(|(n, _)| &**n == name).map(|(_, v)| *v)

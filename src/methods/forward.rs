@@ -17,6 +17,8 @@ pub fn forward(network: &Built, grad: Option<Recompute>, target: Target, options
         add_gradients(network, &mut graph, recompute)?;
         graph = fuse(&graph, Purpose::Inference)?.0;
     }
+    // An input and an output may have one name: that of the buffer of an output says which it is.
+    graph.rename_outputs(|name| format!("out/{name}"));
     let mut buffers = Buffers::new();
     for (value, name) in graph.inputs() {
         buffers.declare(name, graph.ty(value).clone());
@@ -25,15 +27,11 @@ pub fn forward(network: &Built, grad: Option<Recompute>, target: Target, options
         buffers.declare(format!("weights/{name}"), graph.ty(value).clone());
     }
     for (name, value) in graph.outputs() {
-        buffers.declare(format!("out/{name}"), graph.ty(*value).clone());
+        buffers.declare(name, graph.ty(*value).clone());
     }
     let names = buffers.clone();
     let parameters: std::collections::HashSet<&str> = graph.parameters().map(|(_, n)| n.as_ref()).collect();
-    let outputs: std::collections::HashSet<&str> = graph.outputs().iter().map(|(n, _)| n.as_ref()).collect();
-    let bind = |port: &str| {
-        let prefix = if outputs.contains(port) { "out/" } else if parameters.contains(port) { "weights/" } else { "" };
-        names.find(&format!("{prefix}{port}"))
-    };
+    let bind = |port: &str| if parameters.contains(port) { names.find(&format!("weights/{port}")) } else { names.find(port) };
     let program = Program::compile("forward", &graph, target, &mut buffers, bind, options)?.with_nfe(1);
     let mut schedule = Schedule::new("forward", buffers);
     let p = schedule.add(program);

@@ -35,10 +35,12 @@ pub struct NoiseLevel {
     pub weight: f32,
 }
 
-/// Philox streams of training, far from those of dropout layers: noise on the device; on the host levels and label dropout.
+/// Philox streams of training, far from those of dropout layers: noise on the device; on the host levels, label dropout
+/// and first weights.
 const NOISE: u32 = 1 << 17;
 const LEVELS: u32 = NOISE + 1;
 const LABELS: u32 = NOISE + 2;
+const INIT: u32 = NOISE + 3;
 
 impl Objective {
     /// The level of sample number `sample` since the start of the run.
@@ -67,6 +69,11 @@ fn uniforms(seed: u64, sample: u64, stream: u32) -> [f64; 2] {
     let words = philox::block([seed as u32, (seed >> 32) as u32], sample as u32, [(sample >> 32) as u32, stream, 0]);
     let unit = |high: u32, low: u32| (((high as u64) << 21 | low as u64 >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
     [unit(words[0][0], words[1][0]), unit(words[2][0], words[3][0])]
+}
+
+/// Two numbers in (0, 1] for element `i` of parameter number `parameter`.
+pub fn init_uniforms(seed: u64, parameter: u32, i: u32) -> [f64; 2] {
+    uniforms(seed, (parameter as u64) << 32 | i as u64, INIT)
 }
 
 /// True with probability `p`: drop the label of that sample, for classifier-free guidance (Ho & Salimans 2022).

@@ -33,7 +33,7 @@ pub fn build(c: &DitConfig, mut b: Builder) -> Result<Built> {
     }
     let y = b.block(|b| last(c, b, x, conditioning))?;
     let y = unpatch(c, &mut b, y, [rows, cols])?;
-    Ok(b.finish("sample", y))
+    Ok(b.finish("prediction", y))
 }
 
 /// Patches along both sides.
@@ -62,8 +62,8 @@ fn patches(c: &DitConfig, b: &mut Builder, x: Value, [rows, cols]: [usize; 2]) -
     b.reshape(x, [batch, n, width])
 }
 
-/// Fixed positions `[rows, cols, width]`: a quarter each of sin and cos of the column, then of the row, both counted in the grid
-/// `base` wide that the model was trained at.
+/// Fixed positions `[rows, cols, width]`: a quarter each of sin and cos of the column, then of the row, both counted in
+/// the grid `base` wide that the model was trained at.
 fn positions(width: usize, [rows, cols]: [usize; 2], base: usize) -> Vec<f32> {
     let quarter = width / 4;
     let frequency = |j: usize| 10_000f64.powf(-(j as f64) / quarter as f64);
@@ -83,13 +83,8 @@ fn positions(width: usize, [rows, cols]: [usize; 2], base: usize) -> Vec<f32> {
 /// The embedding of time and class `[B, D]`. Every block of the file has its own.
 fn embed(c: &DitConfig, b: &mut Builder, [t, labels]: [Value; 2]) -> Result<Value> {
     let width = c.heads * c.head_dim;
-    let sinusoids = TimestepEmbedding {
-        dim: SINUSOIDS,
-        flip_sin_to_cos: true,
-        freq_shift: 1.0,
-        max_period: 10_000.0,
-        scale: 1.0,
-    };
+    let sinusoids =
+        TimestepEmbedding { dim: SINUSOIDS, flip_sin_to_cos: true, freq_shift: 1.0, max_period: 10_000.0, scale: 1.0 };
     let t = b.graph.apply(sinusoids, &[t])?;
     let t = b.embedding_mlp("timestep_embedder", t, width, Activation::Silu)?;
     let table = [c.classes + 1, width];

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::graph::{Graph, Value};
 use crate::ops::{
     Activate, Activation, Attention, Concat, Conv2d, Dropout, Embedding, Epilogue, Geglu, GroupNorm, LayerNorm, Linear,
-    Padding, Reshape, Resample, Slice,
+    Padding, Resample, Reshape, Slice,
 };
 use crate::tensor::TensorType;
 
@@ -50,7 +50,9 @@ pub enum WeightKind {
     /// `[N, K, 1, 1]`
     Pointwise,
     /// `[3·C, K, 1, 1]`, rows interleaved as EDM does, see [`Import::Qkv`]; bias alike.
-    Qkv { heads: usize },
+    Qkv {
+        heads: usize,
+    },
 }
 
 impl Layer {
@@ -338,7 +340,8 @@ impl Builder {
         })
     }
 
-    /// Bias, sample bias and residual, those that are there. A bias starts as its weight does: at zero with one of its own.
+    /// Bias, sample bias and residual, those that are there. A bias starts as its weight does: at zero with one of its
+    /// own.
     fn operands(&mut self, operands: &mut Vec<Value>, layer: &Layer, import: Import, bound: f32) {
         if layer.bias {
             let (n, init) = (layer.outputs, if layer.init.is_some() { Init::Zeros } else { Init::Uniform(bound) });
@@ -407,8 +410,8 @@ impl Builder {
         })
     }
 
-    /// y = (shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))) + W·emb))))) / divisor   (He et al. 2016; Ho et al. 2020),
-    /// or with `scale_shift` norm2(…)·(1 + scale) + shift. `emb` `[B, E]` is the activated time embedding.
+    /// y = (shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))) + W·emb))))) / divisor   (He et al. 2016; Ho et
+    /// al. 2020), or with `scale_shift` norm2(…)·(1 + scale) + shift. `emb` `[B, E]` is the activated time embedding.
     pub fn resnet(&mut self, name: &str, x: Value, emb: Value, r: ResnetBlock) -> Result<Value> {
         self.scoped(name, |b| {
             let h = b.group_norm("norm1", x, r.norm, r.activation, None)?;
@@ -464,13 +467,7 @@ impl Builder {
     }
 
     /// diffusers' attention block of pixel-space UNets: attention over the normed pixels, plus x.
-    pub fn image_attention(
-        &mut self,
-        name: &str,
-        x: Value,
-        norm: Option<Norm>,
-        a: AttentionLayer,
-    ) -> Result<Value> {
+    pub fn image_attention(&mut self, name: &str, x: Value, norm: Option<Norm>, a: AttentionLayer) -> Result<Value> {
         self.scoped(name, |b| {
             let (shape, channels) = (b.graph.shape(x).to_vec(), b.channels(x));
             let h = match norm {
@@ -483,8 +480,8 @@ impl Builder {
         })
     }
 
-    /// The feed-forward part of a transformer, 4 times as wide inside: `between` is applied in the middle, `residual` added at
-    /// the end.
+    /// The feed-forward part of a transformer, 4 times as wide inside: `between` is applied in the middle, `residual`
+    /// added at the end.
     pub fn feed_forward(
         &mut self,
         x: Value,

@@ -2,6 +2,7 @@
 
 mod config;
 mod dit;
+mod fields;
 mod layers;
 mod params;
 mod song_unet;
@@ -92,7 +93,7 @@ pub struct Built {
     pub fixed: Vec<FixedTensor>,
     /// Names of tensors that some files hold and none needs.
     pub ignored: Vec<String>,
-    /// Name of the output, NHWC: `sample`, or for EDM `denoised`.
+    /// Name of the output, NHWC: `prediction`, or for EDM `denoised`.
     pub output: &'static str,
 }
 

@@ -12,8 +12,8 @@ pub enum Import {
     Transpose,
     /// A convolution `[O, I, k, k]` → `[k·k, I, O]`.
     Conv,
-    /// The weight `[3·C, K, 1, 1]` or bias `[3·C]` of EDM's attention, whose rows are interleaved: within a head, row 3·c + j
-    /// belongs to q, k, v for j = 0, 1, 2 → columns q | k | v.
+    /// The weight `[3·C, K, 1, 1]` or bias `[3·C]` of EDM's attention, whose rows are interleaved: within a head, row
+    /// 3·c + j belongs to q, k, v for j = 0, 1, 2 → columns q | k | v.
     Qkv { heads: usize },
 }
 
@@ -49,8 +49,8 @@ impl Parameter {
         self.shape.iter().product()
     }
 
-    /// True if a tensor of that shape holds this parameter: the same shape, or one that differs in dimensions of size 1 only (files
-    /// disagree on whether a 1×1 convolution is `[N, K]` or `[N, K, 1, 1]`).
+    /// True if a tensor of that shape holds this parameter: the same shape, or one that differs in dimensions of size 1
+    /// only (files disagree on whether a 1×1 convolution is `[N, K]` or `[N, K, 1, 1]`).
     pub fn accepts(&self, shape: &[usize]) -> bool {
         let kept = |s: &[usize]| s.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
         kept(shape) == kept(&self.shape)
@@ -118,7 +118,8 @@ impl Parameter {
     }
 }
 
-/// A tensor that the public file holds although it follows from the configuration (resampling filters): read over, written back.
+/// A tensor that the public file holds although it follows from the configuration (resampling filters): read over,
+/// written back.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FixedTensor {
     pub name: String,

@@ -1,5 +1,5 @@
-//! EDM's SongUNet inside EDM preconditioning: DDPM++ and NCSN++ (Song et al. 2021) as reimplemented by Karras et al. 2022
-//! ("Elucidating the Design Space of Diffusion-Based Generative Models", table 1 and appendix C).
+//! EDM's SongUNet inside EDM preconditioning: DDPM++ and NCSN++ (Song et al. 2021) as reimplemented by Karras et al.
+//! 2022 ("Elucidating the Design Space of Diffusion-Based Generative Models", table 1 and appendix C).
 
 use super::Built;
 use super::config::EdmConfig;
@@ -7,8 +7,8 @@ use super::layers::{Builder, Layer, Norm, WeightKind, Window};
 use super::params::{Import, Init};
 use crate::graph::Value;
 use crate::ops::{
-    Activation, Affine, Attention, Binary, Broadcast, EdmCoefficients, Embedding, FourierEmbedding, Pad, Padding, Resample,
-    SampleMix, TimestepEmbedding,
+    Activation, Affine, Attention, Binary, Broadcast, EdmCoefficients, Embedding, FourierEmbedding, Pad, Padding,
+    Resample, SampleMix, TimestepEmbedding,
 };
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -125,6 +125,23 @@ enum Change {
     Up,
 }
 
+/// One block of the encoder or decoder.
+#[derive(Clone, Copy)]
+struct Block {
+    outputs: usize,
+    /// Joined with the input.
+    skip: Option<Value>,
+    change: Change,
+    attention: bool,
+}
+
+impl Block {
+    /// A ResNet block and nothing more.
+    fn new(outputs: usize) -> Self {
+        Block { outputs, skip: None, change: Change::None, attention: false }
+    }
+}
+
 struct SongUnet<'a> {
     c: &'a EdmConfig,
     emb: Value,
@@ -153,7 +170,8 @@ impl SongUnet<'_> {
                 x = self.conv3(b, &self.name(0, "conv"), x, c.model_channels)?;
             } else {
                 let outputs = b.channels(x);
-                x = self.block(b, &self.name(level, "down"), x, None, outputs, Change::Down, false)?;
+                let down = Block { change: Change::Down, ..Block::new(outputs) };
+                x = self.block(b, &self.name(level, "down"), x, down)?;
                 if c.residual_encoder {
                     x = self.merged(b, &self.name(level, "aux_residual"), x, pyramid)?;
                     pyramid = x;
@@ -161,8 +179,8 @@ impl SongUnet<'_> {
             }
             skips.push(x);
             for i in 0..c.blocks {
-                let name = self.name(level, &format!("block{i}"));
-                x = self.block(b, &name, x, None, self.width(level), Change::None, self.attends(level))?;
+                let block = Block { attention: self.attends(level), ..Block::new(self.width(level)) };
+                x = self.block(b, &self.name(level, &format!("block{i}")), x, block)?;
                 skips.push(x);
             }
         }
@@ -174,14 +192,17 @@ impl SongUnet<'_> {
         for level in (0..=coarsest).rev() {
             let outputs = b.channels(x);
             if level == coarsest {
-                x = self.block(b, &self.name(level, "in0"), x, None, outputs, Change::None, true)?;
-                x = self.block(b, &self.name(level, "in1"), x, None, outputs, Change::None, false)?;
+                let attentive = Block { attention: true, ..Block::new(outputs) };
+                x = self.block(b, &self.name(level, "in0"), x, attentive)?;
+                x = self.block(b, &self.name(level, "in1"), x, Block::new(outputs))?;
             } else {
-                x = self.block(b, &self.name(level, "up"), x, None, outputs, Change::Up, false)?;
+                let up = Block { change: Change::Up, ..Block::new(outputs) };
+                x = self.block(b, &self.name(level, "up"), x, up)?;
             }
             for i in 0..=c.blocks {
-                let (name, attends) = (self.name(level, &format!("block{i}")), i == c.blocks && self.attends(level));
-                x = self.block(b, &name, x, skips.pop(), self.width(level), Change::None, attends)?;
+                let attention = i == c.blocks && self.attends(level);
+                let block = Block { skip: skips.pop(), attention, ..Block::new(self.width(level)) };
+                x = self.block(b, &self.name(level, &format!("block{i}")), x, block)?;
             }
         }
         let norm = self.norm(b, x);
@@ -200,22 +221,12 @@ impl SongUnet<'_> {
     }
 
     /// One block, as one recomputation block: the skip joined, resampling, ResNet, attention.
-    #[allow(clippy::too_many_arguments)]
-    fn block(
-        &self,
-        b: &mut Builder,
-        name: &str,
-        x: Value,
-        skip: Option<Value>,
-        outputs: usize,
-        change: Change,
-        attends: bool,
-    ) -> Result<Value> {
+    fn block(&self, b: &mut Builder, name: &str, x: Value, block: Block) -> Result<Value> {
         b.block(|b| {
             b.scoped(name, |b| {
-                let x = skip.map_or(Ok(x), |skip| b.concat(3, x, skip))?;
-                let y = self.resnet(b, x, outputs, change)?;
-                if attends { self.attention(b, y) } else { Ok(y) }
+                let x = block.skip.map_or(Ok(x), |skip| b.concat(3, x, skip))?;
+                let y = self.resnet(b, x, block.outputs, block.change)?;
+                if block.attention { self.attention(b, y) } else { Ok(y) }
             })
         })
     }
@@ -284,8 +295,8 @@ impl SongUnet<'_> {
         b.reshape(y, shape)
     }
 
-    /// NCSN++: (x + down(conv(pyramid))) / √2. The filter runs over the convolution of the image with zeros around it, edges
-    /// included, so the convolution is padded by the filter's own margin and the filter not at all.
+    /// NCSN++: (x + down(conv(pyramid))) / √2. The filter runs over the convolution of the image with zeros around it,
+    /// edges included, so the convolution is padded by the filter's own margin and the filter not at all.
     fn merged(&self, b: &mut Builder, name: &str, x: Value, pyramid: Value) -> Result<Value> {
         let (outputs, f) = (b.channels(x), &self.c.resample_filter);
         self.declare_filter(b, name);

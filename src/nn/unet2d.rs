@@ -24,7 +24,7 @@ pub fn build(c: &Unet2dConfig, mut b: Builder) -> Result<Built> {
         let inverse = b.graph.apply(Reciprocal, &[t])?;
         y = b.graph.apply(SampleMix { terms: 1 }, &[inverse, y])?;
     }
-    Ok(b.finish("sample", y))
+    Ok(b.finish("prediction", y))
 }
 
 /// Skips fit only where every level halves both sides.
@@ -32,7 +32,10 @@ fn check_size(b: &Builder, levels: usize) -> Result<()> {
     let factor = 1usize << (levels - 1);
     for (what, n) in [("height", b.spec.height), ("width", b.spec.width)] {
         if n % factor != 0 {
-            return Err(Error::invalid(what, format!("{n} is not a multiple of {factor}, which this UNet2DModel needs")));
+            return Err(Error::invalid(
+                what,
+                format!("{n} is not a multiple of {factor}, which this UNet2DModel needs"),
+            ));
         }
     }
     Ok(())

@@ -26,7 +26,7 @@ pub fn build(c: &Unet2dConditionConfig, mut b: Builder) -> Result<Built> {
     let attend = |b: &mut Builder, name: &str, x: Value, place: Place| transformer(c, b, name, x, context, place);
     let x = Unet { config: u, emb, attend, mid: c.mid.then_some(true) }.body(&mut b, x)?;
     let y = head(&mut b, u, x, u.activation, c.conv_out_kernel)?;
-    Ok(b.finish("sample", y))
+    Ok(b.finish("prediction", y))
 }
 
 /// Adds the projected guidance embedding of a distilled model.   (Luo et al. 2023)

@@ -19,6 +19,8 @@ const K_BLOCK: usize = 256;
 /// Rows and columns of y in a task: a packed block of B takes 256 KiB.
 const M_BLOCK: usize = 192;
 const N_BLOCK: usize = 256;
+/// Packed rows of A are this much longer than they need be, so that they do not share cache sets.
+const A_PAD: usize = 16;
 
 impl BatchedMatmul {
     /// B, M, N, K.
@@ -82,14 +84,13 @@ fn kernel(args: &Args) {
     let (row_blocks, col_blocks) = (m.div_ceil(M_BLOCK), n.div_ceil(N_BLOCK));
     let (rows, cols) = (m.div_ceil(row_blocks), n.div_ceil(col_blocks).next_multiple_of(PANEL));
     let col_blocks = n.div_ceil(cols);
-    let (a_row, a_col) = if transpose_a { (1, m) } else { (k, 1) };
     let out = Ptr::new(out);
     tasks(batch * row_blocks * col_blocks, batch * m * n * k / 64, |task| {
         let (i, rest) = (task / (row_blocks * col_blocks), task % (row_blocks * col_blocks));
         let (row0, col0) = (rest / col_blocks * rows, rest % col_blocks * cols);
         let (height, width) = (rows.min(m - row0.min(m)), cols.min(n - col0));
         let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
-        with_buffers(0, K_BLOCK * cols, |_, pack| {
+        with_buffers(K_BLOCK * (rows + A_PAD), K_BLOCK * cols, |pack_a, pack| {
             for k0 in (0..k.max(1)).step_by(K_BLOCK) {
                 let depth = K_BLOCK.min(k - k0);
                 let pack = &mut pack[..depth * width.next_multiple_of(PANEL)];
@@ -98,8 +99,17 @@ fn kernel(args: &Args) {
                     (_, true) => pack_cols(&b[col0 * k + k0..], k, width, depth, pack),
                     (_, false) => pack_rows(&b[k0 * n + col0..], n, width, pack),
                 }
+                // The columns of a transposed A lie far apart: they are brought together.
+                let (a, a_row, a_col) = if transpose_a {
+                    for (i, line) in pack_a.chunks_exact_mut(rows + A_PAD).enumerate().take(depth) {
+                        line[..height].copy_from_slice(&a[(k0 + i) * m + row0..][..height]);
+                    }
+                    (pack_a.as_ptr(), 1, rows + A_PAD)
+                } else {
+                    (a.as_ptr().wrapping_add(row0 * k + k0), k, 1)
+                };
                 let tiles = Tiles {
-                    a: a.as_ptr().wrapping_add(row0 * a_row + k0 * a_col),
+                    a,
                     a_row,
                     a_col,
                     b: pack.as_ptr(),

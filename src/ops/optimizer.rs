@@ -202,7 +202,7 @@ fn step<const E: usize>(args: &Args) {
             Some(c) => step_range(part, end - start, c, follow),
             None => {
                 let pairs = part.from.into_iter().zip(part.to).chain(part.averages.into_iter().zip(part.averages_to));
-                for (from, to) in pairs.filter(|(from, to)| *from != *to as *const f32) {
+                for (from, to) in pairs.filter(|(from, to)| !std::ptr::eq(*from, *to)) {
                     // SAFETY: `end - start` elements lie at every pointer; outputs are their inputs or apart from them.
                     unsafe { std::ptr::copy(from, to, end - start) };
                 }
@@ -226,10 +226,10 @@ simd! {
                 write(part.to[0], p);
                 write(part.to[1], m);
                 write(part.to[2], v);
-                for e in 0..E {
+                for (e, follow) in follow.iter().enumerate() {
                     let mut a = read(part.averages[e]);
                     for l in 0..16 {
-                        a[l] += follow[e] * (p[l] - a[l]);
+                        a[l] += follow * (p[l] - a[l]);
                     }
                     write(part.averages_to[e], a);
                 }
@@ -244,9 +244,9 @@ simd! {
                 *part.to[0].add(i) = p;
                 *part.to[1].add(i) = m;
                 *part.to[2].add(i) = v;
-                for e in 0..E {
+                for (e, follow) in follow.iter().enumerate() {
                     let a = *part.averages[e].add(i);
-                    *part.averages_to[e].add(i) = a + follow[e] * (p - a);
+                    *part.averages_to[e].add(i) = a + follow * (p - a);
                 }
             }
             i += 1;

@@ -13,6 +13,8 @@ pub struct Permute(pub Vec<usize>);
 
 /// Side of the squares that transposes go through: 16 floats are a cache line.
 const TILE: usize = 16;
+/// Rows of a block of tiles.
+const BLOCK: usize = 8 * TILE;
 
 impl Permute {
     /// The permutation that undoes this one.
@@ -101,12 +103,14 @@ fn kernel(args: &Args) {
     let inner: usize = axes[contiguous + 1..].iter().map(|a| a.0).product();
     let outer: usize = axes[..contiguous].iter().map(|a| a.0).product();
     axes.remove(contiguous);
-    let strips = width.div_ceil(TILE);
+    // Some thousand elements a task, and four cache lines of x side by side.
+    let strip = (4096 / run.max(1)).next_multiple_of(TILE).max(4 * TILE);
+    let strips = width.div_ceil(strip);
     let work = out.len();
     let out = Ptr::new(out);
     tasks(outer * inner * strips, work, |task| {
-        let (rest, first) = (task / strips, task % strips * TILE);
-        let count = TILE.min(width - first);
+        let (rest, first) = (task / strips, task % strips * strip);
+        let count = strip.min(width - first);
         let x = &x[offset(&axes, rest) + first..];
         let at = (rest / inner * width + first) * inner + rest % inner;
         // Rows `first..first + count` of the axis, at this index of the others, belong to this task alone.
@@ -115,33 +119,31 @@ fn kernel(args: &Args) {
 }
 
 simd! {
-    /// out[i, j] = x[j, i] for j < n and i < count ≤ 16; `x_row` and `out_row` are the distances of rows.
+    /// out[i, j] = x[j, i] for j < n and i < count; `x_row` and `out_row` are the distances of rows.
     fn transpose(x: &[f32], x_row: usize, out: *mut f32, out_row: usize, n: usize, count: usize) {
-        let mut j = 0;
-        while j < n {
-            let height = TILE.min(n - j);
-            let mut tile = [[0.0f32; TILE]; TILE];
-            if height == TILE && count == TILE {
-                for (r, line) in tile.iter_mut().enumerate() {
-                    line.copy_from_slice(&x[(j + r) * x_row..][..TILE]);
-                }
-                for i in 0..TILE {
-                    let column: [f32; TILE] = std::array::from_fn(|r| tile[r][i]);
-                    // SAFETY: `out` holds `count` rows of n.
-                    unsafe { (out.add(i * out_row + j) as *mut [f32; TILE]).write_unaligned(column) };
-                }
-            } else {
-                for (r, line) in tile.iter_mut().enumerate().take(height) {
-                    line[..count].copy_from_slice(&x[(j + r) * x_row..][..count]);
-                }
-                for i in 0..count {
-                    for (r, line) in tile.iter().enumerate().take(height) {
+        let (whole_n, whole_count) = (n / TILE * TILE, count / TILE * TILE);
+        // A block of rows of x stays in L1 while its columns are written, 16 lines of y at a time: more would share cache
+        // sets where sizes are powers of two.
+        for block in (0..whole_n).step_by(BLOCK) {
+            for i in (0..whole_count).step_by(TILE) {
+                for j in (block..whole_n.min(block + BLOCK)).step_by(TILE) {
+                    let mut tile = [[0.0f32; TILE]; TILE];
+                    for r in 0..TILE {
+                        let line = &x[(j + r) * x_row + i..][..TILE];
+                        for c in 0..TILE { tile[c][r] = line[c]; }
+                    }
+                    for (c, line) in tile.iter().enumerate() {
                         // SAFETY: `out` holds `count` rows of n.
-                        unsafe { *out.add(i * out_row + j + r) = line[i] };
+                        unsafe { (out.add((i + c) * out_row + j) as *mut [f32; TILE]).write_unaligned(*line) };
                     }
                 }
             }
-            j += TILE;
+        }
+        for i in 0..count {
+            for j in if i < whole_count { whole_n..n } else { 0..n } {
+                // SAFETY: as above.
+                unsafe { *out.add(i * out_row + j) = x[j * x_row + i] };
+            }
         }
     }
 }

@@ -103,25 +103,38 @@ simd! {
     fn fill(normal: bool, key: [u32; 2], first: u32, rest: [u32; 3], out: &mut [f32]) {
         for (i, out) in out.chunks_mut(BLOCK).enumerate() {
             let words = philox::block(key, first + (i * philox::LANES) as u32, rest);
-            let mut numbers = [[0.0f32; philox::LANES]; 4];
-            if normal {
-                for pair in [0, 2] {
-                    for l in 0..philox::LANES {
-                        let u = philox::uniform(words[pair][l]) + 1.0 / 16_777_216.0;
-                        let r = (-2.0 * ln(u)).sqrt();
-                        let (cos, sin) = cos_sin_turn(philox::uniform(words[pair + 1][l]));
-                        numbers[pair][l] = r * cos;
-                        numbers[pair + 1][l] = r * sin;
-                    }
-                }
+            let numbers = if normal {
+                let ([a, b], [c, d]) = (normal_pairs(&words[0], &words[1]), normal_pairs(&words[2], &words[3]));
+                [a, b, c, d]
             } else {
-                for (numbers, words) in numbers.iter_mut().zip(&words) {
-                    for (x, w) in numbers.iter_mut().zip(words) { *x = philox::uniform(*w); }
-                }
-            }
+                words.each_ref().map(uniforms)
+            };
             for (l, out) in out.chunks_mut(4).enumerate() {
                 for (word, y) in out.iter_mut().enumerate() { *y = numbers[word][l]; }
             }
         }
     }
+}
+
+/// The uniform number of every lane.
+#[inline(always)]
+fn uniforms(words: &[u32; philox::LANES]) -> [f32; philox::LANES] {
+    let mut numbers = [0.0; philox::LANES];
+    for (x, w) in numbers.iter_mut().zip(words) {
+        *x = philox::uniform(*w);
+    }
+    numbers
+}
+
+/// r·cos θ and r·sin θ of a word for r and a word for θ, lane by lane.
+#[inline(always)]
+fn normal_pairs(radius: &[u32; philox::LANES], angle: &[u32; philox::LANES]) -> [[f32; philox::LANES]; 2] {
+    let mut pairs = [[0.0; philox::LANES]; 2];
+    for l in 0..philox::LANES {
+        let r = (-2.0 * ln(philox::uniform(radius[l]) + 1.0 / 16_777_216.0)).sqrt();
+        let (cos, sin) = cos_sin_turn(philox::uniform(angle[l]));
+        pairs[0][l] = r * cos;
+        pairs[1][l] = r * sin;
+    }
+    pairs
 }

@@ -33,8 +33,10 @@ impl Resample {
     /// EDM's upsampling by 2 with filter f: a transposed convolution of stride 2 and padding (L − 1)/2 with 4·f⊗f/(Σf)².
     /// Twice the size for filters of even length.
     pub fn fir_up(f: &[f32]) -> Self {
+        // A transposed convolution reads its filter backwards.
+        let filter = normalised(f, 2.0).into_iter().rev().collect();
         let near = f.len() / 2;
-        Resample { up: 2, down: 1, filter: normalised(f, 2.0), pad: [near, f.len().saturating_sub(1 + near)] }
+        Resample { up: 2, down: 1, filter, pad: [near, f.len().saturating_sub(1 + near)] }
     }
 
     /// EDM's downsampling by 2 with filter f: a convolution of stride 2 and padding (L − 1)/2 with f⊗f/(Σf)².
@@ -116,9 +118,9 @@ impl Op for Resample {
         let shape = g.shape(node.inputs[0]).to_vec();
         let mut dx = g.apply(self.transposed(&shape[1..3]), &[dy])?;
         // Where a side does not divide, the other one's padding makes it too long.
-        for axis in 1..3 {
-            if g.shape(dx)[axis] > shape[axis] {
-                dx = g.apply(Slice { axis, start: 0, len: shape[axis] }, &[dx])?;
+        for (axis, len) in [(1, shape[1]), (2, shape[2])] {
+            if g.shape(dx)[axis] > len {
+                dx = g.apply(Slice { axis, start: 0, len }, &[dx])?;
             }
         }
         Ok(vec![Some(dx)])

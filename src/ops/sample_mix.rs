@@ -7,8 +7,8 @@ use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// y = a·x, or a·x + b·z with two terms; inputs: a `[B]`, x `[B, …]` (, b `[B]`, z like x) → y like x. What preconditioning
-/// does to a network's input and output (Karras et al. 2022, equation 7).
+/// y = a·x, or a·x + b·z with two terms; inputs: a `[B]`, x `[B, …]` (, b `[B]`, z like x) → y like x. What
+/// preconditioning does to a network's input and output (Karras et al. 2022, equation 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleMix {
     /// 1 or 2
@@ -82,33 +82,40 @@ fn kernel(args: &Args) {
         while at < end {
             let (sample, stop) = (at / width, end.min((at / width + 1) * width));
             let (x, y) = (x.raw().wrapping_add(at), y.raw().wrapping_add(at));
-            let (b, z) = second.map_or((0.0, x), |(b, z)| (b[sample], z.raw().wrapping_add(at)));
-            mix([a[sample], b], [x, z], y, stop - at);
+            match second {
+                Some((b, z)) => mix::<2>([a[sample], b[sample]], [x, z.raw().wrapping_add(at)], y, stop - at),
+                None => mix::<1>([a[sample]], [x], y, stop - at),
+            }
             at = stop;
         }
     });
 }
 
 simd! {
-    fn mix(coefficients: [f32; 2], inputs: [*mut f32; 2], y: *mut f32, n: usize) {
-        let [a, b] = coefficients;
+    fn mix[const N: usize](coefficients: [f32; N], inputs: [*mut f32; N], y: *mut f32, n: usize) {
         let mut i = 0;
         while i + 16 <= n {
             // SAFETY: `n` elements lie at every pointer; all 16 are read before they are written (y may be an input).
             unsafe {
-                let x = (inputs[0].add(i) as *const [f32; 16]).read_unaligned();
-                let z = (inputs[1].add(i) as *const [f32; 16]).read_unaligned();
-                let mut out = [0.0f32; 16];
-                for l in 0..16 {
-                    out[l] = a * x[l] + b * z[l];
+                let mut sum = [0.0f32; 16];
+                for k in 0..N {
+                    let x = (inputs[k].add(i) as *const [f32; 16]).read_unaligned();
+                    for l in 0..16 {
+                        sum[l] += coefficients[k] * x[l];
+                    }
                 }
-                (y.add(i) as *mut [f32; 16]).write_unaligned(out);
+                (y.add(i) as *mut [f32; 16]).write_unaligned(sum);
             }
             i += 16;
         }
         while i < n {
+            let mut sum = 0.0;
+            for k in 0..N {
+                // SAFETY: as above.
+                sum += coefficients[k] * unsafe { *inputs[k].add(i) };
+            }
             // SAFETY: as above.
-            unsafe { *y.add(i) = a * *inputs[0].add(i) + b * *inputs[1].add(i) };
+            unsafe { *y.add(i) = sum };
             i += 1;
         }
     }

@@ -4,6 +4,7 @@ use super::{BufferId, Command, Program, Schedule, Slice, Space, Step};
 use crate::device::{Arena, Device};
 use crate::graph::{Args, Kernel, Region};
 use crate::{Error, Result};
+use std::time::Instant;
 
 /// What the host is told while a schedule runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,13 +100,22 @@ impl Session {
 
     /// Runs one program.
     pub fn run_program(&mut self, index: usize) -> Result<()> {
+        self.run_commands(index, &mut |_, _| {})
+    }
+
+    /// Runs one program; `timing` is told every command's number and seconds.
+    pub fn time_program(&mut self, index: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
+        self.run_commands(index, timing)
+    }
+
+    fn run_commands(&mut self, index: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
         let Some(program) = self.schedule.programs.get(index) else {
             return Err(Error::Verify { pass: "session", reason: format!("there is no program {index}") });
         };
         let base = self.schedule.buffers.bytes();
         let guard = if self.poison { program.guard } else { 0 };
         let mut regions = Vec::new();
-        for command in &program.commands {
+        for (number, command) in program.commands.iter().enumerate() {
             regions.clear();
             for slice in &command.args {
                 regions.push(region(&mut self.arena, base, slice)?);
@@ -113,9 +123,11 @@ impl Session {
             if self.poison {
                 poison(command, &regions, guard);
             }
+            let start = Instant::now();
             match command.kernel {
                 Kernel::Cpu { run, .. } => run(&Args { regions: &regions, scalars: &command.scalars }),
             }
+            timing(number, start.elapsed().as_secs_f64());
             if self.poison {
                 check_guards(program, command, &regions, guard)?;
             }

@@ -11,22 +11,22 @@ const TASK: usize = 1 << 18;
 /// Elements of a block that is staged on the stack on its way through `half`'s vectorised conversion.
 const BLOCK: usize = 256;
 
-/// Converts `src`, which holds exactly `dst.len()` elements, to f32.
-pub(super) fn to_f32(dtype: Dtype, src: &[u8], dst: &mut [f32]) {
+/// Converts `src`, which holds exactly `dst.len()` elements, to f32. The reason of a failure names the dtype.
+pub(super) fn to_f32(dtype: Dtype, src: &[u8], dst: &mut [f32]) -> Result<(), String> {
     if dst.len() <= TASK {
         return to_f32_serial(dtype, src, dst);
     }
-    let parts = src.par_chunks(TASK * dtype.size());
-    dst.par_chunks_mut(TASK).zip(parts).for_each(|(dst, src)| to_f32_serial(dtype, src, dst));
+    let parts = src.par_chunks(TASK * dtype.bitsize() / 8);
+    dst.par_chunks_mut(TASK).zip(parts).try_for_each(|(dst, src)| to_f32_serial(dtype, src, dst))
 }
 
-fn to_f32_serial(dtype: Dtype, src: &[u8], dst: &mut [f32]) {
+fn to_f32_serial(dtype: Dtype, src: &[u8], dst: &mut [f32]) -> Result<(), String> {
     match dtype {
-        Dtype::Bool => map(src, dst, |[b]| f32::from(u8::from(b != 0))),
+        Dtype::BOOL => map(src, dst, |[b]| f32::from(u8::from(b != 0))),
         Dtype::U8 => map(src, dst, |[b]| f32::from(b)),
         Dtype::I8 => map(src, dst, |b| f32::from(i8::from_le_bytes(b))),
-        Dtype::F8E4M3 => map(src, dst, |[b]| f8e4m3_to_f32(b)),
-        Dtype::F8E5M2 => map(src, dst, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+        Dtype::F8_E4M3 => map(src, dst, |[b]| f8e4m3_to_f32(b)),
+        Dtype::F8_E5M2 => map(src, dst, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
         Dtype::U16 => map(src, dst, |b| f32::from(u16::from_le_bytes(b))),
         Dtype::I16 => map(src, dst, |b| f32::from(i16::from_le_bytes(b))),
         Dtype::F16 => f16_to_f32(src, dst),
@@ -37,13 +37,15 @@ fn to_f32_serial(dtype: Dtype, src: &[u8], dst: &mut [f32]) {
         Dtype::U64 => map(src, dst, |b| u64::from_le_bytes(b) as f32),
         Dtype::I64 => map(src, dst, |b| i64::from_le_bytes(b) as f32),
         Dtype::F64 => map(src, dst, |b| f64::from_le_bytes(b) as f32),
+        _ => return Err(format!("is {dtype}, which cannot be read as numbers")),
     }
+    Ok(())
 }
 
 /// Converts integers to i64. The reason of a failure says what cannot be represented.
 pub(super) fn to_i64(dtype: Dtype, src: &[u8], dst: &mut [i64]) -> Result<(), String> {
     match dtype {
-        Dtype::Bool => map(src, dst, |[b]| i64::from(b != 0)),
+        Dtype::BOOL => map(src, dst, |[b]| i64::from(b != 0)),
         Dtype::U8 => map(src, dst, |[b]| i64::from(b)),
         Dtype::I8 => map(src, dst, |b| i64::from(i8::from_le_bytes(b))),
         Dtype::U16 => map(src, dst, |b| i64::from(u16::from_le_bytes(b))),
@@ -134,7 +136,7 @@ mod tests {
         }
         assert!(f8e4m3_to_f32(0x7f).is_nan() && f8e4m3_to_f32(0xff).is_nan());
         let mut out = [0.0; 3];
-        to_f32(Dtype::F8E5M2, &[0x3c, 0xc0, 0x7b], &mut out);
+        to_f32(Dtype::F8_E5M2, &[0x3c, 0xc0, 0x7b], &mut out).unwrap();
         assert_eq!(out, [1.0, -2.0, 57344.0]);
     }
 
@@ -144,9 +146,9 @@ mod tests {
         // One byte off, as in a file whose header has an odd length.
         let shifted: Vec<u8> = std::iter::once(0).chain(bytes.iter().copied()).collect();
         let mut out = vec![0.0; 1 << 16];
-        to_f32(Dtype::F16, &shifted[1..], &mut out);
+        to_f32(Dtype::F16, &shifted[1..], &mut out).unwrap();
         assert!((0..=u16::MAX).all(|b| same(out[b as usize], f16::from_bits(b).to_f32())));
-        to_f32(Dtype::BF16, &shifted[1..], &mut out);
+        to_f32(Dtype::BF16, &shifted[1..], &mut out).unwrap();
         assert!((0..=u16::MAX).all(|b| same(out[b as usize], bf16::from_bits(b).to_f32())));
     }
 
@@ -159,7 +161,7 @@ mod tests {
         let n = 2 * TASK + 17;
         let bytes: Vec<u8> = (0..n as i64).flat_map(i64::to_le_bytes).collect();
         let mut out = vec![-1.0; n];
-        to_f32(Dtype::I64, &bytes, &mut out);
+        to_f32(Dtype::I64, &bytes, &mut out).unwrap();
         assert!(out.iter().enumerate().all(|(i, v)| *v == i as f32));
     }
 }

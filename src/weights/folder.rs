@@ -170,8 +170,8 @@ impl Weights {
             let reason = format!("shape {:?} has {count} elements, but {} are wanted", location.info.shape, out.len());
             return Err(Error::tensor(self.path_of(location), name, reason));
         }
-        convert::to_f32(location.info.dtype, self.bytes(name)?, out);
-        Ok(())
+        convert::to_f32(location.info.dtype, self.bytes(name)?, out)
+            .map_err(|reason| Error::tensor(self.path_of(location), name, reason))
     }
 
     /// Reads a tensor of any dtype as f32.
@@ -231,7 +231,7 @@ impl ShardIndex {
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Raw {
-            weight_map: UniqueMap,
+            weight_map: UniqueMap<String>,
         }
         if json.len() > MAX_HEADER_BYTES {
             let reason = format!("an index of {} bytes is over the limit of {MAX_HEADER_BYTES}", json.len());

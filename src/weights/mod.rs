@@ -3,15 +3,14 @@
 //! business.
 
 mod convert;
-mod dtype;
 mod folder;
 mod header;
 mod write;
 
-pub use dtype::Dtype;
 pub use folder::{ShardIndex, Weights};
 pub(crate) use header::shown;
 pub use header::{Header, TensorInfo};
+pub use safetensors::Dtype;
 pub use write::{TensorSpec, WriteOptions, Writer, write};
 
 /// Longest JSON header or index that is read; the safetensors format sets the same bound for headers.

@@ -1,4 +1,7 @@
 //! Writing safetensors: the header is known before the data, so tensors can be written one at a time, in any order.
+//!
+//! The `safetensors` crate cannot do this: it wants the bytes of all tensors in memory at once. Its header is not used
+//! either, because the notes in it come in a random order, and equal models should be equal files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -120,7 +123,7 @@ impl Writer {
     /// Creates a shard's temporary file and writes its header.
     fn start_shard(&mut self, path: &Path, mut specs: Vec<TensorSpec>, options: &WriteOptions) -> Result<()> {
         // Widest first keeps every tensor aligned for readers that use the map in place.
-        specs.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.size()));
+        specs.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.bitsize()));
         let header = header_bytes(path, &specs, &options.metadata)?;
         let mut file = AtomicFile::create(path)?;
         file.write_all(&header).map_err(|e| Error::io(path, e))?;
@@ -225,8 +228,7 @@ impl Writer {
 }
 
 fn byte_count(spec: &TensorSpec) -> Option<u64> {
-    let bytes = spec.element_count()?.checked_mul(spec.dtype.size())?;
-    (bytes <= isize::MAX as usize).then_some(bytes as u64)
+    Some(spec.element_count()?.checked_mul(spec.dtype.bitsize())? as u64 / 8)
 }
 
 fn check_specs(path: &Path, specs: &[TensorSpec]) -> Result<()> {
@@ -278,7 +280,7 @@ fn header_bytes(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, S
     let mut offset = 0u64;
     for spec in specs {
         let end = offset + byte_count(spec).unwrap_or(0);
-        let entry = json!({ "dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [offset, end] });
+        let entry = json!({ "dtype": spec.dtype, "shape": spec.shape, "data_offsets": [offset, end] });
         entries.insert(spec.name.clone(), entry);
         offset = end;
     }

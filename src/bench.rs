@@ -1,0 +1,164 @@
+//! Measuring whole networks: time, rate, memory, and where the time goes.
+
+use crate::device::Device;
+use crate::methods::forward::forward;
+use crate::methods::train::{TrainLowering, train};
+use crate::model::Embedded;
+use crate::nn::{InputSpec, Network};
+use crate::ops::OptimizerKind;
+use crate::passes::autodiff::Recompute;
+use crate::schedule::{Options, Schedule, Session};
+use crate::tensor::{DType, TensorType};
+use crate::{Error, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// What can be measured.
+pub const CASES: [&str; 6] = ["unet", "dit", "unet-train", "sd15", "mnist-unet", "mnist-dit"];
+
+/// The shape of google/ddpm-cifar10-32, 35.7 M weights.
+pub const DDPM_CIFAR10: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 32, "in_channels": 3, "out_channels": 3,
+ "block_out_channels": [128, 256, 256, 256], "layers_per_block": 2, "downsample_padding": 0, "flip_sin_to_cos": false,
+ "freq_shift": 1, "attention_head_dim": null, "norm_eps": 1e-6,
+ "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+ "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]}"#;
+
+/// DiT-S/2 on 32×32 latents.
+pub const DIT_S_2: &str = r#"{"_class_name": "DiTTransformer2DModel", "num_layers": 12, "num_attention_heads": 6,
+ "attention_head_dim": 64, "in_channels": 4, "out_channels": 8, "patch_size": 2, "sample_size": 32,
+ "num_embeds_ada_norm": 1000, "activation_fn": "gelu-approximate", "attention_bias": true, "norm_type": "ada_norm_zero",
+ "norm_elementwise_affine": false}"#;
+
+/// The shape of Stable Diffusion 1.5's UNet, 860 M weights.
+pub const SD15: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 64, "in_channels": 4, "out_channels": 4,
+ "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "cross_attention_dim": 768, "attention_head_dim": 8}"#;
+
+/// Result of [`measure`].
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    pub case: String,
+    pub device: &'static str,
+    pub batch: usize,
+    pub ms_median: f64,
+    pub ms_min: f64,
+    pub gflops: f64,
+    pub launches: usize,
+    pub arena_mib: f64,
+    /// Peak resident memory less that of the process before the case began; 0 where the system does not tell.
+    pub peak_mib_over_idle: f64,
+    pub kernels: Vec<KernelTime>,
+}
+
+/// Time of all launches of one kernel in one run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct KernelTime {
+    pub kernel: String,
+    pub calls: usize,
+    pub ms: f64,
+    pub gflops: f64,
+    /// On minimal bytes.
+    pub gbps: f64,
+}
+
+/// Runs a case of [`CASES`] `runs` times after a first run that is not counted. `check` may stop it.
+pub fn measure(case: &str, batch: usize, runs: usize, device: Device, check: &mut dyn FnMut() -> Result<()>) -> Result<Measurement> {
+    let idle = memory("VmRSS:");
+    let schedule = schedule(case, batch, device)?;
+    let launches = schedule.programs.iter().map(|p| p.commands.len()).sum();
+    let flops: u64 = schedule.programs.iter().map(|p| p.cost().flops).sum();
+    let mut session = Session::new(device, schedule)?;
+    fill(&mut session)?;
+    let mut times = Vec::new();
+    let mut kernels = BTreeMap::new();
+    for run in 0..=runs {
+        check()?;
+        kernels.clear();
+        let start = Instant::now();
+        session.load_row(0)?;
+        for p in 0..session.schedule().programs.len() {
+            let mut seconds = vec![0.0; session.schedule().programs[p].commands.len()];
+            session.time_program(p, &mut |i, s| seconds[i] = s)?;
+            add_times(&session.schedule().programs[p].commands, &seconds, &mut kernels);
+        }
+        if run > 0 {
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let mut kernels: Vec<KernelTime> = kernels.into_values().collect();
+    kernels.iter_mut().for_each(|k| {
+        k.gflops /= k.ms * 1e6;
+        k.gbps /= k.ms * 1e6;
+    });
+    kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    let ms_median = times[times.len() / 2];
+    Ok(Measurement {
+        case: case.into(),
+        device: device.name(),
+        batch,
+        ms_median,
+        ms_min: times[0],
+        gflops: flops as f64 / ms_median / 1e6,
+        launches,
+        arena_mib: session.arena_bytes() as f64 / 1048576.0,
+        peak_mib_over_idle: (memory("VmHWM:") - idle).max(0.0),
+        kernels,
+    })
+}
+
+fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &mut BTreeMap<&'static str, KernelTime>) {
+    for (c, s) in commands.iter().zip(seconds) {
+        let k = kernels.entry(c.kernel.name()).or_default();
+        k.kernel = c.kernel.name().into();
+        k.calls += 1;
+        k.ms += s * 1e3;
+        // Totals for now; rates once the time is known.
+        k.gflops += c.cost.flops as f64;
+        k.gbps += c.cost.bytes as f64;
+    }
+}
+
+fn schedule(case: &str, batch: usize, device: Device) -> Result<Schedule> {
+    let (config, size) = match case {
+        "unet" | "unet-train" => (DDPM_CIFAR10, 32),
+        "dit" => (DIT_S_2, 32),
+        "sd15" => (SD15, 64),
+        "mnist-unet" => (Embedded::Unet.config(), 28),
+        "mnist-dit" => (Embedded::Dit.config(), 28),
+        _ => return Err(Error::invalid("case", format!("`{case}` is none of {}", CASES.join(", ")))),
+    };
+    let network = Network::from_config(config, case)?;
+    let spec = InputSpec::new(batch, size, size);
+    if case != "unet-train" {
+        return forward(&network.build(&spec)?, None, device.target(), Options::default());
+    }
+    let how = TrainLowering {
+        target: device.target(),
+        optimizer: OptimizerKind::AdamW,
+        emas: 0,
+        recompute: Recompute::Off,
+        options: Options::default(),
+    };
+    Ok(train(&network.build(&spec.training())?, &TensorType::f32([batch, size, size, 3]), false, how)?.schedule)
+}
+
+/// Small numbers everywhere, so that nothing overflows and no value is denormal.
+fn fill(session: &mut Session) -> Result<()> {
+    let buffers = session.schedule().buffers.clone();
+    for buffer in buffers.all() {
+        let Some(id) = buffers.find(&buffer.name) else { continue };
+        if buffer.ty.dtype == DType::F32 && buffer.name.as_ref() != "constant" {
+            let data = session.buffer::<f32>(id)?;
+            data.iter_mut().enumerate().for_each(|(i, v)| *v = ((i * 37) % 101) as f32 * 2e-4 - 0.01);
+        }
+    }
+    Ok(())
+}
+
+/// A field of /proc/self/status, in MiB.
+fn memory(field: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix(field));
+    line.and_then(|l| l.trim().split(' ').next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
+}

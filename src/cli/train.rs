@@ -1,0 +1,141 @@
+//! `langevin train`
+
+use super::Output;
+use super::progress::Progress;
+use crate::data::{Dataset, DatasetOptions};
+use crate::model::Embedded;
+use crate::trainer::{TrainConfig, Trainer};
+use crate::weights::Dtype;
+use crate::{Device, Error, Result};
+use clap::Args;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Train a network to denoise, and save its averaged weights as a model folder
+///
+/// EDM networks learn to denoise at EDM's levels, all others to predict the noise of a VP schedule (1000 timesteps, linear
+/// betas). Images come from an EDM-style zip, MNIST's IDX files, CIFAR-10's binary files or a folder of class folders.
+///
+/// Example: langevin train --network mnist-unet --data t10k-images-idx3-ubyte.gz --steps 2000 --out runs/mnist
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// The network: a config.json, a folder with one, or the name of an embedded model
+    #[arg(long)]
+    network: PathBuf,
+    /// Images: EDM-style zip, IDX (.gz), CIFAR binary, or folder of class folders
+    #[arg(long)]
+    data: PathBuf,
+    /// Model folder to write
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long, default_value_t = 1000)]
+    steps: usize,
+    /// Images a step
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Peak learning rate; it falls to zero along a cosine
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+    /// Steps over which the learning rate rises
+    #[arg(long, default_value_t = 100)]
+    warmup: usize,
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Clip the gradient to this norm; 0: do not
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Images after which a weight's share in the average has halved
+    #[arg(long, default_value_t = 20_000.0)]
+    ema_half_life: f64,
+    /// Probability of training a sample without its label
+    #[arg(long, default_value_t = 0.1)]
+    label_dropout: f64,
+    /// Also save after these steps, as OUT-<step>
+    #[arg(long, value_delimiter = ',')]
+    save_at: Vec<usize>,
+    /// Type of the saved weights: f32, f16 or bf16
+    #[arg(long, default_value = "f32")]
+    save_dtype: String,
+    /// Run each block's forward pass again in the backward pass, and keep less
+    #[arg(long)]
+    recompute: bool,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+pub fn run(args: TrainArgs, output: Output) -> Result<()> {
+    let device: Device = args.device.parse()?;
+    let dtype = match args.save_dtype.as_str() {
+        "f32" => Dtype::F32,
+        "f16" => Dtype::F16,
+        "bf16" => Dtype::BF16,
+        other => return Err(Error::invalid("--save-dtype", format!("`{other}` is none of f32, f16, bf16"))),
+    };
+    let (config, path) = network_config(&args.network)?;
+    let data = Dataset::open(&args.data, &DatasetOptions::default())?;
+    output.note(format!("{} images of {}×{}×{}", data.n, data.height, data.width, data.channels));
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    let mut trainer = Trainer::new(args.config(), &config, &path, &data, device)?;
+    let (weights, mib) = (trainer.parameters(), trainer.session().arena_bytes() as f64 / 1048576.0);
+    output.note(format!("{weights} weights, an arena of {mib:.0} MiB"));
+    let start = Instant::now();
+    let bar = Progress::new(output, args.steps as u64, "steps");
+    let mut smooth = None;
+    for step in 1..=args.steps {
+        let report = trainer.step()?;
+        let loss = *smooth.insert(smooth.map_or(report.loss, |s: f32| 0.98 * s + 0.02 * report.loss));
+        let rate = (step * args.batch) as f64 / start.elapsed().as_secs_f64();
+        bar.message(format!("loss {loss:.4} {rate:.0} img/s"));
+        if output.json && (step % 50 == 0 || step == args.steps) {
+            println!("{}", json!({ "step": step, "loss": loss, "grad_norm": report.grad_norm, "lr": report.learning_rate, "images_per_second": rate }));
+        }
+        if args.save_at.contains(&step) {
+            let name = format!("{}-{step}", args.out.display());
+            trainer.save(Path::new(&name), dtype)?;
+        }
+        if let Err(e) = bar.advance(1) {
+            trainer.save(&args.out, dtype)?;
+            output.note(format!("stopped after step {step}; saved {}", args.out.display()));
+            return Err(e);
+        }
+    }
+    bar.finish();
+    trainer.save(&args.out, dtype)?;
+    let seconds = start.elapsed().as_secs_f64();
+    output.result(
+        format!("{} steps in {seconds:.0} s: {}", args.steps, args.out.display()),
+        json!({ "out": args.out, "steps": args.steps, "seconds": seconds }),
+    );
+    Ok(())
+}
+
+impl TrainArgs {
+    fn config(&self) -> TrainConfig {
+        TrainConfig {
+            batch: self.batch,
+            learning_rate: self.lr,
+            warmup: self.warmup,
+            steps: self.steps,
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+            ema_half_life: self.ema_half_life,
+            label_dropout: self.label_dropout,
+            recompute: self.recompute,
+            seed: self.seed,
+            ..TrainConfig::default()
+        }
+    }
+}
+
+/// The text of a network's configuration, and what to call it in errors.
+fn network_config(network: &Path) -> Result<(String, PathBuf)> {
+    if let Some(embedded) = Embedded::ALL.into_iter().find(|e| Path::new(e.name()) == network && !network.exists()) {
+        return Ok((embedded.config().to_owned(), network.to_owned()));
+    }
+    let path = if network.is_dir() { network.join("config.json") } else { network.to_owned() };
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    Ok((text, path))
+}

@@ -1,0 +1,234 @@
+//! Models: a network with its weights, from a folder, or embedded in the library.
+
+use crate::diffusion::{SamplerConfig, SamplerKind};
+use crate::files::write_atomic;
+use crate::nn::{Built, Config, InputSpec, Network, Parameter};
+use crate::schedule::{BufferId, Session};
+use crate::weights::{Dtype, TensorSpec, Weights, WriteOptions, write};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The largest `config.json` that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// A network and where its weights are. Weights stay in the mapped file until a session asks for them.
+#[derive(Debug)]
+pub struct Model {
+    network: Network,
+    weights: Weights,
+    config: String,
+    scheduler: Option<(PathBuf, String)>,
+    path: PathBuf,
+}
+
+/// Models that ship with the library, trained by langevin itself on MNIST; see `assets/README.md`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Embedded {
+    /// An EDM-preconditioned DDPM++ UNet, class-conditional.
+    Unet,
+    /// An earlier checkpoint of the same run.
+    UnetWeak,
+    /// A DiT that predicts noise, class-conditional.
+    Dit,
+}
+
+impl Embedded {
+    /// All of them.
+    pub const ALL: [Embedded; 3] = [Embedded::Unet, Embedded::UnetWeak, Embedded::Dit];
+
+    /// The name under which `--model` finds it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Embedded::Unet => "mnist-unet",
+            Embedded::UnetWeak => "mnist-unet-weak",
+            Embedded::Dit => "mnist-dit",
+        }
+    }
+
+    /// Its `config.json`.
+    pub fn config(self) -> &'static str {
+        self.files().0
+    }
+
+    fn files(self) -> (&'static str, &'static [u8]) {
+        macro_rules! asset {
+            ($name:literal) => {
+                (
+                    include_str!(concat!("../assets/", $name, "/config.json")),
+                    include_bytes!(concat!("../assets/", $name, "/diffusion_pytorch_model.safetensors")),
+                )
+            };
+        }
+        match self {
+            Embedded::Unet => asset!("mnist-unet"),
+            Embedded::UnetWeak => asset!("mnist-unet-weak"),
+            Embedded::Dit => asset!("mnist-dit"),
+        }
+    }
+}
+
+impl Model {
+    /// Opens a folder in the layout of diffusers (`config.json` and safetensors), or an embedded model by its name.
+    pub fn open(path: impl AsRef<Path>) -> Result<Model> {
+        let path = path.as_ref();
+        if let Some(embedded) = Embedded::ALL.into_iter().find(|e| Path::new(e.name()) == path && !path.exists()) {
+            return Model::embedded(embedded);
+        }
+        if !path.is_dir() {
+            let names = Embedded::ALL.map(Embedded::name).join(", ");
+            let reason = format!("is neither a model folder nor one of the embedded models ({names})");
+            return Err(Error::format(path, reason));
+        }
+        let config_path = path.join("config.json");
+        let config = read_text(&config_path)?;
+        let network = Network::from_config(&config, &config_path)?;
+        let candidates = [path.join("scheduler_config.json"), path.join("../scheduler/scheduler_config.json")];
+        let scheduler = candidates.into_iter().find(|p| p.is_file());
+        let scheduler = scheduler.map(|p| read_text(&p).map(|text| (p, text))).transpose()?;
+        Ok(Model { network, weights: Weights::open(path)?, config, scheduler, path: path.to_owned() })
+    }
+
+    /// A model that ships with the library.
+    pub fn embedded(which: Embedded) -> Result<Model> {
+        let (config, weights) = which.files();
+        let path = PathBuf::from(which.name());
+        let network = Network::from_config(config, &path)?;
+        Ok(Model { network, weights: Weights::from_bytes(weights)?, config: config.into(), scheduler: None, path })
+    }
+
+    /// The network, without weights.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The weights as the files hold them.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The text of `config.json`.
+    pub fn config(&self) -> &str {
+        &self.config
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True for EDM networks: they are told sigma and answer denoised images.
+    pub fn is_edm(&self) -> bool {
+        matches!(self.network.config(), Config::Edm(_))
+    }
+
+    /// The settings of a sampler for this model: those of `scheduler_config.json` beside it, or the defaults of the sampler's
+    /// class in diffusers; EDM's own levels for EDM networks.
+    pub fn sampler_config(&self, kind: SamplerKind) -> Result<SamplerConfig> {
+        match &self.scheduler {
+            _ if self.is_edm() => Ok(SamplerConfig::edm(kind)),
+            Some((path, text)) => SamplerConfig::from_json(kind, text, path),
+            None => SamplerConfig::from_json(kind, "{}", "scheduler_config.json"),
+        }
+    }
+
+    /// The network's graph for one batch and size, its weights checked against the files: every tensor there, none too many,
+    /// all of the right shape.
+    pub fn build(&self, spec: &InputSpec) -> Result<Built> {
+        let built = self.network.build(spec)?;
+        self.check(&built)?;
+        Ok(built)
+    }
+
+    /// The name under which the files hold a parameter.
+    fn file_name(&self, p: &Parameter) -> Option<String> {
+        if self.weights.info(&p.name).is_some() {
+            return Some(p.name.clone());
+        }
+        p.former_name().filter(|name| self.weights.info(name).is_some())
+    }
+
+    fn check(&self, built: &Built) -> Result<()> {
+        let mut known: std::collections::HashSet<String> = built.fixed.iter().map(|f| f.name.clone()).collect();
+        known.extend(built.ignored.iter().cloned());
+        let mut missing = Vec::new();
+        for p in &built.parameters {
+            let Some(name) = self.file_name(p) else {
+                missing.push(p.name.as_str());
+                continue;
+            };
+            if let Some(info) = self.weights.info(&name)
+                && !p.accepts(&info.shape)
+            {
+                let reason = format!("has shape {:?}, {} needs {:?}", info.shape, self.network.class_name(), p.shape);
+                return Err(Error::tensor(self.weights.path(), name, reason));
+            }
+            known.insert(name);
+        }
+        let path = self.weights.path();
+        if let [first, rest @ ..] = &missing[..] {
+            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            return Err(Error::tensor(path, *first, format!("is missing{more}; the configuration asks for it")));
+        }
+        match self.weights.names().find(|n| !known.contains(*n)) {
+            Some(extra) => {
+                let reason = format!("is not part of this {}; is it the right config.json?", self.network.class_name());
+                Err(Error::tensor(path, extra, reason))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes parameters into a session's buffers. The files' pages are let go as soon as they were read.
+    pub fn load<'a>(&self, session: &mut Session, places: impl IntoIterator<Item = (BufferId, &'a Parameter)>) -> Result<()> {
+        let mut staging = Vec::new();
+        for (id, p) in places {
+            self.read(p, &mut staging)?;
+            p.to_arena(&staging, session.buffer(id)?);
+        }
+        Ok(())
+    }
+
+    /// A parameter's numbers in the file's order.
+    pub fn read(&self, p: &Parameter, out: &mut Vec<f32>) -> Result<()> {
+        let missing = || Error::tensor(self.weights.path(), &p.name, "is missing");
+        let name = self.file_name(p).ok_or_else(missing)?;
+        out.resize(p.elements(), 0.0);
+        self.weights.read_f32_into(&name, out)?;
+        self.weights.release(&name);
+        Ok(())
+    }
+}
+
+/// Writes a model folder: `config.json`, and weights that `numbers` gives in the order of the files. `dtype` is how they
+/// are stored.
+pub fn save(
+    folder: &Path,
+    config: &str,
+    built: &Built,
+    dtype: Dtype,
+    mut numbers: impl FnMut(&Parameter) -> Result<Vec<f32>>,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let specs = built.parameters.iter().map(|p| TensorSpec::new(&p.name, dtype, p.shape.clone()));
+    let fixed = built.fixed.iter().map(|f| TensorSpec::new(&f.name, dtype, f.shape.clone()));
+    let specs: Vec<TensorSpec> = specs.chain(fixed).collect();
+    let file = folder.join("diffusion_pytorch_model.safetensors");
+    write(file, specs, &WriteOptions::default(), |spec, out| {
+        if let Some(p) = built.parameters.iter().find(|p| p.name == spec.name) {
+            out.copy_from_slice(&numbers(p)?);
+        } else if let Some(f) = built.fixed.iter().find(|f| f.name == spec.name) {
+            out.copy_from_slice(&f.data);
+        }
+        Ok(())
+    })?;
+    write_atomic(folder.join("config.json"), config.as_bytes())
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    if size > MAX_CONFIG_BYTES {
+        return Err(Error::format(path, format!("{size} bytes are too many for a configuration")));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|_| Error::format(path, "is not UTF-8 text"))
+}

@@ -1,0 +1,337 @@
+//! Images from a model: the library's front door.
+//!
+//! ```no_run
+//! use langevin::{Device, Model, sampler::SampleRequest};
+//!
+//! let model = Model::open("mnist-unet")?;
+//! let request = SampleRequest { n: 4, classes: vec![3], guidance_scale: 2.0, ..SampleRequest::new(&model) };
+//! let images = request.prepare(&model, Device::auto())?.run(&mut |progress| {
+//!     println!("{} of {} steps", progress.step, progress.steps);
+//!     Ok(())
+//! })?;
+//! images.grid(2)?.save_png("threes.png")?;
+//! # Ok::<(), langevin::Error>(())
+//! ```
+
+use crate::device::Device;
+use crate::diffusion::{Guidance, Options as SamplerOptions, SamplerConfig, SamplerKind, Trajectory, trajectory};
+use crate::image::{BatchShape, Image, grid};
+use crate::methods::sample::{Denoiser, Lowering, Operator, Sampling, sample};
+use crate::model::Model;
+use crate::nn::{InputSpec, nchw_to_nhwc, nhwc_to_nchw};
+use crate::schedule::{Event, Options, Schedule, Session};
+use crate::tensor::TensorType;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// What to sample, and how.
+#[derive(Debug)]
+pub struct SampleRequest<'a> {
+    pub sampler: SamplerKind,
+    /// Steps of the sampler, 1 to the number of training timesteps.
+    pub steps: usize,
+    /// Number of images.
+    pub n: usize,
+    /// Images computed at a time; does not change any of them.
+    pub batch: usize,
+    /// Height and width in pixels (or latent pixels) [default: the model's own].
+    pub size: Option<[usize; 2]>,
+    /// Classes, one after the other over the images; empty: 0, 1, 2, … if the model has classes.
+    pub classes: Vec<usize>,
+    /// 1: the conditional answer alone; larger: classifier-free guidance, `uncond + g·(cond − uncond)`.
+    pub guidance_scale: f64,
+    /// φ in 0..=1, see [`Guidance::rescale`].
+    pub guidance_rescale: f64,
+    pub options: SamplerOptions,
+    /// A weaker model that takes the unconditional one's place (autoguidance).
+    pub guide: Option<&'a Model>,
+    /// The sampler's settings [default: [`Model::sampler_config`]].
+    pub config: Option<SamplerConfig>,
+    /// Image i draws from the stream (seed, i).
+    pub seed: u64,
+    /// First latents of unit variance, NCHW, `n` of them, instead of drawing them.
+    pub latents: Option<Vec<f32>>,
+    /// Tensors for networks with other inputs than classes: `encoder_hidden_states`, `text_embeds`, `time_ids`, for one image
+    /// or for all; `uncond.encoder_hidden_states` and so on for the unconditional side.
+    pub conditioning: Option<&'a Weights>,
+    /// Merge ops into fewer launches.
+    pub fuse: bool,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Sampler steps begun, over all batches.
+    pub step: usize,
+    pub steps: usize,
+    /// Images of one step.
+    pub batch: usize,
+}
+
+/// Sampled images, NCHW, values near −1..1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Images {
+    pub data: Vec<f32>,
+    /// n, channels, height, width
+    pub shape: [usize; 4],
+}
+
+impl Images {
+    /// All images in one picture.
+    pub fn grid(&self, columns: usize) -> Result<Image> {
+        let [n, c, h, w] = self.shape;
+        grid(&self.data, BatchShape::nchw(n, c, h, w), columns, 2)
+    }
+}
+
+impl<'a> SampleRequest<'a> {
+    /// A grid of sixteen images (ten if the model has ten classes) by the sampler that suits the model.
+    pub fn new(model: &Model) -> Self {
+        let (sampler, steps) = if model.is_edm() { (SamplerKind::Heun, 18) } else { (SamplerKind::Ddim, 50) };
+        SampleRequest {
+            sampler,
+            steps,
+            n: 16,
+            batch: 16,
+            size: None,
+            classes: vec![],
+            guidance_scale: 1.0,
+            guidance_rescale: 0.0,
+            options: SamplerOptions::default(),
+            guide: None,
+            config: None,
+            seed: 0,
+            latents: None,
+            conditioning: None,
+            fuse: true,
+        }
+    }
+
+    /// The sampler's steps with all their coefficients.
+    pub fn trajectory(&self, model: &Model) -> Result<Trajectory> {
+        let config = self.config.clone().map_or_else(|| model.sampler_config(self.sampler), Ok)?;
+        trajectory(self.sampler, &config, self.steps, &self.options)
+    }
+
+    /// Builds the schedule, makes the arena and loads the weights.
+    pub fn prepare(self, model: &'a Model, device: Device) -> Result<Sampler<'a>> {
+        let plan = self.plan(model, device)?;
+        let session = Session::new(device, plan.sampling.schedule.clone())?;
+        let mut sampler = Sampler { request: self, model, plan, session };
+        sampler.load_weights()?;
+        Ok(sampler)
+    }
+
+    /// The schedule alone: nothing is allocated.
+    pub fn schedule(&self, model: &Model, device: Device) -> Result<Schedule> {
+        Ok(self.plan(model, device)?.sampling.schedule)
+    }
+
+    fn plan(&self, model: &Model, device: Device) -> Result<SamplePlan> {
+        let classes = self.check(model)?;
+        let trajectory = self.trajectory(model)?;
+        let size = self.size.or(model.network().sample_size());
+        let Some([height, width]) = size else {
+            return Err(Error::invalid("size", "the model's config.json names none; give one"));
+        };
+        let batch = self.batch.min(self.n);
+        let mut spec = InputSpec::new(batch, height, width);
+        let conditioning_dim = |name: &str, i: usize| self.conditioning.and_then(|c| c.info(name)).and_then(|t| t.shape.get(i));
+        spec.tokens = conditioning_dim("encoder_hidden_states", 1).copied().unwrap_or(spec.tokens);
+        spec.time_ids = conditioning_dim("time_ids", 1).copied().unwrap_or(spec.time_ids);
+        let built = model.build(&spec)?;
+        let guidance = Guidance {
+            guidance_scale: self.guidance_scale,
+            interval: self.options.guidance_interval,
+            rescale: self.guidance_rescale,
+        };
+        guidance.validate()?;
+        let guide_built = self.guide.map(|g| g.build(&spec)).transpose()?;
+        let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond" };
+        let guided = guidance.needs_uncond().then(|| match &guide_built {
+            Some(network) => Denoiser { network, weights: "guide", inputs: "cond" },
+            None => Denoiser { inputs: "uncond", ..denoiser },
+        });
+        let channels = model.network().channels()[0];
+        let latents = TensorType::f32([batch, height, width, channels]);
+        let how = Lowering {
+            target: device.target(),
+            fuse: self.fuse,
+            options: Options::default(),
+            draw_latents: self.latents.is_none(),
+        };
+        let operators = [Operator { denoiser, guidance, guide: guided }];
+        let sampling = sample(&trajectory, &operators, &latents, how)?;
+        let steps = trajectory.steps.len();
+        Ok(SamplePlan { sampling, latents, steps, classes })
+    }
+
+    /// Checks counts and classes; the class of every image.
+    fn check(&self, model: &Model) -> Result<Vec<usize>> {
+        for (what, n) in [("--n", self.n), ("--batch", self.batch), ("--steps", self.steps)] {
+            if n == 0 {
+                return Err(Error::invalid(what, "must be at least 1"));
+            }
+        }
+        let Some(classes) = model.network().classes() else {
+            return match self.classes.first() {
+                Some(_) => Err(Error::invalid("--classes", format!("{} has no classes", model.path().display()))),
+                None => Ok(vec![]),
+            };
+        };
+        if let Some(bad) = self.classes.iter().find(|c| **c >= classes) {
+            return Err(Error::invalid("--classes", format!("class {bad} is not from 0 to {}", classes - 1)));
+        }
+        let all: Vec<usize> = if self.classes.is_empty() { (0..classes).collect() } else { self.classes.clone() };
+        Ok((0..self.n).map(|i| all[i % all.len()]).collect())
+    }
+}
+
+#[derive(Debug)]
+struct SamplePlan {
+    sampling: Sampling,
+    latents: TensorType,
+    steps: usize,
+    /// One for each image, if the model has classes.
+    classes: Vec<usize>,
+}
+
+/// A prepared request: run it as often as you like.
+#[derive(Debug)]
+pub struct Sampler<'a> {
+    request: SampleRequest<'a>,
+    model: &'a Model,
+    plan: SamplePlan,
+    session: Session,
+}
+
+impl Sampler<'_> {
+    /// The schedule that [`Sampler::run`] runs.
+    pub fn schedule(&self) -> &Schedule {
+        self.session.schedule()
+    }
+
+    fn load_weights(&mut self) -> Result<()> {
+        for (prefix, model) in [("main", Some(self.model)), ("guide", self.request.guide)] {
+            let Some(model) = model else { continue };
+            let places = self.plan.sampling.weights.iter().filter(|(_, p, _)| p == prefix).map(|(id, _, p)| (*id, p));
+            model.load(&mut self.session, places)?;
+        }
+        Ok(())
+    }
+
+    /// Samples all images. `progress` is called before every step; an error from it ([`Error::Cancelled`], say) stops the run.
+    pub fn run(&mut self, progress: &mut dyn FnMut(Progress) -> Result<()>) -> Result<Images> {
+        let [batch, h, w, c] = self.plan.latents.shape[..] else { return Err(Error::shape("latents", "must have 4 dimensions")) };
+        let n = self.request.n;
+        let steps = self.plan.steps * n.div_ceil(batch);
+        let mut images = Vec::with_capacity(n * h * w * c);
+        let mut step = 0;
+        for first in (0..n).step_by(batch) {
+            self.write_inputs(first)?;
+            self.session.run(&mut |_, event| match event {
+                Event::Row(_) => {
+                    step += 1;
+                    progress(Progress { step, steps, batch: batch.min(n - first) })
+                }
+                Event::Host(_) => Ok(()),
+            })?;
+            let result = self.session.buffer::<f32>(self.plan.sampling.result)?;
+            if let Some(bad) = result.iter().find(|v| !v.is_finite()) {
+                return Err(Error::NotFinite { what: "the sampled latents".into(), value: *bad, step });
+            }
+            let nchw = nhwc_to_nchw(result, [batch, h, w, c]);
+            images.extend_from_slice(&nchw[..batch.min(n - first) * c * h * w]);
+        }
+        Ok(Images { data: images, shape: [n, c, h, w] })
+    }
+
+    /// The latents of unit variance that images `0..n` start from, NCHW, as [`Sampler::run`] would draw them.
+    pub fn latents(&mut self) -> Result<Vec<f32>> {
+        if let Some(latents) = &self.request.latents {
+            return Ok(latents.clone());
+        }
+        let [batch, h, w, c] = self.plan.latents.shape[..] else { return Ok(vec![]) };
+        let n = self.request.n;
+        let mut all = Vec::new();
+        for first in (0..n).step_by(batch) {
+            self.write_inputs(first)?;
+            self.session.run_program(0)?;
+            let drawn = self.session.buffer::<f32>(self.plan.sampling.latents)?;
+            let nchw = nhwc_to_nchw(drawn, [batch, h, w, c]);
+            all.extend_from_slice(&nchw[..batch.min(n - first) * c * h * w]);
+        }
+        Ok(all)
+    }
+
+    /// Seeds, classes, given latents and conditioning of the batch that starts with image `first`.
+    fn write_inputs(&mut self, first: usize) -> Result<()> {
+        let [batch, h, w, c] = self.plan.latents.shape[..] else { return Ok(()) };
+        let seeds: Vec<i32> = (first..first + batch).flat_map(|i| seed_of(self.request.seed, i as u64)).collect();
+        self.session.write(self.plan.sampling.seeds, &seeds)?;
+        if let Some(latents) = &self.request.latents {
+            let each = c * h * w;
+            if latents.len() != self.request.n * each {
+                let reason = format!("{} numbers, {} images of [{c}, {h}, {w}] need {}", latents.len(), self.request.n, self.request.n * each);
+                return Err(Error::invalid("latents", reason));
+            }
+            let mut part: Vec<f32> = latents[first * each..((first + batch) * each).min(latents.len())].to_vec();
+            part.resize(batch * each, 0.0);
+            self.session.write(self.plan.sampling.latents, &nchw_to_nhwc(&part, [batch, c, h, w]))?;
+        }
+        let buffers = self.session.schedule().buffers.clone();
+        for buffer in buffers.all() {
+            let Some((side, name)) = buffer.name.split_once('/') else { continue };
+            if side != "cond" && side != "uncond" {
+                continue;
+            }
+            if let Some(id) = buffers.find(&buffer.name) {
+                self.write_conditioning(id, side == "uncond", name, &buffer.ty, first)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_conditioning(
+        &mut self,
+        id: crate::schedule::BufferId,
+        uncond: bool,
+        name: &str,
+        ty: &TensorType,
+        first: usize,
+    ) -> Result<()> {
+        let batch = ty.shape.first().copied().unwrap_or(1);
+        if name == "class_labels" && !self.plan.classes.is_empty() {
+            // DiT and EDM: the class after the last stands for none. A UNet2DModel keeps its last class for that.
+            let classes = self.model.network().classes().unwrap_or(1);
+            let none = if self.model.network().class_name() == "UNet2DModel" { classes - 1 } else { classes };
+            let class = |i: usize| self.plan.classes.get(i).copied().unwrap_or(0);
+            let labels: Vec<i32> = (first..first + batch).map(|i| if uncond { none } else { class(i) } as i32).collect();
+            return self.session.write(id, &labels);
+        }
+        let Some(file) = self.request.conditioning else {
+            let reason = format!("the model needs `{name}` {:?}; give a safetensors file with it", ty.shape);
+            return Err(Error::invalid("--conditioning", reason));
+        };
+        let key = if uncond { format!("uncond.{name}") } else { name.to_string() };
+        let numbers = file.read_f32(&key)?;
+        let each = ty.elements() / batch.max(1);
+        if each == 0 || numbers.len() % each != 0 || numbers.is_empty() {
+            return Err(Error::tensor(file.path(), key, format!("has {} numbers, an image needs {each}", numbers.len())));
+        }
+        let rows = numbers.len() / each;
+        let data: Vec<f32> =
+            (first..first + batch).flat_map(|i| numbers[i % rows * each..(i % rows + 1) * each].iter().copied()).collect();
+        self.session.write(id, &data)
+    }
+}
+
+/// The 64-bit stream of image `i`: the seed's two halves, the image's number mixed into them.
+fn seed_of(seed: u64, i: u64) -> [i32; 2] {
+    // SplitMix64 (Steele et al. 2014) of the pair, so that neighbouring seeds share no image.
+    let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^= z >> 31;
+    [z as u32 as i32, (z >> 32) as u32 as i32]
+}

@@ -1,0 +1,231 @@
+//! Whole networks against PyTorch: outputs and every gradient, under poison with guard zones.
+//!
+//! Each folder of `tests/golden` is a case: `model/` as diffusers saves it (random weights), `inputs.safetensors`, and
+//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout
+//! are run from the folder that the environment variable `LANGEVIN_GOLDEN` names.
+
+use langevin::Device;
+use langevin::graph::{Graph, Value};
+use langevin::nn::{Built, InputSpec, Network, nchw_to_nhwc, nhwc_to_nchw};
+use langevin::passes::autodiff::{Recompute, gradients};
+use langevin::passes::fuse::{Purpose, fuse};
+use langevin::passes::verify::verify;
+use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
+use langevin::tensor::DType;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Bounds on ‖a − b‖ / ‖b‖.
+const OUTPUT: f64 = 1e-4;
+const GRADIENT: f64 = 1e-3;
+/// Gradients this much smaller than the largest are zero but for rounding (a softmax does not see the bias of its
+/// keys); they are held against the largest.
+const ZERO: f64 = 1e-5;
+
+struct Tensor {
+    shape: Vec<usize>,
+    data: Vec<f32>,
+}
+
+type Tensors = HashMap<String, Tensor>;
+
+fn read(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |view: &safetensors::tensor::TensorView| {
+        let data: Vec<f32> = match view.dtype() {
+            Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::I64 => {
+                view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
+            }
+            other => panic!("{}: {other:?}", path.display()),
+        };
+        Tensor { shape: view.shape().to_vec(), data }
+    };
+    file.tensors().iter().map(|(name, view)| (name.clone(), tensor(view))).collect()
+}
+
+fn norm(x: impl Iterator<Item = f64>) -> f64 {
+    x.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// ‖a − b‖ and ‖b‖
+fn distance(a: &[f32], b: &[f32]) -> [f64; 2] {
+    assert_eq!(a.len(), b.len());
+    let difference = norm(a.iter().zip(b).map(|(a, b)| (*a - *b) as f64));
+    [if a.iter().all(|v| v.is_finite()) { difference } else { f64::INFINITY }, norm(b.iter().map(|v| *v as f64))]
+}
+
+struct Case {
+    name: String,
+    network: Network,
+    weights: Tensors,
+    inputs: Tensors,
+    expected: Tensors,
+}
+
+impl Case {
+    fn read(dir: &Path) -> Case {
+        let config = dir.join("model/config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        Case {
+            name: dir.file_name().unwrap().to_string_lossy().into_owned(),
+            network: Network::from_config(&text, &config).unwrap(),
+            weights: read(&dir.join("model/diffusion_pytorch_model.safetensors")),
+            inputs: read(&dir.join("inputs.safetensors")),
+            expected: read(&dir.join("expected.safetensors")),
+        }
+    }
+
+    fn build(&self) -> Built {
+        let shape = &self.inputs["sample"].shape;
+        let tokens = self.inputs.get("encoder_hidden_states").map_or(77, |t| t.shape[1]);
+        self.network.build(&InputSpec { tokens, ..InputSpec::new(shape[0], shape[2], shape[3]) }).unwrap()
+    }
+
+    /// The file holds the network's parameters and fixed tensors, no more, no fewer.
+    fn check_names(&self, built: &Built) {
+        for p in &built.parameters {
+            let tensor =
+                self.weights.get(&p.name).unwrap_or_else(|| panic!("{}: no `{}` in the file", self.name, p.name));
+            assert_eq!(p.shape, tensor.shape, "{}: {}", self.name, p.name);
+        }
+        for f in &built.fixed {
+            let tensor = &self.weights[&f.name];
+            assert_eq!((&f.shape, &f.data), (&tensor.shape, &tensor.data), "{}: {}", self.name, f.name);
+        }
+        assert_eq!(built.parameters.len() + built.fixed.len(), self.weights.len(), "{}", self.name);
+    }
+
+    /// An input as the graph wants it: NHWC, one time for each sample.
+    fn input(&self, name: &str, batch: usize) -> Vec<f32> {
+        let t = &self.inputs[name];
+        match t.shape[..] {
+            [b, c, h, w] => nchw_to_nhwc(&t.data, [b, c, h, w]),
+            [1] if batch > 1 => vec![t.data[0]; batch],
+            _ => t.data.clone(),
+        }
+    }
+
+    /// Compiles and runs a graph; its outputs by name.
+    fn run(&self, built: &Built, graph: &Graph) -> HashMap<String, Vec<f32>> {
+        let mut buffers = Buffers::new();
+        for (value, name) in graph.inputs().chain(graph.parameters()) {
+            buffers.declare(name, graph.ty(value).clone());
+        }
+        for (name, value) in graph.outputs() {
+            buffers.declare(name, graph.ty(*value).clone());
+        }
+        let ids = buffers.clone();
+        let (target, options) = (Device::Cpu.target(), Options { guard: 64 });
+        let program = Program::compile(&*self.name, graph, target, &mut buffers, |n| ids.find(n), options).unwrap();
+        let mut schedule = Schedule::new(&*self.name, buffers);
+        let p = schedule.add(program);
+        schedule.steps.push(Step::Run(p));
+        let mut session = Session::new(Device::Cpu, schedule).unwrap().poisoned();
+        for (value, name) in graph.inputs() {
+            let data = self.input(name, graph.shape(value)[0]);
+            let id = ids.find(name).unwrap();
+            match graph.ty(value).dtype {
+                DType::I32 => session.write(id, &data.iter().map(|v| *v as i32).collect::<Vec<_>>()).unwrap(),
+                _ => session.write(id, &data).unwrap(),
+            }
+        }
+        for p in &built.parameters {
+            let id = ids.find(&p.name).unwrap();
+            p.to_arena(&self.weights[&p.name].data, session.buffer(id).unwrap());
+        }
+        session.run(&mut |_, _| Ok(())).unwrap();
+        let read = |(name, _): &(std::sync::Arc<str>, Value)| {
+            let id = ids.find(name).unwrap();
+            (name.to_string(), session.buffer::<f32>(id).unwrap().to_vec())
+        };
+        graph.outputs().iter().map(read).collect()
+    }
+
+    /// The output of the graph fused for inference against PyTorch's; what it is off by.
+    fn check_inference(&self, built: &Built) -> f64 {
+        let (graph, _) = fuse(&built.graph, Purpose::Inference).unwrap();
+        let got = self.run(built, &graph);
+        self.compare_output(built, &graph, &got)
+    }
+
+    /// Output and gradients against PyTorch's; what they are off by.
+    fn check(&self, built: &Built, mut graph: Graph, recompute: Recompute) -> [f64; 2] {
+        let output = graph.find_output(built.output).unwrap();
+        let seed = graph.input("grad_output", graph.ty(output).clone());
+        let inputs = graph.inputs().filter(|(_, n)| self.expected.contains_key(&format!("d_{n}")));
+        let mut wrt: Vec<(String, Value)> = inputs.map(|(v, n)| (format!("d_{n}"), v)).collect();
+        let names: HashMap<&str, Value> = graph.parameters().map(|(v, n)| (n.as_ref(), v)).collect();
+        for p in built.parameters.iter().filter(|p| p.trainable) {
+            wrt.push((format!("grad.{}", p.name), names[p.name.as_str()]));
+        }
+        let values: Vec<Value> = wrt.iter().map(|(_, v)| *v).collect();
+        let grads = gradients(&mut graph, &[(output, seed)], &values, recompute).unwrap();
+        for ((name, _), grad) in wrt.iter().zip(grads) {
+            graph.output(name, grad.unwrap_or_else(|| panic!("{}: nothing depends on {name}", self.name)));
+        }
+        verify(&graph, "reverse mode").unwrap();
+        let got = self.run(built, &graph);
+        [self.compare_output(built, &graph, &got), self.compare_gradients(built, &graph, &got)]
+    }
+
+    /// A value that was computed, as files hold it.
+    fn to_file(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>, name: &str) -> Vec<f32> {
+        let (data, value) = (&got[name], graph.find_output(name).unwrap());
+        match (name.strip_prefix("grad."), graph.shape(value)) {
+            (Some(p), _) => built.parameters.iter().find(|q| q.name == p).unwrap().from_arena(data),
+            (None, &[b, h, w, c]) => nhwc_to_nchw(data, [b, h, w, c]),
+            (None, _) => data.clone(),
+        }
+    }
+
+    fn compare_output(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
+        let expected = self.expected.get("denoised").unwrap_or_else(|| &self.expected["sample"]);
+        let [off, size] = distance(&self.to_file(built, graph, got, built.output), &expected.data);
+        assert!(off <= OUTPUT * size, "{}: the output is off by {:.1e}", self.name, off / size);
+        off / size
+    }
+
+    fn compare_gradients(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
+        let to_file = |name: &str| self.to_file(built, graph, got, name);
+        let wanted = self.expected.iter().filter(|(n, _)| n.starts_with("grad.") || n.starts_with("d_"));
+        let all: Vec<(&String, [f64; 2])> = wanted.map(|(n, t)| (n, distance(&to_file(n), &t.data))).collect();
+        let largest = all.iter().map(|(_, [_, size])| *size).fold(0.0, f64::max);
+        let mut worst = 0.0f64;
+        for (name, [off, size]) in all {
+            let error = off / if size < ZERO * largest { largest } else { size };
+            assert!(error <= GRADIENT, "{}: {name} is off by {error:.1e}", self.name);
+            worst = worst.max(error);
+        }
+        worst
+    }
+}
+
+fn cases() -> Vec<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let roots = [Some(here), std::env::var_os("LANGEVIN_GOLDEN").map(PathBuf::from)];
+    let list = |root: PathBuf| std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path());
+    let mut dirs: Vec<PathBuf> = roots.into_iter().flatten().flat_map(list).collect();
+    dirs.retain(|d| d.join("model/config.json").is_file());
+    dirs.sort();
+    dirs
+}
+
+#[test]
+fn networks_agree_with_pytorch() {
+    for dir in cases() {
+        let case = Case::read(&dir);
+        let built = case.build();
+        case.check_names(&built);
+        println!("{:<40} inference, fused: output {:.1e}", case.name, case.check_inference(&built));
+        let (fused, _) = fuse(&built.graph, Purpose::Training).unwrap();
+        for (what, graph) in [("as built", &built.graph), ("fused", &fused)] {
+            for recompute in [Recompute::Off, Recompute::Blocks] {
+                let [output, gradient] = case.check(&built, graph.clone(), recompute);
+                println!("{:<40} {what}, {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
+            }
+        }
+    }
+}
