@@ -13,10 +13,12 @@ use crate::simd;
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};
 
-/// Elements of a block, half of L2 with its companions: of q (and y) in a task of the forward, of K and V, and of q (and dy)
-/// in the backward; then the rows that a block has at least and at most.
+/// Sizes of blocks: elements that fit into a part of L2, then the rows that a block has at least and at most.
+/// Queries of a task of the forward, which copies K and V once.
 const QUERIES: (usize, [usize; 2]) = (1 << 15, [96, 256]);
+/// Keys of a block of both kernels.
 const KEYS: (usize, [usize; 2]) = (1 << 14, [32, 128]);
+/// Queries of a block of the backward.
 const QUERIES_BACK: (usize, [usize; 2]) = (1 << 14, [36, 72]);
 /// Copied rows are this much longer than a head, so that they do not share cache sets.
 const PAD: usize = 16;
@@ -87,7 +89,7 @@ impl Sizes {
         self.pairs() as u64 * self.queries as u64 * self.keys as u64
     }
 
-    /// Rows in a block of so many elements.
+    /// Rows in a block, see [`QUERIES`].
     fn block(&self, (elements, [least, most]): (usize, [usize; 2])) -> usize {
         (elements / self.d.max(self.dv)).clamp(least, most)
     }
@@ -239,7 +241,8 @@ fn forward(args: &Args) {
         let (k, v) = (Head::of(k, pair, s.heads, s.keys, s.d), Head::of(v, pair, s.heads, s.keys, s.dv));
         let panels = count.div_ceil(PANEL);
         let (block, wide) = (s.key_block(), panels * PANEL);
-        let lengths = [wide * s.d, wide * s.dv, wide, wide, block * (s.d + PAD), block * (s.dv + PAD), block * 2 * PANEL];
+        let lengths =
+            [wide * s.d, wide * s.dv, wide, wide, block * (s.d + PAD), block * (s.dv + PAD), block * 2 * PANEL];
         with_pieces(lengths, |[qt, out, top, total, kb, vb, scores]| {
             pack_cols(q.from(first), q.stride, count, s.d, qt);
             qt.iter_mut().for_each(|v| *v *= scale);
@@ -436,8 +439,12 @@ fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>
                 let row = (sample * s.keys + key + i) * s.heads + column;
                 // SAFETY: this key's part of this head.
                 let (dk, dv) = unsafe { (dk.part(row * s.d, s.d), dv.part(row * s.dv, s.dv)) };
-                dk.iter_mut().zip(dkt[i / PANEL * s.d * PANEL + i % PANEL..].iter().step_by(PANEL)).for_each(|(o, v)| *o = *v);
-                dv.iter_mut().zip(dvt[i / PANEL * s.dv * PANEL + i % PANEL..].iter().step_by(PANEL)).for_each(|(o, v)| *o = *v);
+                dk.iter_mut()
+                    .zip(dkt[i / PANEL * s.d * PANEL + i % PANEL..].iter().step_by(PANEL))
+                    .for_each(|(o, v)| *o = *v);
+                dv.iter_mut()
+                    .zip(dvt[i / PANEL * s.dv * PANEL + i % PANEL..].iter().step_by(PANEL))
+                    .for_each(|(o, v)| *o = *v);
             }
         }
     });

@@ -3,6 +3,7 @@
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_count};
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
+use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
@@ -29,8 +30,11 @@ impl GroupNorm {
     fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
         let x = inputs[0];
         expect_plain(op, "x", x)?;
-        if x.shape.len() < 2 || x.cols() == 0 || self.groups == 0 || x.cols() % self.groups != 0 {
-            return Err(Error::shape(op, format!("x must be [B, .., C], C a multiple of {} groups, is {x}", self.groups)));
+        if x.shape.len() < 2 || x.cols() == 0 || self.groups == 0 || !x.cols().is_multiple_of(self.groups) {
+            return Err(Error::shape(
+                op,
+                format!("x must be [B, .., C], C a multiple of {} groups, is {x}", self.groups),
+            ));
         }
         expect_parameters(op, inputs, true, self.modulate)?;
         Ok(TensorType::f32([x.shape[0], self.groups, 2]))
@@ -121,7 +125,12 @@ impl Op for GroupNormGrad {
 
 /// Runs `first` on all chunks of a sample, `between` on the sample, `second` on its chunks: a sample a task where there are
 /// enough of them, so that it stays in cache, or else a chunk a task.
-fn phases(c: &Chunks, first: impl Fn(usize, usize) + Sync, between: impl Fn(usize) + Sync, second: impl Fn(usize, usize) + Sync) {
+fn phases(
+    c: &Chunks,
+    first: impl Fn(usize, usize) + Sync,
+    between: impl Fn(usize) + Sync,
+    second: impl Fn(usize, usize) + Sync,
+) {
     if c.samples >= rayon::current_num_threads() {
         tasks(c.samples, c.elements(), |b| {
             (0..c.count).for_each(|i| first(b, i));
@@ -184,7 +193,8 @@ fn forward(args: &Args) {
                 (weight, moments[(i * groups + g) * 2], moments[(i * groups + g) * 2 + 1])
             };
             let mean = (0..c.count).map(chunk).map(|(n, mean, _)| n * mean).sum::<f64>() / elements;
-            let squares: f64 = (0..c.count).map(chunk).map(|(n, m, squares)| squares + n * (m - mean) * (m - mean)).sum();
+            let squares: f64 =
+                (0..c.count).map(chunk).map(|(n, m, squares)| squares + n * (m - mean) * (m - mean)).sum();
             let rstd = 1.0 / (squares / elements + s.eps as f64).sqrt();
             let rounded = mean as f32;
             (stats[2 * g], stats[2 * g + 1]) = (rounded, rstd as f32);
@@ -193,7 +203,8 @@ fn forward(args: &Args) {
                 let a = factor as f64 * rstd;
                 // What rounding took from the mean goes into the offset: large means cost no digits.
                 let offset = offset as f64 + (rounded as f64 - mean) * a;
-                (coefficients[k], coefficients[channels + k], coefficients[2 * channels + k]) = (rounded, a as f32, offset as f32);
+                (coefficients[k], coefficients[channels + k], coefficients[2 * channels + k]) =
+                    (rounded, a as f32, offset as f32);
             }
         }
     };
@@ -272,7 +283,14 @@ simd! {
         let c = coefficients.len() / 3;
         let (mean, a, b) = (&coefficients[..c], &coefficients[c..2 * c], &coefficients[2 * c..3 * c]);
         for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
-            for i in 0..c {
+            let whole = x.as_chunks::<LANES>().0.iter().zip(y.as_chunks_mut::<LANES>().0);
+            let coefficients = mean.as_chunks::<LANES>().0.iter().zip(a.as_chunks::<LANES>().0).zip(b.as_chunks::<LANES>().0);
+            for ((x, y), ((mean, a), b)) in whole.zip(coefficients) {
+                for i in 0..LANES {
+                    y[i] = f((x[i] - mean[i]) * a[i] + b[i]);
+                }
+            }
+            for i in c - c % LANES..c {
                 y[i] = f((x[i] - mean[i]) * a[i] + b[i]);
             }
         }
@@ -299,7 +317,8 @@ fn backward(args: &Args) {
         for k in 0..channels {
             let (mean, rstd) = (stats[k / width * 2], stats[k / width * 2 + 1]);
             let (factor, offset) = s.parameters.linear(b, k);
-            (coefficients[k], coefficients[channels + k], coefficients[2 * channels + k]) = (mean, factor * rstd, offset);
+            (coefficients[k], coefficients[channels + k], coefficients[2 * channels + k]) =
+                (mean, factor * rstd, offset);
         }
     }
     let first = |b: usize, i: usize| {

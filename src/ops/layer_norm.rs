@@ -183,7 +183,8 @@ fn backward(args: &Args) {
     tasks(c.samples * c.count, c.elements(), |t| {
         let (b, i) = (t / c.count, t % c.count);
         let ((start, len), (row, rows)) = (c.elements_of(b, i), c.rows_of(i));
-        let (x, dy, stats) = (&x[start..start + len], &dy[start..start + len], &stats[(b * c.rows + row) * 2..][..rows * 2]);
+        let (x, dy, stats) =
+            (&x[start..start + len], &dy[start..start + len], &stats[(b * c.rows + row) * 2..][..rows * 2]);
         // SAFETY: one chunk a task.
         let dx = unsafe { dx.part(start, len) };
         with_buffers(2 * c.channels, 2 * c.channels, |coefficients, unused| {

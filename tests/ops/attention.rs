@@ -23,7 +23,8 @@ fn rows(s: Sizes, q: &[f64], k: &[f64], mut f: impl FnMut(usize, usize, usize, &
         for t in 0..tq {
             let q = &q[((i * tq + t) * heads + h) * d..][..d];
             let key = |j: usize| &k[((i * tk + j) * heads + h) * d..][..d];
-            let scores: Vec<f64> = (0..tk).map(|j| q.iter().zip(key(j)).map(|(a, b)| a * b).sum::<f64>() * scale).collect();
+            let scores: Vec<f64> =
+                (0..tk).map(|j| q.iter().zip(key(j)).map(|(a, b)| a * b).sum::<f64>() * scale).collect();
             let top = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
             let lse = top + scores.iter().map(|v| (v - top).exp()).sum::<f64>().ln();
             all.push(lse);
@@ -54,7 +55,8 @@ fn grad_reference(s: Sizes, i: &[Tensor]) -> Vec<Tensor> {
     rows(s, &i[0].data, &i[1].data, |b, h, t, p| {
         let at = |rows: usize, t: usize, width: usize| ((b * rows + t) * heads + h) * width;
         let dy = &i[5].data[at(tq, t, dv)..][..dv];
-        let dp: Vec<f64> = (0..tk).map(|j| dy.iter().zip(&i[2].data[at(tk, j, dv)..]).map(|(a, b)| a * b).sum()).collect();
+        let dp: Vec<f64> =
+            (0..tk).map(|j| dy.iter().zip(&i[2].data[at(tk, j, dv)..]).map(|(a, b)| a * b).sum()).collect();
         let delta: f64 = dp.iter().zip(p).map(|(a, b)| a * b).sum();
         for j in 0..tk {
             let ds = p[j] * (dp[j] - delta) * scale;
@@ -83,7 +85,14 @@ fn grad_inputs(s: Sizes, spread: f64) -> Vec<Input> {
 
 #[test]
 fn attention() {
-    for s in [[1, 1, 1, 1, 1, 1], [2, 3, 5, 1, 4, 4], [1, 7, 2, 3, 5, 3], [2, 1, 9, 2, 3, 17], [1, 18, 17, 2, 2, 2], [1, 5, 1, 2, 16, 16]] {
+    for s in [
+        [1, 1, 1, 1, 1, 1],
+        [2, 3, 5, 1, 4, 4],
+        [1, 7, 2, 3, 5, 3],
+        [2, 1, 9, 2, 3, 17],
+        [1, 18, 17, 2, 2, 2],
+        [1, 5, 1, 2, 16, 16],
+    ] {
         let mut inputs = inputs(s, 2.0);
         if s[2] == 1 {
             // A single key has weight 1: there is no gradient to q and k, only rounding.
@@ -108,7 +117,9 @@ const LARGE: [Sizes; 7] = [
 fn large_attention() {
     for s in LARGE {
         for spread in [1.0, 40.0] {
-            Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i)).forward_only().check();
+            Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i))
+                .forward_only()
+                .check();
         }
     }
 }
@@ -116,7 +127,8 @@ fn large_attention() {
 #[test]
 fn large_attention_gradients() {
     for s in LARGE {
-        let mut case = Case::new(format!("{s:?}"), AttentionGrad(op(s)), grad_inputs(s, 3.0), |i| grad_reference(s, i)).forward_only();
+        let mut case = Case::new(format!("{s:?}"), AttentionGrad(op(s)), grad_inputs(s, 3.0), |i| grad_reference(s, i))
+            .forward_only();
         case.bound = 2e-5;
         case.check();
     }

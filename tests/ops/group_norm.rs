@@ -52,7 +52,9 @@ fn reference(op: GroupNorm, i: &[Tensor]) -> Vec<Tensor> {
 #[test]
 fn group_norm() {
     let all = [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::GeluTanh];
-    for (shape, groups) in [(vec![1, 6], 1), (vec![2, 3, 6], 3), (vec![2, 2, 3, 10], 5), (vec![3, 5, 17], 17), (vec![1, 2, 2, 36], 2)] {
+    for (shape, groups) in
+        [(vec![1, 6], 1), (vec![2, 3, 6], 3), (vec![2, 2, 3, 10], 5), (vec![3, 5, 17], 17), (vec![1, 2, 2, 36], 2)]
+    {
         for (k, modulate) in [(0, false), (1, false), (1, true), (2, true), (3, false)] {
             let op = op(groups, all[k], modulate);
             let inputs = inputs(&shape, modulate, 0.3, 1.0);
@@ -64,11 +66,15 @@ fn group_norm() {
 #[test]
 fn large_group_norms() {
     // Several chunks a sample, with samples and with chunks as tasks.
-    for (shape, groups) in [(vec![1, 33, 31, 96], 32), (vec![4, 20, 20, 100], 4), (vec![1, 700, 3], 1), (vec![2, 5, 5000], 8)] {
+    for (shape, groups) in
+        [(vec![1, 33, 31, 96], 32), (vec![4, 20, 20, 100], 4), (vec![1, 700, 3], 1), (vec![2, 5, 5000], 8)]
+    {
         for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
             let op = op(groups, Activation::Silu, true);
             let inputs = inputs(&shape, true, mean, std);
-            Case::new(format!("{op:?} {shape:?} {mean} ± {std}"), op, inputs, |i| reference(op, i)).forward_only().check();
+            Case::new(format!("{op:?} {shape:?} {mean} ± {std}"), op, inputs, |i| reference(op, i))
+                .forward_only()
+                .check();
         }
     }
 }
@@ -137,7 +143,9 @@ fn large_group_norm_gradients() {
         let stats = reference(op, &tensors).remove(1);
         inputs.push(Input { ty: TensorType::f32(stats.shape), data: stats.data, differentiate: false }.map(|v| v));
         inputs.push(f32s(&shape, 9));
-        Case::new(format!("grad of {op:?} {shape:?}"), GroupNormGrad(op), inputs, |i| grad_reference(op, i)).forward_only().check();
+        Case::new(format!("grad of {op:?} {shape:?}"), GroupNormGrad(op), inputs, |i| grad_reference(op, i))
+            .forward_only()
+            .check();
     }
 }
 

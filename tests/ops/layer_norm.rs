@@ -59,7 +59,9 @@ fn large_layer_norms() {
         for op in all() {
             for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
                 let inputs = inputs(op, &shape, mean, std);
-                Case::new(format!("{op:?} {shape:?} {mean} ± {std}"), op, inputs, |i| reference(op, i)).forward_only().check();
+                Case::new(format!("{op:?} {shape:?} {mean} ± {std}"), op, inputs, |i| reference(op, i))
+                    .forward_only()
+                    .check();
             }
         }
     }

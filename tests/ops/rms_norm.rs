@@ -34,7 +34,9 @@ fn rms_norm() {
             Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, 0.2), |i| reference(op, i)).check();
         }
         for (shape, mean) in [(vec![2, 300, 64], 0.0), (vec![50, 1001], 100.0), (vec![1, 9, 20_000], 0.1)] {
-            Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, mean), |i| reference(op, i)).forward_only().check();
+            Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, mean), |i| reference(op, i))
+                .forward_only()
+                .check();
         }
     }
 }
