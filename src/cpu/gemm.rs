@@ -15,6 +15,9 @@ use std::cell::RefCell;
 const K_BLOCK: usize = 256;
 /// Rows of A in a task: 96 × 256 floats are 96 KiB of L2.
 const M_BLOCK: usize = 96;
+/// Rows of dy in one block of the weight gradient. There A is read down its columns, a cache line a row: 128 lines leave room
+/// in L1 for as many rows of a panel.
+const GRAD_BLOCK: usize = 128;
 /// Rows of packed A are this much longer than their k-block, so that they do not share cache sets.
 const A_PAD: usize = 16;
 
@@ -243,9 +246,9 @@ pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize
     tasks(taps * blocks, m * n * k / 64, |task| {
         let (tap, c0) = (task / blocks, task % blocks * block);
         let (width, k0) = (block.min(channels - c0), tap * channels + c0);
-        with_buffers(K_BLOCK * (block + A_PAD), K_BLOCK * panels * PANEL, |a, b| {
-            for row0 in (0..m).step_by(K_BLOCK) {
-                let depth = K_BLOCK.min(m - row0);
+        with_buffers(GRAD_BLOCK * (block + A_PAD), GRAD_BLOCK * panels * PANEL, |a, b| {
+            for row0 in (0..m).step_by(GRAD_BLOCK) {
+                let depth = GRAD_BLOCK.min(m - row0);
                 for (i, line) in a.chunks_exact_mut(block + A_PAD).take(depth).enumerate() {
                     rows.gather(row0 + i, k0, k0 + width, &mut line[..width]);
                 }
