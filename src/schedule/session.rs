@@ -181,9 +181,8 @@ fn region(arena: &mut Arena, base: usize, slice: &Slice) -> Result<Region> {
 
 /// Scratch arguments that the launch writes and does not read.
 fn fresh<'a>(command: &'a Command, regions: &'a [Region]) -> impl Iterator<Item = &'a Region> {
-    let overlaps = |a: &Slice, b: &Slice| {
-        a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
-    };
+    let overlaps =
+        |a: &Slice, b: &Slice| a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
     command.writes.iter().filter_map(move |w| {
         let slice = &command.args[*w];
         let read = command.args.iter().enumerate().any(|(i, a)| !command.writes.contains(&i) && overlaps(a, slice));
