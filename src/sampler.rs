@@ -149,7 +149,7 @@ impl<'a> SampleRequest<'a> {
         guidance.validate()?;
         let guide_built = self.guide.map(|g| g.build(&spec)).transpose()?;
         let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond" };
-        let guided = guidance.needs_uncond().then(|| match &guide_built {
+        let guided = guidance.needs_uncond().then_some(match &guide_built {
             Some(network) => Denoiser { network, weights: "guide", inputs: "cond" },
             None => Denoiser { inputs: "uncond", ..denoiser },
         });

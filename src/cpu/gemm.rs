@@ -56,7 +56,7 @@ impl Rows for Matrix<'_> {
 
     fn direct(&self) -> Option<(*const f32, usize)> {
         // Rows a multiple of 4 KiB apart fall into one cache set each: copying them is cheaper.
-        (self.stride % 1024 != 0).then_some((self.data.as_ptr(), self.stride))
+        (!self.stride.is_multiple_of(1024)).then_some((self.data.as_ptr(), self.stride))
     }
 }
 
@@ -393,6 +393,8 @@ impl Tiles {
     }
 }
 
+// Rows and columns of a tile are numbers of registers: indices say which, and unroll whole.
+#[expect(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Tiles;

@@ -178,7 +178,7 @@ pub fn erf(x: f32) -> f32 {
     let x2 = a * a;
     // Maclaurin series of erf, good to 1e-8 for |x| < 1.
     let series = a
-        * 1.128_379_2
+        * std::f32::consts::FRAC_2_SQRT_PI
         * (1.0
             + x2 * (-0.333_333_34
                 + x2 * (0.1
@@ -195,7 +195,7 @@ pub fn erf(x: f32) -> f32 {
                 + t * (0.096_784_18
                     + t * (-0.186_288_06
                         + t * (0.278_868_07
-                            + t * (-1.135_203_98 + t * (1.488_515_9 + t * (-0.822_152_23 + t * 0.170_872_77))))))));
+                            + t * (-1.135_204 + t * (1.488_515_9 + t * (-0.822_152_23 + t * 0.170_872_77))))))));
     let tail = 1.0 - t * exp(-x2 + poly);
     let y = if a < 1.0 { series } else { tail };
     if x < 0.0 { -y } else { y }

@@ -81,6 +81,9 @@ pub fn sample(
 /// A register, or the unconditional side of a guided answer.
 type Slot = (Reg, bool);
 
+/// A port that reads the row: its name, first column and length.
+type Span = (String, usize, usize);
+
 /// A stage after guidance was worked in.
 #[derive(Clone, Debug)]
 enum Instruction {
@@ -325,8 +328,8 @@ impl<'a> Builder<'a> {
         out
     }
 
-    /// One step as a graph; with it, for every port that reads the row: its name, first column and length.
-    fn step_graph(&self, instructions: &[Instruction]) -> Result<(Graph, Vec<(String, usize, usize)>)> {
+    /// One step as a graph, and its ports that read the row.
+    fn step_graph(&self, instructions: &[Instruction]) -> Result<(Graph, Vec<Span>)> {
         let mut g = Graph::new();
         let mut slots: HashMap<Slot, Value> = HashMap::new();
         let mut spans = Vec::new();

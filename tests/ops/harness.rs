@@ -104,13 +104,16 @@ impl Input {
     }
 }
 
+/// Inputs to outputs, in f64.
+pub type Reference<'a> = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + 'a>;
+
 /// A check of one op.
 pub struct Case<'a> {
     pub name: String,
     pub op: Arc<dyn Op>,
     pub inputs: Vec<Input>,
     /// What the op computes. Outputs that return `None`-like empty tensors are not compared.
-    pub reference: Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + 'a>,
+    pub reference: Reference<'a>,
     /// Relative bound on outputs, by norm.
     pub bound: f64,
     /// Relative bound on gradients, by norm.
