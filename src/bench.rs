@@ -62,7 +62,13 @@ pub struct KernelTime {
 }
 
 /// Runs a case of [`CASES`] `runs` times after a first run that is not counted. `check` may stop it.
-pub fn measure(case: &str, batch: usize, runs: usize, device: Device, check: &mut dyn FnMut() -> Result<()>) -> Result<Measurement> {
+pub fn measure(
+    case: &str,
+    batch: usize,
+    runs: usize,
+    device: Device,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Measurement> {
     let idle = memory("VmRSS:");
     let schedule = schedule(case, batch, device)?;
     let launches = schedule.programs.iter().map(|p| p.commands.len()).sum();

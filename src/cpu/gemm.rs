@@ -4,9 +4,9 @@
 //! for a convolution the gather *is* the im2col, a few rows of a k-block at a time into L2, so no column matrix is written
 //! to memory ("implicit GEMM"). Registers hold 6×16 (AVX2) or 12×32 (AVX-512) of C; a k-block of B stays in L1.
 
+use super::Activation;
 use super::simd::{Level, level, sigmoid};
 use super::threads::{Ptr, tasks};
-use super::Activation;
 use crate::simd;
 use crate::tensor::PANEL;
 use std::cell::RefCell;
@@ -59,7 +59,7 @@ impl Rows for Matrix<'_> {
 
     fn direct(&self) -> Option<(*const f32, usize)> {
         // Rows a multiple of 4 KiB apart fall into one cache set each: copying them is cheaper.
-        (self.stride % 1024 != 0).then_some((self.data.as_ptr(), self.stride))
+        (!self.stride.is_multiple_of(1024)).then_some((self.data.as_ptr(), self.stride))
     }
 }
 
@@ -396,6 +396,8 @@ impl Tiles {
     }
 }
 
+// Rows and columns of a tile are numbers of registers: indices say which, and unroll whole.
+#[expect(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Tiles;
@@ -513,12 +515,16 @@ mod tests {
     use super::*;
 
     fn noise(n: usize, seed: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| ((i.wrapping_mul(2654435761).wrapping_add(seed * 97) >> 8) % 2001) as f32 / 1000.0 - 1.0).collect()
+        (0..n as u32)
+            .map(|i| ((i.wrapping_mul(2654435761).wrapping_add(seed * 97) >> 8) % 2001) as f32 / 1000.0 - 1.0)
+            .collect()
     }
 
     #[test]
     fn gemm_and_weight_grad_match_f64() {
-        for (m, n, k) in [(1, 1, 1), (5, 7, 3), (6, 16, 256), (100, 33, 300), (13, 64, 1024), (200, 48, 17), (97, 40, 513)] {
+        for (m, n, k) in
+            [(1, 1, 1), (5, 7, 3), (6, 16, 256), (100, 33, 300), (13, 64, 1024), (200, 48, 17), (97, 40, 513)]
+        {
             let (a, b) = (noise(m * k, 1), noise(k * n, 2));
             let mut panels = vec![0.0; k * n.next_multiple_of(PANEL)];
             pack_rows(&b, n, n, &mut panels);
