@@ -61,6 +61,13 @@ pub struct KernelTime {
     pub gbps: f64,
 }
 
+/// What [`measure`] runs: a case of [`CASES`] with small numbers in every buffer.
+pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
+    let mut session = Session::new(device, schedule(case, batch, device)?)?;
+    fill(&mut session)?;
+    Ok(session)
+}
+
 /// Runs a case of [`CASES`] `runs` times after a first run that is not counted. `check` may stop it.
 pub fn measure(
     case: &str,
@@ -70,11 +77,9 @@ pub fn measure(
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Measurement> {
     let idle = memory("VmRSS:");
-    let schedule = schedule(case, batch, device)?;
-    let launches = schedule.programs.iter().map(|p| p.commands.len()).sum();
-    let flops: u64 = schedule.programs.iter().map(|p| p.cost().flops).sum();
-    let mut session = Session::new(device, schedule)?;
-    fill(&mut session)?;
+    let mut session = session(case, batch, device)?;
+    let launches = session.schedule().programs.iter().map(|p| p.commands.len()).sum();
+    let flops: u64 = session.schedule().programs.iter().map(|p| p.cost().flops).sum();
     let mut times = Vec::new();
     let mut kernels = BTreeMap::new();
     for run in 0..=runs {

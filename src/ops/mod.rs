@@ -88,12 +88,12 @@ use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
 /// Fails unless there are `n` inputs.
-pub(crate) fn expect_inputs(op: &str, inputs: &[&TensorType], n: usize) -> Result<()> {
+pub fn expect_inputs(op: &str, inputs: &[&TensorType], n: usize) -> Result<()> {
     if inputs.len() == n { Ok(()) } else { Err(Error::shape(op, format!("takes {n} inputs, got {}", inputs.len()))) }
 }
 
 /// Fails unless `ty` is a row-major f32 tensor of that shape.
-pub(crate) fn expect_shape(op: &str, what: &str, ty: &TensorType, shape: &[usize]) -> Result<()> {
+pub fn expect_shape(op: &str, what: &str, ty: &TensorType, shape: &[usize]) -> Result<()> {
     if ty.shape == shape && ty.layout == Layout::Plain && ty.dtype == DType::F32 {
         return Ok(());
     }
@@ -101,16 +101,16 @@ pub(crate) fn expect_shape(op: &str, what: &str, ty: &TensorType, shape: &[usize
 }
 
 /// Fails unless `ty` is row-major f32.
-pub(crate) fn expect_plain(op: &str, what: &str, ty: &TensorType) -> Result<()> {
+pub fn expect_plain(op: &str, what: &str, ty: &TensorType) -> Result<()> {
     if ty.layout == Layout::Plain && ty.dtype == DType::F32 {
         return Ok(());
     }
     Err(Error::shape(op, format!("{what} must be row-major f32, is {ty}")))
 }
 
-/// Runs `f(out, inputs)` over chunks of arguments of one size, the last argument being the output; it may be one of the
-/// inputs (in place), since every chunk of 16 is read before it is written. Inputs: arguments `0..N`.
-pub(crate) fn elementwise<const N: usize>(args: &Args, f: impl Fn([f32; N]) -> f32 + Sync + Copy) {
+/// A whole elementwise CPU kernel: `out = f(inputs)` over arguments of one size, f32. Inputs are arguments `0..N`, the output
+/// is argument `N`; it may be one of the inputs (in place), since every chunk of 16 is read before it is written.
+pub fn elementwise<const N: usize>(args: &Args, f: impl Fn([f32; N]) -> f32 + Sync + Copy) {
     use crate::cpu::threads::{Ptr, ranges};
     let inputs: [_; N] = std::array::from_fn(|i| Ptr::from_raw(args.ptr(i).0));
     let (out, n) = args.ptr(N);

@@ -8,6 +8,7 @@ pub use program::{Buffer, BufferId, Buffers, Command, Options, Program, Slice, S
 pub use report::Report;
 pub use session::{Event, Session};
 
+use crate::graph::{Graph, Target};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -65,6 +66,25 @@ impl Schedule {
     pub fn new(name: impl Into<String>, buffers: Buffers) -> Self {
         let rows = Rows::default();
         Schedule { name: name.into(), buffers, programs: vec![], steps: vec![], rows, row: None }
+    }
+
+    /// The schedule that runs `graph` once. Every input, parameter and output has a buffer of its name; an output with the
+    /// name of an input updates that input's buffer.
+    pub fn once(name: impl Into<String>, graph: &Graph, target: Target, options: Options) -> Result<Self> {
+        let name = name.into();
+        let mut buffers = Buffers::new();
+        let outputs = graph.outputs().iter().map(|(port, value)| (*value, port));
+        for (value, port) in graph.inputs().chain(graph.parameters()).chain(outputs) {
+            if buffers.find(port).is_none() {
+                buffers.declare(port, graph.ty(value).clone());
+            }
+        }
+        let names = buffers.clone();
+        let program = Program::compile(&name, graph, target, &mut buffers, |port| names.find(port), options)?;
+        let mut schedule = Schedule::new(name, buffers);
+        let program = schedule.add(program);
+        schedule.steps.push(Step::Run(program));
+        Ok(schedule)
     }
 
     /// Adds a program; its number.
