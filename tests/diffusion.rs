@@ -7,8 +7,8 @@
 use langevin::Error;
 use langevin::diffusion::samplers::ddim;
 use langevin::diffusion::{
-    Betas, Churn, Interval, Level, Options, Prediction, Reg, SamplerConfig, SamplerKind, SigmaGrid, Space,
-    Spacing, Stage, Trajectory, VpSchedule, trajectory,
+    Betas, Churn, Interval, Level, Options, Prediction, Reg, SamplerConfig, SamplerKind, SigmaGrid, Space, Spacing,
+    Stage, Trajectory, VpSchedule, trajectory,
 };
 use proptest::prelude::*;
 use serde::Deserialize;

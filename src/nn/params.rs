@@ -98,7 +98,8 @@ impl Parameter {
                 let lanes = PANEL.min(cols - panel * PANEL);
                 let starts: [usize; PANEL] = std::array::from_fn(|l| self.source(0, (panel * PANEL + l).min(cols - 1)));
                 // Along a column the file's index grows by the same steps whatever the column. Rows go in the file's order.
-                let taps = if let (Import::Conv, [_, _, kh, kw]) = (self.import, &self.shape[..]) { kh * kw } else { 1 };
+                let taps =
+                    if let (Import::Conv, [_, _, kh, kw]) = (self.import, &self.shape[..]) { kh * kw } else { 1 };
                 for row in (0..rows / taps).flat_map(|i| (0..taps).map(move |tap| tap * (rows / taps) + i)) {
                     let step = self.source(row, 0) - self.source(0, 0);
                     let line = &mut chunk[row * PANEL..(row + 1) * PANEL];
