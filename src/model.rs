@@ -179,7 +179,11 @@ impl Model {
     }
 
     /// Writes parameters into a session's buffers. The files' pages are let go as soon as they were read.
-    pub fn load<'a>(&self, session: &mut Session, places: impl IntoIterator<Item = (BufferId, &'a Parameter)>) -> Result<()> {
+    pub fn load<'a>(
+        &self,
+        session: &mut Session,
+        places: impl IntoIterator<Item = (BufferId, &'a Parameter)>,
+    ) -> Result<()> {
         let mut staging = Vec::new();
         for (id, p) in places {
             self.read(p, &mut staging)?;

@@ -136,7 +136,8 @@ impl<'a> SampleRequest<'a> {
         };
         let batch = self.batch.min(self.n);
         let mut spec = InputSpec::new(batch, height, width);
-        let conditioning_dim = |name: &str, i: usize| self.conditioning.and_then(|c| c.info(name)).and_then(|t| t.shape.get(i));
+        let conditioning_dim =
+            |name: &str, i: usize| self.conditioning.and_then(|c| c.info(name)).and_then(|t| t.shape.get(i));
         spec.tokens = conditioning_dim("encoder_hidden_states", 1).copied().unwrap_or(spec.tokens);
         spec.time_ids = conditioning_dim("time_ids", 1).copied().unwrap_or(spec.time_ids);
         let built = model.build(&spec)?;
@@ -148,7 +149,7 @@ impl<'a> SampleRequest<'a> {
         guidance.validate()?;
         let guide_built = self.guide.map(|g| g.build(&spec)).transpose()?;
         let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond" };
-        let guided = guidance.needs_uncond().then(|| match &guide_built {
+        let guided = guidance.needs_uncond().then_some(match &guide_built {
             Some(network) => Denoiser { network, weights: "guide", inputs: "cond" },
             None => Denoiser { inputs: "uncond", ..denoiser },
         });
@@ -222,7 +223,9 @@ impl Sampler<'_> {
 
     /// Samples all images. `progress` is called before every step; an error from it ([`Error::Cancelled`], say) stops the run.
     pub fn run(&mut self, progress: &mut dyn FnMut(Progress) -> Result<()>) -> Result<Images> {
-        let [batch, h, w, c] = self.plan.latents.shape[..] else { return Err(Error::shape("latents", "must have 4 dimensions")) };
+        let [batch, h, w, c] = self.plan.latents.shape[..] else {
+            return Err(Error::shape("latents", "must have 4 dimensions"));
+        };
         let n = self.request.n;
         let steps = self.plan.steps * n.div_ceil(batch);
         let mut images = Vec::with_capacity(n * h * w * c);
@@ -272,7 +275,12 @@ impl Sampler<'_> {
         if let Some(latents) = &self.request.latents {
             let each = c * h * w;
             if latents.len() != self.request.n * each {
-                let reason = format!("{} numbers, {} images of [{c}, {h}, {w}] need {}", latents.len(), self.request.n, self.request.n * each);
+                let reason = format!(
+                    "{} numbers, {} images of [{c}, {h}, {w}] need {}",
+                    latents.len(),
+                    self.request.n,
+                    self.request.n * each
+                );
                 return Err(Error::invalid("latents", reason));
             }
             let mut part: Vec<f32> = latents[first * each..((first + batch) * each).min(latents.len())].to_vec();
@@ -306,7 +314,8 @@ impl Sampler<'_> {
             let classes = self.model.network().classes().unwrap_or(1);
             let none = if self.model.network().class_name() == "UNet2DModel" { classes - 1 } else { classes };
             let class = |i: usize| self.plan.classes.get(i).copied().unwrap_or(0);
-            let labels: Vec<i32> = (first..first + batch).map(|i| if uncond { none } else { class(i) } as i32).collect();
+            let labels: Vec<i32> =
+                (first..first + batch).map(|i| if uncond { none } else { class(i) } as i32).collect();
             return self.session.write(id, &labels);
         }
         let Some(file) = self.request.conditioning else {
@@ -317,11 +326,16 @@ impl Sampler<'_> {
         let numbers = file.read_f32(&key)?;
         let each = ty.elements() / batch.max(1);
         if each == 0 || numbers.len() % each != 0 || numbers.is_empty() {
-            return Err(Error::tensor(file.path(), key, format!("has {} numbers, an image needs {each}", numbers.len())));
+            return Err(Error::tensor(
+                file.path(),
+                key,
+                format!("has {} numbers, an image needs {each}", numbers.len()),
+            ));
         }
         let rows = numbers.len() / each;
-        let data: Vec<f32> =
-            (first..first + batch).flat_map(|i| numbers[i % rows * each..(i % rows + 1) * each].iter().copied()).collect();
+        let data: Vec<f32> = (first..first + batch)
+            .flat_map(|i| numbers[i % rows * each..(i % rows + 1) * each].iter().copied())
+            .collect();
         self.session.write(id, &data)
     }
 }

@@ -174,7 +174,9 @@ impl<'a> Trainer<'a> {
         let images = self.session.buffer::<f32>(self.training.images)?;
         self.data.batch_f32_into(&indices, images)?;
         if let (Some(id), Some(labels), Some(none)) = (self.training.labels, &self.data.labels, self.none) {
-            let label = |(s, i): (&u64, &usize)| if drops_label(c.seed, *s, c.label_dropout) { none } else { labels[*i] as i32 };
+            let label = |(s, i): (&u64, &usize)| {
+                if drops_label(c.seed, *s, c.label_dropout) { none } else { labels[*i] as i32 }
+            };
             let labels: Vec<i32> = samples.iter().zip(&indices).map(label).collect();
             self.session.write(id, &labels)?;
         }
@@ -189,7 +191,18 @@ impl<'a> Trainer<'a> {
         // The average starts as the weights are and slows down to its half-life (Karras et al. 2022, appendix F.6: ramp-up).
         let seen = (first as f64 + batch as f64).max(1.0);
         let decay = 0.5f64.powf(batch as f64 / c.ema_half_life.min(seen * 0.05).max(1e-9));
-        let row = [rate, 0.9, 0.999, 1e-8, c.weight_decay, self.step as f64 + 1.0, 1.0, c.max_grad_norm, decay, self.step as f64];
+        let row = [
+            rate,
+            0.9,
+            0.999,
+            1e-8,
+            c.weight_decay,
+            self.step as f64 + 1.0,
+            1.0,
+            c.max_grad_norm,
+            decay,
+            self.step as f64,
+        ];
         self.session.set_rows(row.iter().map(|v| *v as f32).collect())?;
         Ok(rate)
     }

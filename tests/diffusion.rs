@@ -7,8 +7,8 @@
 use langevin::Error;
 use langevin::diffusion::samplers::ddim;
 use langevin::diffusion::{
-    Betas, Churn, DdimTarget, Interval, Level, Options, Prediction, Reg, SamplerConfig, SamplerKind, SigmaGrid, Space,
-    Spacing, Stage, Trajectory, VpSchedule, trajectory,
+    Betas, Churn, Interval, Level, Options, Prediction, Reg, SamplerConfig, SamplerKind, SigmaGrid, Space, Spacing,
+    Stage, Trajectory, VpSchedule, trajectory,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -82,11 +82,7 @@ fn trajectories_match_diffusers() {
             assert!(matches!(config, Err(Error::Config { .. })), "{}", case.name);
             continue;
         }
-        let mut config = config.unwrap();
-        config.ddim_target = DdimTarget::Stride;
-        if kind == SamplerKind::Ddpm {
-            config.ddim_target = DdimTarget::Next;
-        }
+        let config = config.unwrap();
         let plan = trajectory(kind, &config, case.steps, &options(kind, case.eta)).unwrap();
         if ONE_STEP.contains(&case.name.as_str()) {
             assert!(matches!(plan.steps[0].stages[0], Stage::Query { time: 999.0, .. }));

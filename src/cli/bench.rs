@@ -56,7 +56,10 @@ fn describe(m: &Measurement, kernels: bool) -> String {
         lines.push(format!("  {:<22} {:>6} {:>9} {:>6} {:>9} {:>8}", "kernel", "calls", "ms", "%", "GFLOP/s", "GB/s"));
         for k in &m.kernels {
             let share = 100.0 * k.ms / m.ms_median;
-            lines.push(format!("  {:<22} {:>6} {:>9.2} {share:>6.1} {:>9.1} {:>8.1}", k.kernel, k.calls, k.ms, k.gflops, k.gbps));
+            lines.push(format!(
+                "  {:<22} {:>6} {:>9.2} {share:>6.1} {:>9.1} {:>8.1}",
+                k.kernel, k.calls, k.ms, k.gflops, k.gbps
+            ));
         }
     }
     lines.join("\n")

@@ -66,7 +66,9 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
 pub fn check_dtype(name: &str, device: Device) -> Result<()> {
     match name {
         "f32" => Ok(()),
-        "f16" | "bf16" => Err(Error::unsupported(format!("--dtype {name}"), format!("the {device} device computes in f32"))),
+        "f16" | "bf16" => {
+            Err(Error::unsupported(format!("--dtype {name}"), format!("the {device} device computes in f32")))
+        }
         _ => Err(Error::invalid("--dtype", format!("`{name}` is none of f32, f16, bf16"))),
     }
 }
@@ -101,15 +103,24 @@ fn spec_of(inputs: &Weights, model: &Model) -> Result<InputSpec> {
 }
 
 /// Fills every input of the graph from the file; notes what the file holds besides.
-fn write_inputs(model: &Model, built: &Built, inputs: &Weights, grad: bool, session: &mut Session, output: Output) -> Result<()> {
+fn write_inputs(
+    model: &Model,
+    built: &Built,
+    inputs: &Weights,
+    grad: bool,
+    session: &mut Session,
+    output: Output,
+) -> Result<()> {
     let graph = &built.graph;
-    let mut ports: Vec<(String, TensorType)> = graph.inputs().map(|(v, n)| (n.to_string(), graph.ty(v).clone())).collect();
+    let mut ports: Vec<(String, TensorType)> =
+        graph.inputs().map(|(v, n)| (n.to_string(), graph.ty(v).clone())).collect();
     if grad && let Some((_, out)) = graph.outputs().first() {
         ports.push(("grad_output".into(), graph.ty(*out).clone()));
     }
     for (name, ty) in &ports {
         let Some(id) = session.schedule().buffers.find(name) else { continue };
-        let optional_label = name == "class_labels" && inputs.info(name).is_none() && inputs.info("class_onehot").is_none();
+        let optional_label =
+            name == "class_labels" && inputs.info(name).is_none() && inputs.info("class_onehot").is_none();
         if optional_label && model.is_edm() {
             // EDM without a label: the class after the last stands for none.
             let none = model.network().classes().unwrap_or(0) as i32;
@@ -133,7 +144,11 @@ fn write_input(
     session: &mut Session,
 ) -> Result<()> {
     let Some(info) = inputs.info(name) else {
-        return Err(Error::tensor(inputs.path(), name, format!("is missing; the model takes it as {:?}", nchw_shape(ty))));
+        return Err(Error::tensor(
+            inputs.path(),
+            name,
+            format!("is missing; the model takes it as {:?}", nchw_shape(ty)),
+        ));
     };
     let (shape, wanted) = (info.shape.clone(), nchw_shape(ty));
     // One number may stand for all samples.
@@ -159,7 +174,11 @@ fn write_input(
 fn check_labels(model: &Model, name: &str, inputs: &Weights, labels: &[i64]) -> Result<()> {
     let Some(classes) = model.network().classes() else { return Ok(()) };
     // DiT and EDM have one class more, that of no label.
-    let most = if matches!(model.network().class_name(), "UNet2DModel" | "UNet2DConditionModel") { classes } else { classes + 1 };
+    let most = if matches!(model.network().class_name(), "UNet2DModel" | "UNet2DConditionModel") {
+        classes
+    } else {
+        classes + 1
+    };
     match labels.iter().find(|l| **l < 0 || **l >= most as i64) {
         Some(bad) => Err(Error::tensor(inputs.path(), name, format!("class {bad} is not from 0 to {}", most - 1))),
         None => Ok(()),

@@ -65,7 +65,12 @@ pub fn run(args: InspectArgs, output: Output) -> Result<()> {
 }
 
 fn describe_weights(weights: &Weights, list: bool) -> (String, serde_json::Value) {
-    let mut lines = vec![format!("{} tensors, {:.2} MB in {}", weights.names().len(), weights.byte_count() as f64 / 1e6, weights.path().display())];
+    let mut lines = vec![format!(
+        "{} tensors, {:.2} MB in {}",
+        weights.names().len(),
+        weights.byte_count() as f64 / 1e6,
+        weights.path().display()
+    )];
     let mut tensors = Vec::new();
     for name in weights.names() {
         let Some(info) = weights.info(name) else { continue };

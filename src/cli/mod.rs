@@ -44,7 +44,9 @@ enum Command {
     /// Print a completion script for a shell
     ///
     /// Example: langevin completions bash > ~/.local/share/bash-completion/completions/langevin
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
 /// How results are shown.

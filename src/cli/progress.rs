@@ -11,7 +11,8 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(output: Output, length: u64, unit: &str) -> Progress {
-        let target = if output.quiet || output.json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target =
+            if output.quiet || output.json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(length), target);
         let template = format!("{{prefix}} {{bar:32}} {{pos}}/{{len}} {unit} {{per_sec}} eta {{eta}} {{msg}}");
         if let Ok(style) = ProgressStyle::with_template(&template) {

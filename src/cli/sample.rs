@@ -168,7 +168,9 @@ fn read_latents(path: &Path, model: &Model, size: &mut Option<[usize; 2]>) -> Re
             *size = Some([h, w]);
             Ok((n, file.read_f32("latents")?))
         }
-        _ => Err(Error::tensor(path, "latents", format!("must be [n, {channels}, height, width], is {:?}", info.shape))),
+        _ => {
+            Err(Error::tensor(path, "latents", format!("must be [n, {channels}, height, width], is {:?}", info.shape)))
+        }
     }
 }
 
@@ -187,7 +189,9 @@ pub fn run(args: SampleArgs, output: Output) -> Result<()> {
     let mut bar: Option<Progress> = None;
     let images = sampler.run(&mut |p| {
         let bar = bar.get_or_insert_with(|| Progress::new(output, p.steps as u64, "steps"));
-        let rate = (p.step * p.batch) as f64 / p.steps as f64 * n as f64 / p.batch as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        let rate = (p.step * p.batch) as f64 / p.steps as f64 * n as f64
+            / p.batch as f64
+            / start.elapsed().as_secs_f64().max(1e-9);
         bar.message(format!("{rate:.2} img/s"));
         bar.advance(1)
     })?;
@@ -205,7 +209,11 @@ pub fn run(args: SampleArgs, output: Output) -> Result<()> {
     let picture = picture(&images, columns)?;
     picture.save_png(&args.out)?;
     output.result(
-        format!("{} images by {sampler_name}, {steps} steps, {nfe} network evaluations a batch, {seconds:.2} s: {}", n, args.out.display()),
+        format!(
+            "{} images by {sampler_name}, {steps} steps, {nfe} network evaluations a batch, {seconds:.2} s: {}",
+            n,
+            args.out.display()
+        ),
         json!({ "out": args.out, "n": n, "sampler": sampler_name.to_string(), "steps": steps, "nfe": nfe,
                 "seed": seed, "seconds": seconds, "images_per_second": n as f64 / seconds }),
     );
@@ -216,7 +224,13 @@ pub fn run(args: SampleArgs, output: Output) -> Result<()> {
 fn picture(images: &crate::sampler::Images, columns: usize) -> Result<crate::image::Image> {
     let [n, c, h, w] = images.shape;
     let shown = if c == 1 { 1 } else { c.min(3) };
-    let data: Vec<f32> = images.data.chunks_exact(h * w).enumerate().filter(|(i, _)| i % c < shown).flat_map(|(_, p)| p.iter().copied()).collect();
+    let data: Vec<f32> = images
+        .data
+        .chunks_exact(h * w)
+        .enumerate()
+        .filter(|(i, _)| i % c < shown)
+        .flat_map(|(_, p)| p.iter().copied())
+        .collect();
     let small = crate::sampler::Images { data, shape: [n, shown, h, w] };
     let grid = small.grid(columns)?;
     grid.upscale((96 / h.max(w).max(1)).clamp(1, 4))

@@ -90,7 +90,10 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
         let rate = (step * args.batch) as f64 / start.elapsed().as_secs_f64();
         bar.message(format!("loss {loss:.4} {rate:.0} img/s"));
         if output.json && (step % 50 == 0 || step == args.steps) {
-            println!("{}", json!({ "step": step, "loss": loss, "grad_norm": report.grad_norm, "lr": report.learning_rate, "images_per_second": rate }));
+            println!(
+                "{}",
+                json!({ "step": step, "loss": loss, "grad_norm": report.grad_norm, "lr": report.learning_rate, "images_per_second": rate })
+            );
         }
         if args.save_at.contains(&step) {
             let name = format!("{}-{step}", args.out.display());

@@ -4,9 +4,9 @@
 //! for a convolution the gather *is* the im2col, a few rows of a k-block at a time into L2, so no column matrix is written
 //! to memory ("implicit GEMM"). Registers hold 6×16 (AVX2) or 12×32 (AVX-512) of C; a k-block of B stays in L1.
 
+use super::Activation;
 use super::simd::{Level, level, sigmoid};
 use super::threads::{Ptr, tasks};
-use super::Activation;
 use crate::simd;
 use crate::tensor::PANEL;
 use std::cell::RefCell;
@@ -15,6 +15,9 @@ use std::cell::RefCell;
 const K_BLOCK: usize = 256;
 /// Rows of A in a task: 96 × 256 floats are 96 KiB of L2.
 const M_BLOCK: usize = 96;
+/// Rows of dy in one block of the weight gradient. There A is read down its columns, a cache line a row: 128 lines leave room
+/// in L1 for as many rows of a panel.
+const GRAD_BLOCK: usize = 128;
 /// Rows of packed A are this much longer than their k-block, so that they do not share cache sets.
 const A_PAD: usize = 16;
 
@@ -56,7 +59,7 @@ impl Rows for Matrix<'_> {
 
     fn direct(&self) -> Option<(*const f32, usize)> {
         // Rows a multiple of 4 KiB apart fall into one cache set each: copying them is cheaper.
-        (self.stride % 1024 != 0).then_some((self.data.as_ptr(), self.stride))
+        (!self.stride.is_multiple_of(1024)).then_some((self.data.as_ptr(), self.stride))
     }
 }
 
@@ -243,9 +246,9 @@ pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize
     tasks(taps * blocks, m * n * k / 64, |task| {
         let (tap, c0) = (task / blocks, task % blocks * block);
         let (width, k0) = (block.min(channels - c0), tap * channels + c0);
-        with_buffers(K_BLOCK * (block + A_PAD), K_BLOCK * panels * PANEL, |a, b| {
-            for row0 in (0..m).step_by(K_BLOCK) {
-                let depth = K_BLOCK.min(m - row0);
+        with_buffers(GRAD_BLOCK * (block + A_PAD), GRAD_BLOCK * panels * PANEL, |a, b| {
+            for row0 in (0..m).step_by(GRAD_BLOCK) {
+                let depth = GRAD_BLOCK.min(m - row0);
                 for (i, line) in a.chunks_exact_mut(block + A_PAD).take(depth).enumerate() {
                     rows.gather(row0 + i, k0, k0 + width, &mut line[..width]);
                 }
@@ -393,6 +396,8 @@ impl Tiles {
     }
 }
 
+// Rows and columns of a tile are numbers of registers: indices say which, and unroll whole.
+#[expect(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Tiles;
@@ -510,12 +515,16 @@ mod tests {
     use super::*;
 
     fn noise(n: usize, seed: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| ((i.wrapping_mul(2654435761).wrapping_add(seed * 97) >> 8) % 2001) as f32 / 1000.0 - 1.0).collect()
+        (0..n as u32)
+            .map(|i| ((i.wrapping_mul(2654435761).wrapping_add(seed * 97) >> 8) % 2001) as f32 / 1000.0 - 1.0)
+            .collect()
     }
 
     #[test]
     fn gemm_and_weight_grad_match_f64() {
-        for (m, n, k) in [(1, 1, 1), (5, 7, 3), (6, 16, 256), (100, 33, 300), (13, 64, 1024), (200, 48, 17), (97, 40, 513)] {
+        for (m, n, k) in
+            [(1, 1, 1), (5, 7, 3), (6, 16, 256), (100, 33, 300), (13, 64, 1024), (200, 48, 17), (97, 40, 513)]
+        {
             let (a, b) = (noise(m * k, 1), noise(k * n, 2));
             let mut panels = vec![0.0; k * n.next_multiple_of(PANEL)];
             pack_rows(&b, n, n, &mut panels);

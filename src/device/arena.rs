@@ -42,7 +42,8 @@ impl Arena {
             let reason = format!("bytes {offset}+{bytes} lie outside of an arena of {}", self.bytes);
             return Err(Error::Verify { pass: "memory", reason });
         }
-        let base = self.map.as_mut().map_or(std::ptr::NonNull::<u64>::dangling().as_ptr() as *mut u8, |m| m.as_mut_ptr());
+        let base =
+            self.map.as_mut().map_or(std::ptr::NonNull::<u64>::dangling().as_ptr() as *mut u8, |m| m.as_mut_ptr());
         // SAFETY: checked above to lie inside the mapping.
         Ok(Region { ptr: unsafe { base.add(offset) }, bytes })
     }

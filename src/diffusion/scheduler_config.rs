@@ -15,10 +15,12 @@
 //! an EDM-preconditioned one. Keys that are not known are ignored; a known one whose value cannot be honoured is an
 //! error.
 //!
+//! DDIM's steps lead where that class leads them, also where that is not the next timestep visited
+//! ([`DdimTarget::Stride`]); [`SamplerConfig::new`] has the consistent choice.
+//!
 //! Where langevin goes another way than the diffusers classes:
 //!
 //! * Schedules are computed in f64. (diffusers keeps betas and sigmas in float32, which moves results by up to 1e-5.)
-//! * DDIM steps lead to the next timestep visited, see [`DdimTarget`](super::config::DdimTarget).
 //! * A single step with linspace spacing starts at `T - 1`, not at 0, where there is nothing to denoise.
 //! * Trailing spacing yields `n` timesteps for every `n`; for some, float rounding makes diffusers append timestep -1.
 //! * DDPM's last step adds no noise, whatever its timestep.
@@ -32,7 +34,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::config::{DpmTerm, FinalSigma, SamplerConfig, SamplerKind, SigmaGrid, Space, UniPcB, Variance};
+use super::config::{DdimTarget, DpmTerm, FinalSigma, SamplerConfig, SamplerKind, SigmaGrid, Space, UniPcB, Variance};
 use super::precond::Prediction;
 use super::schedule::{Betas, Spacing, VpSchedule};
 use crate::{Error, Result};
@@ -59,11 +61,15 @@ impl SamplerConfig {
             return Err(Error::format(path, "not a JSON object"));
         };
         let fields = Fields { path: path.to_owned(), map };
-        read(kind, &fields).map_err(|error| match error {
+        let mut config = read(kind, &fields).map_err(|error| match error {
             Error::Invalid { option, reason } => Error::config(path, option, reason),
             Error::Unsupported { what, reason } => Error::config(path, what, format!("not supported: {reason}")),
             other => other,
-        })
+        })?;
+        if kind == SamplerKind::Ddim {
+            config.ddim_target = DdimTarget::Stride;
+        }
+        Ok(config)
     }
 }
 

@@ -31,7 +31,8 @@ pub fn forward(network: &Built, grad: Option<Recompute>, target: Target, options
     }
     let names = buffers.clone();
     let parameters: std::collections::HashSet<&str> = graph.parameters().map(|(_, n)| n.as_ref()).collect();
-    let bind = |port: &str| if parameters.contains(port) { names.find(&format!("weights/{port}")) } else { names.find(port) };
+    let bind =
+        |port: &str| if parameters.contains(port) { names.find(&format!("weights/{port}")) } else { names.find(port) };
     let program = Program::compile("forward", &graph, target, &mut buffers, bind, options)?.with_nfe(1);
     let mut schedule = Schedule::new("forward", buffers);
     let p = schedule.add(program);
@@ -44,8 +45,11 @@ fn add_gradients(network: &Built, graph: &mut crate::graph::Graph, recompute: Re
     let seed = graph.input("grad_output", graph.ty(output).clone());
     let trainable: std::collections::HashSet<&str> =
         network.parameters.iter().filter(|p| p.trainable).map(|p| p.name.as_str()).collect();
-    let mut wrt: Vec<(String, crate::graph::Value)> =
-        graph.parameters().filter(|(_, n)| trainable.contains(n.as_ref())).map(|(v, n)| (format!("grad.{n}"), v)).collect();
+    let mut wrt: Vec<(String, crate::graph::Value)> = graph
+        .parameters()
+        .filter(|(_, n)| trainable.contains(n.as_ref()))
+        .map(|(v, n)| (format!("grad.{n}"), v))
+        .collect();
     wrt.extend(graph.inputs().filter(|(_, n)| n.as_ref() == "sample").map(|(v, _)| ("d_sample".to_string(), v)));
     let values: Vec<_> = wrt.iter().map(|(_, v)| *v).collect();
     let grads = gradients(graph, &[(output, seed)], &values, recompute)?;

@@ -63,7 +63,12 @@ const LATENTS: u32 = 1 << 16;
 const SAMPLER_NOISE: u32 = LATENTS + 1;
 
 /// The schedule that runs `trajectory` on latents of type `latents` (NHWC); operator i answers leg i.
-pub fn sample(trajectory: &Trajectory, operators: &[Operator], latents: &TensorType, how: Lowering) -> Result<Sampling> {
+pub fn sample(
+    trajectory: &Trajectory,
+    operators: &[Operator],
+    latents: &TensorType,
+    how: Lowering,
+) -> Result<Sampling> {
     let mut builder = Builder::new(trajectory, operators, latents, how)?;
     builder.declare()?;
     builder.init(trajectory.init_scale)?;
@@ -75,6 +80,9 @@ pub fn sample(trajectory: &Trajectory, operators: &[Operator], latents: &TensorT
 
 /// A register, or the unconditional side of a guided answer.
 type Slot = (Reg, bool);
+
+/// A port that reads the row: its name, first column and length.
+type Span = (String, usize, usize);
 
 /// A stage after guidance was worked in.
 #[derive(Clone, Debug)]
@@ -116,7 +124,12 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(trajectory: &'a Trajectory, operators: &'a [Operator<'a>], latents: &TensorType, how: Lowering) -> Result<Self> {
+    fn new(
+        trajectory: &'a Trajectory,
+        operators: &'a [Operator<'a>],
+        latents: &TensorType,
+        how: Lowering,
+    ) -> Result<Self> {
         let mut persistent = HashSet::from([trajectory.out, Reg::X]);
         for step in &trajectory.steps {
             let mut written = HashSet::new();
@@ -148,7 +161,8 @@ impl<'a> Builder<'a> {
     }
 
     fn declare(&mut self) -> Result<()> {
-        let widths = self.trajectory.steps.iter().map(|s| self.expand(s).iter().map(|i| i.numbers().len()).sum::<usize>());
+        let widths =
+            self.trajectory.steps.iter().map(|s| self.expand(s).iter().map(|i| i.numbers().len()).sum::<usize>());
         self.columns = widths.max().unwrap_or(0);
         self.row = Some(self.buffers.declare("row", TensorType::f32([self.columns])));
         let batch = self.latents_ty.shape[0];
@@ -203,7 +217,13 @@ impl<'a> Builder<'a> {
     }
 
     /// Compiles `graph`, whose ports are named after buffers or found by `bind`, and runs it once.
-    fn program(&mut self, name: &str, graph: &Graph, nfe: usize, bind: impl Fn(&str) -> Option<BufferId>) -> Result<()> {
+    fn program(
+        &mut self,
+        name: &str,
+        graph: &Graph,
+        nfe: usize,
+        bind: impl Fn(&str) -> Option<BufferId>,
+    ) -> Result<()> {
         let names = self.buffers.clone();
         let bind = |port: &str| bind(port).or_else(|| names.find(port));
         let program = Program::compile(name, graph, self.how.target, &mut self.buffers, bind, self.how.options)?;
@@ -308,8 +328,8 @@ impl<'a> Builder<'a> {
         out
     }
 
-    /// One step as a graph; with it, for every port that reads the row: its name, first column and length.
-    fn step_graph(&self, instructions: &[Instruction]) -> Result<(Graph, Vec<(String, usize, usize)>)> {
+    /// One step as a graph, and its ports that read the row.
+    fn step_graph(&self, instructions: &[Instruction]) -> Result<(Graph, Vec<Span>)> {
         let mut g = Graph::new();
         let mut slots: HashMap<Slot, Value> = HashMap::new();
         let mut spans = Vec::new();

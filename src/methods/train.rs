@@ -139,7 +139,8 @@ pub fn train(network: &Built, images: &TensorType, edm: bool, how: TrainLowering
     let losses = buffers.declare("losses", TensorType::f32([images.shape[0]]));
     let known = buffers.clone();
     let bind = |port: &str| regions.views.get(port).copied().or_else(|| known.find(port));
-    let step = Program::compile("forward and backward", &graph, how.target, &mut buffers, bind, how.options)?.with_nfe(1);
+    let step =
+        Program::compile("forward and backward", &graph, how.target, &mut buffers, bind, how.options)?.with_nfe(1);
     let grad_norm = buffers.declare("grad_norm", TensorType::f32([1]));
     let update = optimizer_program(&regions, how, hyper, grad_norm, &mut buffers)?;
 
@@ -219,7 +220,8 @@ fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recomp
     let time = if edm { "sigma" } else { "timestep" };
     let mut g = Graph::new();
     let x0 = g.input("images", images.clone());
-    let [seeds, draw] = [("seeds", TensorType::i32([batch, 2])), ("draw", TensorType::f32([1]))].map(|(n, ty)| g.input(n, ty));
+    let [seeds, draw] =
+        [("seeds", TensorType::i32([batch, 2])), ("draw", TensorType::f32([1]))].map(|(n, ty)| g.input(n, ty));
     let [alpha, sigma, weight] = ["alpha", "sigma_t", "weight"].map(|n| g.input(n, TensorType::f32([batch])));
     let noise = Random { kind: RandomKind::Normal, shape: images.shape.clone(), stream: NOISE };
     let eps = g.apply(noise, &[seeds, draw])?;
@@ -249,8 +251,11 @@ fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recomp
     let one = g.constant(TensorType::f32([1]), vec![1.0])?;
     let trainable: HashMap<&str, ()> =
         network.parameters.iter().filter(|p| p.trainable).map(|p| (p.name.as_str(), ())).collect();
-    let wrt: Vec<(Value, String)> =
-        g.parameters().filter(|(_, n)| trainable.contains_key(n.as_ref())).map(|(v, n)| (v, format!("grad.{n}"))).collect();
+    let wrt: Vec<(Value, String)> = g
+        .parameters()
+        .filter(|(_, n)| trainable.contains_key(n.as_ref()))
+        .map(|(v, n)| (v, format!("grad.{n}")))
+        .collect();
     let values: Vec<Value> = wrt.iter().map(|(v, _)| *v).collect();
     let grads = gradients(&mut g, &[(loss, one)], &values, recompute)?;
     for ((_, name), grad) in wrt.into_iter().zip(grads) {

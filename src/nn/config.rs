@@ -6,8 +6,8 @@ mod edm;
 mod unets;
 
 use super::fields::Fields;
-use crate::ops::Activation;
 use crate::Result;
+use crate::ops::Activation;
 use serde_json::Value;
 use std::ops::RangeInclusive;
 use std::path::Path;

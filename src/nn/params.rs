@@ -95,11 +95,18 @@ impl Parameter {
                 }
             }
             Layout::Panels => out.par_chunks_mut((rows * PANEL).max(1)).enumerate().for_each(|(panel, chunk)| {
-                for (row, line) in chunk.chunks_exact_mut(PANEL).enumerate() {
-                    for (lane, v) in line.iter_mut().enumerate() {
-                        let col = panel * PANEL + lane;
-                        *v = if col < cols { file[self.source(row, col)] } else { 0.0 };
+                let lanes = PANEL.min(cols - panel * PANEL);
+                let starts: [usize; PANEL] = std::array::from_fn(|l| self.source(0, (panel * PANEL + l).min(cols - 1)));
+                // Along a column the file's index grows by the same steps whatever the column. Rows go in the file's order.
+                let taps =
+                    if let (Import::Conv, [_, _, kh, kw]) = (self.import, &self.shape[..]) { kh * kw } else { 1 };
+                for row in (0..rows / taps).flat_map(|i| (0..taps).map(move |tap| tap * (rows / taps) + i)) {
+                    let step = self.source(row, 0) - self.source(0, 0);
+                    let line = &mut chunk[row * PANEL..(row + 1) * PANEL];
+                    for (v, start) in line.iter_mut().zip(&starts[..lanes]) {
+                        *v = file[start + step];
                     }
+                    line[lanes..].fill(0.0);
                 }
             }),
         }

@@ -34,7 +34,8 @@ impl Op for Broadcast {
         expect_inputs(self.name(), inputs, 1)?;
         expect_plain(self.name(), "x", inputs[0])?;
         let out = TensorType::f32(self.shape.clone());
-        let fits = inputs[0].elements() == self.outer * self.inner && out.elements() == self.outer * self.middle * self.inner;
+        let fits =
+            inputs[0].elements() == self.outer * self.inner && out.elements() == self.outer * self.middle * self.inner;
         if !fits {
             let dims = [self.outer, self.middle, self.inner];
             return Err(Error::shape(self.name(), format!("{} spread as {dims:?} does not make {out}", inputs[0])));
@@ -45,7 +46,8 @@ impl Op for Broadcast {
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
         let Some(dy) = dy[0] else { return Ok(vec![None]) };
         let shape = g.shape(node.inputs[0]).to_vec();
-        let sum = Reduce { outer: self.outer, middle: self.middle, inner: self.inner, reduction: Reduction::Sum, shape };
+        let sum =
+            Reduce { outer: self.outer, middle: self.middle, inner: self.inner, reduction: Reduction::Sum, shape };
         let dx = g.apply(sum, &[dy])?;
         Ok(vec![Some(if self.scale == 1.0 { dx } else { g.apply(super::Affine::scale(self.scale), &[dx])? })])
     }

@@ -69,7 +69,18 @@ impl Conv2d {
 
 /// Appends a window to a launch; read back by [`window_of`].
 fn window_scalars(launch: Launch, w: &Window) -> Launch {
-    let sizes = [w.height, w.width, w.channels, w.out_height, w.out_width, w.kernel, w.stride, w.pad_top, w.pad_left, w.dilation];
+    let sizes = [
+        w.height,
+        w.width,
+        w.channels,
+        w.out_height,
+        w.out_width,
+        w.kernel,
+        w.stride,
+        w.pad_top,
+        w.pad_left,
+        w.dilation,
+    ];
     launch.scalars(sizes)
 }
 
@@ -161,7 +172,10 @@ impl Conv2d {
         let (Some(top), Some(left), Some(bottom), Some(right)) =
             (near_top, near_left, far(size[1], out[1], p.top), far(size[2], out[2], p.left))
         else {
-            return Err(Error::unsupported("the gradient of conv2d", format!("padding {p:?} exceeds the {k}×{k} kernel")));
+            return Err(Error::unsupported(
+                "the gradient of conv2d",
+                format!("padding {p:?} exceeds the {k}×{k} kernel"),
+            ));
         };
         let padding = Padding { top, left, bottom, right };
         let conv = Conv2d { kernel: k, stride: 1, padding, input_dilation: self.stride, epilogue: Epilogue::default() };

@@ -73,7 +73,9 @@ fn combine<const N: usize>(args: &Args) {
     let x: [Ptr<f32>; N] = std::array::from_fn(|i| Ptr::from_raw(args.ptr(i + 1).0));
     let (out, n) = args.ptr(N + 1);
     let out = Ptr::from_raw(out);
-    ranges(n, 16, |start, end| combine_range(c, x.map(|p| p.raw().wrapping_add(start)), out.raw().wrapping_add(start), end - start, clip));
+    ranges(n, 16, |start, end| {
+        combine_range(c, x.map(|p| p.raw().wrapping_add(start)), out.raw().wrapping_add(start), end - start, clip)
+    });
 }
 
 simd! {

@@ -38,7 +38,6 @@ impl Epilogue {
         self.bias as usize + self.sample_bias as usize + self.residual as usize
     }
 
-
     /// Checks the operands' shapes.
     pub(crate) fn check(&self, op: &str, inputs: &[&TensorType], out: &TensorType) -> Result<()> {
         expect_inputs(op, inputs, 2 + self.operands())?;
@@ -209,7 +208,8 @@ impl Op for LinearWeightGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
         let out = TensorType::panels(self.shape.clone());
-        let fits = inputs[0].rows() == inputs[1].rows() && inputs[0].cols() == out.rows() && inputs[1].cols() == out.cols();
+        let fits =
+            inputs[0].rows() == inputs[1].rows() && inputs[0].cols() == out.rows() && inputs[1].cols() == out.cols();
         if !fits {
             return Err(Error::shape(self.name(), format!("x {}, dy {} do not make {out}", inputs[0], inputs[1])));
         }

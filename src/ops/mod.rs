@@ -42,6 +42,7 @@ mod timestep_embedding;
 mod timestep_mlp;
 mod transpose_weight;
 
+pub use crate::cpu::Activation;
 pub use activation::{Activate, ActivateGrad};
 pub use affine::Affine;
 pub use argmax::Argmax;
@@ -50,7 +51,6 @@ pub use binary::Binary;
 pub use broadcast::Broadcast;
 pub use concat::Concat;
 pub use conv2d::{Conv2d, Conv2dWeightGrad, Padding};
-pub use crate::cpu::Activation;
 pub use diffusion_update::DiffusionUpdate;
 pub use dropout::Dropout;
 pub use edm_coefficients::EdmCoefficients;
@@ -115,7 +115,9 @@ pub fn elementwise<const N: usize>(args: &Args, f: impl Fn([f32; N]) -> f32 + Sy
     let inputs: [_; N] = std::array::from_fn(|i| Ptr::from_raw(args.ptr(i).0));
     let (out, n) = args.ptr(N);
     let out = Ptr::from_raw(out);
-    ranges(n, 16, |start, end| map_range(inputs.map(|p| p.raw().wrapping_add(start)), out.raw().wrapping_add(start), end - start, f));
+    ranges(n, 16, |start, end| {
+        map_range(inputs.map(|p| p.raw().wrapping_add(start)), out.raw().wrapping_add(start), end - start, f)
+    });
 }
 
 crate::simd! {

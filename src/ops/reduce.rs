@@ -50,7 +50,8 @@ impl Op for Reduce {
         expect_inputs(self.name(), inputs, 1)?;
         expect_plain(self.name(), "x", inputs[0])?;
         let out = TensorType::f32(self.shape.clone());
-        let fits = inputs[0].elements() == self.outer * self.middle * self.inner && out.elements() == self.outer * self.inner;
+        let fits =
+            inputs[0].elements() == self.outer * self.middle * self.inner && out.elements() == self.outer * self.inner;
         if !fits {
             let dims = [self.outer, self.middle, self.inner];
             return Err(Error::shape(self.name(), format!("{} seen as {dims:?} does not make {out}", inputs[0])));
@@ -73,7 +74,8 @@ impl Op for Reduce {
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let Target::Cpu = target;
         let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
-        let launch = Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]).scalar(scale);
+        let launch =
+            Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]).scalar(scale);
         Ok(vec![launch])
     }
 }

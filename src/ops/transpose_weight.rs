@@ -1,7 +1,7 @@
 //! The weight of the transposed map: what multiplies dy to give dx.
 
-use super::linear::expect_weight;
 use super::expect_inputs;
+use super::linear::expect_weight;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{PANEL, TensorType};

@@ -75,9 +75,10 @@ fn find(graph: &Graph, purpose: Purpose) -> Vec<Merge> {
 
 /// The op that does what `from` and then `node`, which reads it at input `slot`, do; with its inputs.
 fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose) -> Option<(Arc<dyn Op>, Vec<Value>)> {
-    if let (Some(norm), Some(Activate(activation))) = (from.op.downcast::<GroupNorm>(), node.op.downcast::<Activate>()) {
+    if let (Some(norm), Some(Activate(activation))) = (from.op.downcast::<GroupNorm>(), node.op.downcast::<Activate>())
+    {
         let plain = norm.activation == Activation::Identity;
-        return plain.then(|| (Arc::new(GroupNorm { activation: *activation, ..norm.clone() }) as _, from.inputs.clone()));
+        return plain.then(|| (Arc::new(GroupNorm { activation: *activation, ..*norm }) as _, from.inputs.clone()));
     }
     let epilogue = epilogue(from)?;
     let open = !epilogue.residual && epilogue.scale == 1.0;

@@ -150,7 +150,8 @@ mod tests {
     fn a_stack_is_planned_exactly() {
         // Forward keeps, backward frees in reverse order: the shape of a training step.
         let n = 50;
-        let mut blocks: Vec<Block> = (0..n).map(|i| Block { first: i, last: 2 * n - i, bytes: 64 * (1 + i % 7) }).collect();
+        let mut blocks: Vec<Block> =
+            (0..n).map(|i| Block { first: i, last: 2 * n - i, bytes: 64 * (1 + i % 7) }).collect();
         blocks.extend((0..n).map(|i| Block { first: n + i, last: n + i + 1, bytes: 64 * (1 + i % 5) }));
         let plan = plan(&blocks);
         assert!(plan.peak as f64 <= 1.02 * plan.lower_bound as f64, "{} > {}", plan.peak, plan.lower_bound);

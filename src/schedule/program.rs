@@ -280,7 +280,12 @@ impl<'a> Compiler<'a> {
         self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i])
     }
 
-    fn bind_sources(&mut self, program: &str, buffers: &mut Buffers, bind: &dyn Fn(&str) -> Option<BufferId>) -> Result<()> {
+    fn bind_sources(
+        &mut self,
+        program: &str,
+        buffers: &mut Buffers,
+        bind: &dyn Fn(&str) -> Option<BufferId>,
+    ) -> Result<()> {
         let mut used = vec![false; self.graph.values().len()];
         self.live_nodes().for_each(|(_, n)| n.inputs.iter().for_each(|v| used[v.index()] = true));
         self.graph.outputs().iter().for_each(|(n, v)| used[v.index()] |= bind(n).is_some());
@@ -352,7 +357,9 @@ impl<'a> Compiler<'a> {
             b.offset < target.offset + target.bytes() && target.offset < b.offset + b.bytes()
         };
         let shares = |v: &Value| matches!(self.home[self.root[v.index()]], Home::Buffer(b) if overlaps(b));
-        if self.home.iter().enumerate().any(|(i, h)| matches!(h, Home::Buffer(b) if overlaps(*b)) && matches!(self.graph.values()[i].origin, Origin::Node { .. })) {
+        if self.home.iter().enumerate().any(|(i, h)| {
+            matches!(h, Home::Buffer(b) if overlaps(*b)) && matches!(self.graph.values()[i].origin, Origin::Node { .. })
+        }) {
             return false;
         }
         self.live_nodes().filter(|(i, _)| *i >= first).all(|(i, node)| {
@@ -453,9 +460,21 @@ impl<'a> Compiler<'a> {
 /// A launch that copies bytes.
 fn copy(target: Target, from: Slice, to: Slice) -> Command {
     let kernel = match target {
-        Target::Cpu => Kernel::Cpu { name: "copy", run: |args: &Args| args.slice_mut::<u8>(1).copy_from_slice(args.slice(0)) },
+        Target::Cpu => {
+            Kernel::Cpu { name: "copy", run: |args: &Args| args.slice_mut::<u8>(1).copy_from_slice(args.slice(0)) }
+        }
     };
     let cost = Cost { flops: 0, bytes: 2 * from.bytes as u64 };
     let scope = "".into();
-    Command { kernel, grid: [1; 3], block: [1; 3], args: vec![from, to], scalars: vec![], writes: vec![1], op: "copy", scope, cost }
+    Command {
+        kernel,
+        grid: [1; 3],
+        block: [1; 3],
+        args: vec![from, to],
+        scalars: vec![],
+        writes: vec![1],
+        op: "copy",
+        scope,
+        cost,
+    }
 }

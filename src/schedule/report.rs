@@ -43,7 +43,9 @@ impl Report {
     pub fn new(schedule: &Schedule) -> Report {
         let mut runs = vec![0; schedule.programs.len()];
         count_runs(&schedule.steps, 1, &mut runs);
-        let each = |f: &dyn Fn(&Program) -> u64| -> u64 { schedule.programs.iter().zip(&runs).map(|(p, n)| f(p) * *n as u64).sum() };
+        let each = |f: &dyn Fn(&Program) -> u64| -> u64 {
+            schedule.programs.iter().zip(&runs).map(|(p, n)| f(p) * *n as u64).sum()
+        };
         let most = |f: &dyn Fn(&Program) -> usize| schedule.programs.iter().map(f).max().unwrap_or(0);
         let buffer_bytes = schedule.buffers.bytes();
         let (scratch_peak, scratch_lower_bound) = (most(&|p| p.peak), most(&|p| p.lower_bound));
@@ -68,10 +70,15 @@ impl Report {
 
     /// The schedule as a Graphviz digraph: programs as nodes, the order of steps as edges.
     pub fn dot(schedule: &Schedule) -> String {
-        let mut out = format!("digraph \"{}\" {{\n  node [shape=box, fontname=monospace];\n", schedule.name.escape_default());
+        let mut out =
+            format!("digraph \"{}\" {{\n  node [shape=box, fontname=monospace];\n", schedule.name.escape_default());
         for (i, p) in schedule.programs.iter().enumerate() {
             let gflop = p.cost().flops as f64 / 1e9;
-            out += &format!("  p{i} [label=\"{}\\n{} launches, {gflop:.3} GFLOP\"];\n", p.name.escape_default(), p.commands.len());
+            out += &format!(
+                "  p{i} [label=\"{}\\n{} launches, {gflop:.3} GFLOP\"];\n",
+                p.name.escape_default(),
+                p.commands.len()
+            );
         }
         let mut previous = None;
         dot_steps(&schedule.steps, &mut previous, &mut out);
@@ -148,17 +155,39 @@ impl fmt::Display for Report {
         let mib = |b: usize| b as f64 / 1048576.0;
         writeln!(f, "{}", self.schedule)?;
         self.steps.iter().try_for_each(|s| writeln!(f, "  {s}"))?;
-        writeln!(f, "\n{:<28} {:>6} {:>9} {:>12} {:>10} {:>12}", "program", "runs", "launches", "GFLOP", "MB", "scratch MiB")?;
+        writeln!(
+            f,
+            "\n{:<28} {:>6} {:>9} {:>12} {:>10} {:>12}",
+            "program", "runs", "launches", "GFLOP", "MB", "scratch MiB"
+        )?;
         for p in &self.programs {
             let (gflop, mb) = (p.flops as f64 / 1e9, p.bytes as f64 / 1e6);
-            writeln!(f, "{:<28} {:>6} {:>9} {gflop:>12.4} {mb:>10.2} {:>12.2}", p.name, p.runs, p.launches, mib(p.scratch_peak))?;
+            writeln!(
+                f,
+                "{:<28} {:>6} {:>9} {gflop:>12.4} {mb:>10.2} {:>12.2}",
+                p.name,
+                p.runs,
+                p.launches,
+                mib(p.scratch_peak)
+            )?;
         }
         writeln!(f, "\nnetwork evaluations   {}", self.nfe)?;
         writeln!(f, "launches              {}", self.launches)?;
         writeln!(f, "GFLOP                 {:.3}", self.flops as f64 / 1e9)?;
         writeln!(f, "minimal MB            {:.3}", self.bytes as f64 / 1e6)?;
-        writeln!(f, "arena peak            {:.3} MiB ({:.3} buffers, {:.3} scratch)", mib(self.arena_peak), mib(self.buffer_bytes), mib(self.scratch_peak))?;
+        writeln!(
+            f,
+            "arena peak            {:.3} MiB ({:.3} buffers, {:.3} scratch)",
+            mib(self.arena_peak),
+            mib(self.buffer_bytes),
+            mib(self.scratch_peak)
+        )?;
         let ratio = self.scratch_peak as f64 / self.scratch_lower_bound.max(1) as f64;
-        write!(f, "lower bound           {:.3} MiB (scratch {:.3}; planned/bound {ratio:.4})", mib(self.arena_lower_bound), mib(self.scratch_lower_bound))
+        write!(
+            f,
+            "lower bound           {:.3} MiB (scratch {:.3}; planned/bound {ratio:.4})",
+            mib(self.arena_lower_bound),
+            mib(self.scratch_lower_bound)
+        )
     }
 }

@@ -181,9 +181,8 @@ fn region(arena: &mut Arena, base: usize, slice: &Slice) -> Result<Region> {
 
 /// Scratch arguments that the launch writes and does not read.
 fn fresh<'a>(command: &'a Command, regions: &'a [Region]) -> impl Iterator<Item = &'a Region> {
-    let overlaps = |a: &Slice, b: &Slice| {
-        a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
-    };
+    let overlaps =
+        |a: &Slice, b: &Slice| a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
     command.writes.iter().filter_map(move |w| {
         let slice = &command.args[*w];
         let read = command.args.iter().enumerate().any(|(i, a)| !command.writes.contains(&i) && overlaps(a, slice));
@@ -191,26 +190,32 @@ fn fresh<'a>(command: &'a Command, regions: &'a [Region]) -> impl Iterator<Item 
     })
 }
 
-fn guard_zone(r: &Region, guard: usize) -> &mut [u8] {
+/// The zone behind a scratch value.
+fn guard_zone(r: &Region, guard: usize) -> Region {
     let skip = r.bytes.next_multiple_of(crate::device::ALIGN);
     // SAFETY: the planner left `guard` bytes behind the rounded-up value, inside the arena.
-    unsafe { std::slice::from_raw_parts_mut(r.ptr.add(skip), guard) }
+    Region { ptr: unsafe { r.ptr.add(skip) }, bytes: guard }
 }
 
 fn poison(command: &Command, regions: &[Region], guard: usize) {
     for r in fresh(command, regions) {
-        // SAFETY: the region lies in the arena and nothing runs.
-        let content = unsafe { std::slice::from_raw_parts_mut(r.ptr, r.bytes) };
+        let zone = guard_zone(r, guard);
         // 0xFF in every byte is NaN as f32, f16 and bf16, and -1 as i32.
-        content.fill(0xFF);
-        guard_zone(r, guard).fill(GUARD_BYTE);
+        // SAFETY: both regions lie in the arena and nothing runs.
+        unsafe {
+            r.ptr.write_bytes(0xFF, r.bytes);
+            zone.ptr.write_bytes(GUARD_BYTE, zone.bytes);
+        }
     }
 }
 
 fn check_guards(program: &Program, command: &Command, regions: &[Region], guard: usize) -> Result<()> {
     let scratch = command.args.iter().zip(regions).filter(|(s, _)| s.space == Space::Scratch);
     for (_, r) in scratch {
-        if guard_zone(r, guard).iter().any(|b| *b != GUARD_BYTE) {
+        let zone = guard_zone(r, guard);
+        // SAFETY: the zone lies in the arena, nothing runs, and bytes have no invalid values.
+        let bytes = unsafe { std::slice::from_raw_parts(zone.ptr, zone.bytes) };
+        if bytes.iter().any(|b| *b != GUARD_BYTE) {
             let reason = format!("{}: {} ({}) wrote past the end of a value", program.name, command.op, command.scope);
             return Err(Error::Verify { pass: "guard zones", reason });
         }

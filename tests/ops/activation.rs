@@ -6,7 +6,18 @@ fn erf(x: f64) -> f64 {
     let n = 400;
     let h = x / n as f64;
     let f = |t: f64| (-t * t).exp();
-    let s: f64 = (0..=n).map(|k| f(h * k as f64) * if k == 0 || k == n { 1.0 } else if k % 2 == 1 { 4.0 } else { 2.0 }).sum();
+    let s: f64 = (0..=n)
+        .map(|k| {
+            f(h * k as f64)
+                * if k == 0 || k == n {
+                    1.0
+                } else if k % 2 == 1 {
+                    4.0
+                } else {
+                    2.0
+                }
+        })
+        .sum();
     s * h / 3.0 * 2.0 / std::f64::consts::PI.sqrt()
 }
 
@@ -15,7 +26,9 @@ pub fn reference(act: Activation, x: f64) -> f64 {
         Activation::Identity => x,
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
-        Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
     }
 }
 
@@ -24,7 +37,8 @@ fn activations() {
     for act in [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
         for (n, scale) in [(1, 1.0), (17, 0.01), (100, 6.0)] {
             let x = f32s(&[n], 3).map(|v| v * scale);
-            Case::new(format!("{act:?} {n}"), Activate(act), vec![x], |i| vec![i[0].map(|x| reference(act, x))]).check();
+            Case::new(format!("{act:?} {n}"), Activate(act), vec![x], |i| vec![i[0].map(|x| reference(act, x))])
+                .check();
         }
     }
 }

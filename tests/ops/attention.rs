@@ -60,8 +60,8 @@ fn grad_reference(s: Sizes, i: &[Tensor]) -> Vec<Tensor> {
         let delta: f64 = dp.iter().zip(p).map(|(a, b)| a * b).sum();
         for j in 0..tk {
             let ds = p[j] * (dp[j] - delta) * scale;
-            for c in 0..dv {
-                out[2].data[at(tk, j, dv) + c] += p[j] * dy[c];
+            for (o, dy) in out[2].data[at(tk, j, dv)..].iter_mut().zip(dy) {
+                *o += p[j] * dy;
             }
             for c in 0..d {
                 out[0].data[at(tq, t, d) + c] += ds * i[1].data[at(tk, j, d) + c];

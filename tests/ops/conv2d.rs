@@ -18,10 +18,15 @@ fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
             for ox in 0..ow {
                 for ky in 0..k {
                     for kx in 0..k {
-                        let (Some(iy), Some(ix)) = (inside(oy * conv.stride + ky, p.top, h), inside(ox * conv.stride + kx, p.left, w)) else { continue };
+                        let (Some(iy), Some(ix)) =
+                            (inside(oy * conv.stride + ky, p.top, h), inside(ox * conv.stride + kx, p.left, w))
+                        else {
+                            continue;
+                        };
                         for co in 0..n {
                             for ci in 0..c {
-                                *y.at_mut(&[s, oy, ox, co]) += i[0].at(&[s, iy, ix, ci]) * i[1].data[((ky * k + kx) * c + ci) * n + co];
+                                *y.at_mut(&[s, oy, ox, co]) +=
+                                    i[0].at(&[s, iy, ix, ci]) * i[1].data[((ky * k + kx) * c + ci) * n + co];
                             }
                         }
                     }
@@ -36,12 +41,24 @@ fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
 fn check(conv: Conv2d, [b, h, w, c, n]: [usize; 5]) {
     let e = conv.epilogue;
     let mut inputs = vec![f32s(&[b, h, w, c], 1), panels(&[conv.kernel * conv.kernel, c, n], 2)];
-    let shape = reference(Conv2d { epilogue: Epilogue::default(), ..conv }, &inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect::<Vec<_>>()).shape;
-    if e.bias { inputs.push(f32s(&[n], 3)) }
-    if e.sample_bias { inputs.push(f32s(&[b, n], 4)) }
-    if e.residual { inputs.push(f32s(&shape, 5)) }
+    let shape = reference(
+        Conv2d { epilogue: Epilogue::default(), ..conv },
+        &inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect::<Vec<_>>(),
+    )
+    .shape;
+    if e.bias {
+        inputs.push(f32s(&[n], 3))
+    }
+    if e.sample_bias {
+        inputs.push(f32s(&[b, n], 4))
+    }
+    if e.residual {
+        inputs.push(f32s(&shape, 5))
+    }
     let mut case = Case::new(format!("{conv:?} {b}x{h}x{w}x{c}->{n}"), conv, inputs, |i| vec![reference(conv, i)]);
-    if conv.input_dilation > 1 || b * h * w * c > 1000 { case = case.forward_only() }
+    if conv.input_dilation > 1 || b * h * w * c > 1000 {
+        case = case.forward_only()
+    }
     case.check();
 }
 

@@ -20,9 +20,14 @@ fn binary_ops() {
 
 #[test]
 fn affine_and_reshape() {
-    Case::new("affine", Affine { scale: -2.5, shift: 0.75 }, vec![f32s(&[3, 7], 1)], |i| vec![i[0].map(|x| -2.5 * x + 0.75)]).check();
-    Case::new("affine of a weight", Affine::scale(3.0), vec![panels(&[3, 5], 1)], |i| vec![i[0].map(|x| 3.0 * x)]).check();
-    Case::new("reshape", Reshape(vec![3, 4]), vec![f32s(&[2, 6], 1)], |i| vec![Tensor::new([3, 4], i[0].data.clone())]).check();
+    Case::new("affine", Affine { scale: -2.5, shift: 0.75 }, vec![f32s(&[3, 7], 1)], |i| {
+        vec![i[0].map(|x| -2.5 * x + 0.75)]
+    })
+    .check();
+    Case::new("affine of a weight", Affine::scale(3.0), vec![panels(&[3, 5], 1)], |i| vec![i[0].map(|x| 3.0 * x)])
+        .check();
+    Case::new("reshape", Reshape(vec![3, 4]), vec![f32s(&[2, 6], 1)], |i| vec![Tensor::new([3, 4], i[0].data.clone())])
+        .check();
 }
 
 fn sum_middle(x: &Tensor, [o, m, n]: [usize; 3], scale: f64) -> Tensor {
@@ -42,12 +47,22 @@ fn reduce_and_broadcast() {
     for d in [[1, 1, 1], [2, 5, 3], [3, 130, 17], [1, 700, 1], [4, 3, 1], [2, 100, 200]] {
         let [o, m, n] = d;
         let big = o * m * n > 2000;
-        let sum = Case::new(format!("sum {d:?}"), Reduce::sum_middle(o, m, n), vec![f32s(&d, 5)], |i| vec![sum_middle(&i[0], d, 1.0)]);
-        if big { sum.forward_only().check() } else { sum.check() }
+        let sum = Case::new(format!("sum {d:?}"), Reduce::sum_middle(o, m, n), vec![f32s(&d, 5)], |i| {
+            vec![sum_middle(&i[0], d, 1.0)]
+        });
+        if big {
+            sum.forward_only().check()
+        } else {
+            sum.check()
+        }
         let mean = Case::new(format!("mean {d:?}"), Reduce::mean_middle(o, m, n), vec![f32s(&d, 5)], |i| {
             vec![sum_middle(&i[0], d, 1.0 / m as f64)]
         });
-        if big { mean.forward_only().check() } else { mean.check() }
+        if big {
+            mean.forward_only().check()
+        } else {
+            mean.check()
+        }
         let spread = Broadcast { outer: o, middle: m, inner: n, scale: 1.5, shape: d.to_vec() };
         let spread = Case::new(format!("broadcast {d:?}"), spread, vec![f32s(&[o, n], 5)], |i| {
             let data = (0..o * m * n).map(|k| 1.5 * i[0].data[k / (m * n) * n + k % n]).collect();

@@ -1,12 +1,12 @@
 //! One table drives everything: an op, its inputs, and what it computes in f64.
 
+use langevin::Device;
 use langevin::graph::{Graph, Op, Value};
 use langevin::ops::Affine;
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
 use langevin::tensor::{DType, Layout, TensorType, from_layout, to_layout};
-use langevin::Device;
 use std::sync::Arc;
 
 /// An input of a case: its type and its numbers, row-major.
@@ -104,13 +104,16 @@ impl Input {
     }
 }
 
+/// Inputs to outputs, in f64.
+pub type Reference<'a> = Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + 'a>;
+
 /// A check of one op.
 pub struct Case<'a> {
     pub name: String,
     pub op: Arc<dyn Op>,
     pub inputs: Vec<Input>,
     /// What the op computes. Outputs that return `None`-like empty tensors are not compared.
-    pub reference: Box<dyn Fn(&[Tensor]) -> Vec<Tensor> + 'a>,
+    pub reference: Reference<'a>,
     /// Relative bound on outputs, by norm.
     pub bound: f64,
     /// Relative bound on gradients, by norm.
@@ -120,7 +123,12 @@ pub struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    pub fn new(name: impl Into<String>, op: impl Op, inputs: Vec<Input>, reference: impl Fn(&[Tensor]) -> Vec<Tensor> + 'a) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        op: impl Op,
+        inputs: Vec<Input>,
+        reference: impl Fn(&[Tensor]) -> Vec<Tensor> + 'a,
+    ) -> Self {
         Case {
             name: name.into(),
             op: Arc::new(op),
@@ -140,7 +148,8 @@ impl<'a> Case<'a> {
 
     /// Runs the op on every device under poison, against the reference; then its gradients mid-graph.
     pub fn check(&self) {
-        let tensors: Vec<Tensor> = self.inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
+        let tensors: Vec<Tensor> =
+            self.inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
         let expected = (self.reference)(&tensors);
         // Outputs: the op's own inputs are computed values (not buffers), so in-place and lifetimes are exercised.
         let mut g = Graph::new();
@@ -204,7 +213,14 @@ impl<'a> Case<'a> {
             let expected = self.finite_differences(tensors, *i, &seed_data);
             let value = &got[&format!("d{i}")];
             let err = relative(value, &expected);
-            assert!(err <= self.grad_bound, "{}: gradient of input {i} is off by {err:.2e} (bound {:.1e})\n got {:?}\n expected {:?}", self.name, self.grad_bound, &value[..value.len().min(8)], &expected[..expected.len().min(8)]);
+            assert!(
+                err <= self.grad_bound,
+                "{}: gradient of input {i} is off by {err:.2e} (bound {:.1e})\n got {:?}\n expected {:?}",
+                self.name,
+                self.grad_bound,
+                &value[..value.len().min(8)],
+                &expected[..expected.len().min(8)]
+            );
         }
     }
 
@@ -233,8 +249,13 @@ impl<'a> Case<'a> {
     }
 
     fn run_with(&self, g: &Graph, extra: &[(String, Vec<f64>)]) -> std::collections::HashMap<String, Vec<f64>> {
-        let data: Vec<(String, Vec<f64>)> =
-            self.inputs.iter().enumerate().map(|(i, x)| (format!("in{i}"), x.data.clone())).chain(extra.iter().cloned()).collect();
+        let data: Vec<(String, Vec<f64>)> = self
+            .inputs
+            .iter()
+            .enumerate()
+            .map(|(i, x)| (format!("in{i}"), x.data.clone()))
+            .chain(extra.iter().cloned())
+            .collect();
         run_graph(g, &data)
     }
 }
@@ -250,7 +271,8 @@ pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> std::collections::Ha
     }
     let ids = buffers.clone();
     let program =
-        Program::compile("case", g, Device::Cpu.target(), &mut buffers, |n| ids.find(n), Options { guard: 64 }).unwrap();
+        Program::compile("case", g, Device::Cpu.target(), &mut buffers, |n| ids.find(n), Options { guard: 64 })
+            .unwrap();
     let mut schedule = Schedule::new("case", buffers);
     let p = schedule.add(program);
     schedule.steps.push(Step::Run(p));

@@ -24,8 +24,8 @@ fn reference(op: LayerNorm, i: &[Tensor]) -> Vec<Tensor> {
         let mean = row.iter().sum::<f64>() / c as f64;
         let rstd = 1.0 / (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / c as f64 + op.eps as f64).sqrt();
         (stats.data[2 * r], stats.data[2 * r + 1]) = (mean, rstd);
-        for k in 0..c {
-            let mut h = (row[k] - mean) * rstd;
+        for (k, v) in row.iter().enumerate() {
+            let mut h = (v - mean) * rstd;
             if op.affine {
                 h = h * i[1].data[k] + i[2].data[k];
             }

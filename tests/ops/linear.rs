@@ -35,9 +35,15 @@ fn linear() {
     for (batch, rows, k, n) in [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 17, 16), (1, 13, 4, 33)] {
         for e in all_epilogues() {
             let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
-            if e.bias { inputs.push(f32s(&[n], 3)) }
-            if e.sample_bias { inputs.push(f32s(&[batch, n], 4)) }
-            if e.residual { inputs.push(f32s(&[batch, rows, n], 5)) }
+            if e.bias {
+                inputs.push(f32s(&[n], 3))
+            }
+            if e.sample_bias {
+                inputs.push(f32s(&[batch, n], 4))
+            }
+            if e.residual {
+                inputs.push(f32s(&[batch, rows, n], 5))
+            }
             Case::new(format!("linear {batch}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
                 let mut y = Tensor::zeros([batch, rows, n]);
                 for r in 0..batch * rows {

@@ -18,8 +18,8 @@ fn reference(op: RmsNorm, i: &[Tensor]) -> Vec<Tensor> {
         let row = &x.data[r * c..(r + 1) * c];
         let rstd = 1.0 / (row.iter().map(|v| v * v).sum::<f64>() / c as f64 + op.eps as f64).sqrt();
         all.data[r] = rstd;
-        for k in 0..c {
-            y.data[r * c + k] = row[k] * rstd * if op.affine { i[1].data[k] } else { 1.0 };
+        for (k, v) in row.iter().enumerate() {
+            y.data[r * c + k] = v * rstd * if op.affine { i[1].data[k] } else { 1.0 };
         }
     }
     vec![y, all]
