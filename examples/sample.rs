@@ -21,10 +21,15 @@ fn main() -> Result<()> {
         if start.elapsed() > Duration::from_secs(60) { Err(Error::Cancelled) } else { Ok(()) }
     });
     match images {
-        Ok(images) => images.grid(5)?.upscale(3)?.save_png(&out)?,
-        Err(Error::Cancelled) => return Ok(eprintln!("stopped after a minute")),
-        Err(other) => return Err(other),
+        Ok(images) => {
+            images.grid(5)?.upscale(3)?.save_png(&out)?;
+            println!("{out}");
+            Ok(())
+        }
+        Err(Error::Cancelled) => {
+            eprintln!("stopped after a minute");
+            Ok(())
+        }
+        Err(other) => Err(other),
     }
-    println!("{out}");
-    Ok(())
 }

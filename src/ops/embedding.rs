@@ -6,7 +6,7 @@ use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value
 use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
-/// y[n] = table[index[n]]   table `[V, C]`, index i32 `[N]` → y `[N, C]`. An index outside 0..V gives a row of NaN: the host
+/// `y[n] = table[index[n]]`   table `[V, C]`, index i32 `[N]` → y `[N, C]`. An index outside 0..V gives a row of NaN: the host
 /// checks labels, the kernel only stays in bounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Embedding;

@@ -7,7 +7,7 @@ use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
-/// y[b] = x[b, index[b]]   x `[B, K, …]`, index i32 `[B]` → y `[B, …]`. An index outside 0..K gives NaN.
+/// `y[b] = x[b, index[b]]`   x `[B, K, …]`, index i32 `[B]` → y `[B, …]`. An index outside 0..K gives NaN.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gather;
 

@@ -7,7 +7,7 @@ use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};
 
-/// y[b] = A[b]·B[b]   a `[B, M, K]` (`[B, K, M]` if `transpose_a`), b `[B, K, N]` (`[B, N, K]` if `transpose_b`) → y `[B, M, N]`
+/// `y[b] = A[b]·B[b]`   a `[B, M, K]` (`[B, K, M]` if `transpose_a`), b `[B, K, N]` (`[B, N, K]` if `transpose_b`) → y `[B, M, N]`
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BatchedMatmul {
     pub transpose_a: bool,

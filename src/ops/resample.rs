@@ -9,7 +9,7 @@ use crate::tensor::TensorType;
 use crate::{Error, Result};
 
 /// x `[B, H, W, C]` → y `[B, H', W', C]`, H' = (H·up + pad₀ + pad₁ − L)/down + 1, every channel by itself:
-/// y[o, p] = Σᵢⱼ f[i] f[j] z[o·down + i − pad₀, p·down + j − pad₀], z = x with up − 1 zeros behind every pixel, L = |f|.
+/// `y[o, p] = Σᵢⱼ f[i] f[j] z[o·down + i − pad₀, p·down + j − pad₀]`, z = x with up − 1 zeros behind every pixel, L = |f|.
 /// The resampling of StyleGAN2 (`upfirdn2d`, Karras et al. 2020) and of EDM (Karras et al. 2022). The filter is used as given.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resample {
