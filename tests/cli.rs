@@ -474,7 +474,7 @@ fn bad_configurations_are_named_and_allocate_nothing() {
         ("down_block_types", serde_json::json!(["DownBlock2D"]), "down_block_types"),
         ("block_out_channels", serde_json::json!([16]), "down_block_types"),
         ("block_out_channels", serde_json::json!([15, 30]), "norm_num_groups"),
-        ("block_out_channels", serde_json::json!([32768, 32768]), "conv_in.weight"),
+        ("block_out_channels", serde_json::json!([32768, 32768]), WEIGHTS),
         ("block_out_channels", serde_json::json!([1u64 << 62, 16]), "block_out_channels"),
         ("layers_per_block", serde_json::json!(1_000_000), "layers_per_block"),
         ("sample_size", serde_json::json!(1u64 << 50), "sample_size"),

@@ -218,7 +218,7 @@ fn wanted(name: &str, bound: &[(&str, Vec<f32>)]) -> Option<Vec<f32>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// No two live values overlap, nothing is written over before its last reader, and outputs that go to the buffers of
     /// inputs (`x = update(x)`, exchanges, halves of a region) see only what was there before.
