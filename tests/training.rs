@@ -29,7 +29,7 @@ const DIT: &str = r#"{
 fn bars() -> Dataset {
     let (n, side) = (32, 8);
     let pixel = |i: usize, y: usize, x: usize| {
-        let along = if i % 2 == 0 { y } else { x };
+        let along = if i.is_multiple_of(2) { y } else { x };
         if along / 2 == i / 2 % 4 { 255 } else { 40 }
     };
     let images = (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
@@ -138,7 +138,9 @@ fn what_is_saved_opens_and_holds_the_average() {
         let mut answers = Vec::new();
         for ema_half_life in [0.0, 1000.0] {
             let mut trainer = trainer(TrainConfig { ema_half_life, ..config(10) }, network, &data);
-            (0..10).for_each(|_| drop(trainer.step().unwrap()));
+            for _ in 0..10 {
+                trainer.step().unwrap();
+            }
             let (_dir, model) = saved(&mut trainer, Dtype::F32);
             answers.push(answer(&model));
             let (_dir, half) = saved(&mut trainer, Dtype::F16);
