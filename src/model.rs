@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// The largest `config.json` that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
+/// Types that weights may have in a file.
+const FLOATS: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2];
+
 /// A network and where its weights are. Weights stay in the mapped file until a session asks for them.
 #[derive(Debug)]
 pub struct Model {
@@ -156,12 +159,7 @@ impl Model {
                 missing.push(p.name.as_str());
                 continue;
             };
-            if let Some(info) = self.weights.info(&name)
-                && !p.accepts(&info.shape)
-            {
-                let reason = format!("has shape {:?}, {} needs {:?}", info.shape, self.network.class_name(), p.shape);
-                return Err(Error::tensor(self.weights.path(), name, reason));
-            }
+            self.check_parameter(p, &name)?;
             known.insert(name);
         }
         let path = self.weights.path();
@@ -176,6 +174,21 @@ impl Model {
             }
             None => Ok(()),
         }
+    }
+
+    /// Fails unless the tensor that holds a parameter has its shape, and numbers that can be weights: integers are quantised
+    /// ones, which mean nothing without their scales.
+    fn check_parameter(&self, p: &Parameter, name: &str) -> Result<()> {
+        let Some(info) = self.weights.info(name) else { return Ok(()) };
+        let class = self.network.class_name();
+        let reason = if !p.accepts(&info.shape) {
+            format!("has shape {:?}, {class} needs {:?}", info.shape, p.shape)
+        } else if !FLOATS.contains(&info.dtype) {
+            format!("has dtype {}, {class} needs floating-point weights", info.dtype)
+        } else {
+            return Ok(());
+        };
+        Err(Error::tensor(self.weights.path(), name, reason))
     }
 
     /// Writes parameters into a session's buffers. The files' pages are let go as soon as they were read.

@@ -310,9 +310,7 @@ impl Sampler<'_> {
     ) -> Result<()> {
         let batch = ty.shape.first().copied().unwrap_or(1);
         if name == "class_labels" && !self.plan.classes.is_empty() {
-            // DiT and EDM: the class after the last stands for none. A UNet2DModel keeps its last class for that.
-            let classes = self.model.network().classes().unwrap_or(1);
-            let none = if self.model.network().class_name() == "UNet2DModel" { classes - 1 } else { classes };
+            let none = self.model.network().null_class().unwrap_or(0);
             let class = |i: usize| self.plan.classes.get(i).copied().unwrap_or(0);
             let labels: Vec<i32> =
                 (first..first + batch).map(|i| if uncond { none } else { class(i) } as i32).collect();

@@ -133,7 +133,7 @@ impl<'a> Trainer<'a> {
         let training = train(&built, &images, edm, how)?;
         let mut session = Session::new(device, training.schedule.clone())?;
         initialise(&built, &training, config.seed, &mut session)?;
-        let none = network.classes().map(|n| n as i32);
+        let none = network.null_class().map(|n| n as i32);
         let network_config = config_json.to_owned();
         Ok(Trainer { config, data, built, network_config, objective, none, training, session, step: 0 })
     }
@@ -253,11 +253,17 @@ fn check_data(network: &Network, data: &Dataset, config: &TrainConfig) -> Result
     if data.n < config.batch {
         return Err(Error::invalid("--batch", format!("{} exceeds the {} images there are", config.batch, data.n)));
     }
-    let Some(classes) = network.classes() else { return Ok(()) };
+    let (Some(mut classes), Some(none)) = (network.classes(), network.null_class()) else { return Ok(()) };
+    if config.label_dropout > 0.0 {
+        // A label of its own must be left to mean none.
+        classes = classes.min(none);
+    }
     match &data.labels {
         None => Err(Error::invalid("--data", "holds no labels, and the network is class-conditional")),
         Some(labels) => match labels.iter().find(|l| **l as usize >= classes) {
-            Some(bad) => Err(Error::invalid("--data", format!("has label {bad}, the network {classes} classes"))),
+            Some(bad) => {
+                Err(Error::invalid("--data", format!("has label {bad}, the network has room for {classes} classes")))
+            }
             None => Ok(()),
         },
     }

@@ -173,12 +173,7 @@ fn write_input(
 
 fn check_labels(model: &Model, name: &str, inputs: &Weights, labels: &[i64]) -> Result<()> {
     let Some(classes) = model.network().classes() else { return Ok(()) };
-    // DiT and EDM have one class more, that of no label.
-    let most = if matches!(model.network().class_name(), "UNet2DModel" | "UNet2DConditionModel") {
-        classes
-    } else {
-        classes + 1
-    };
+    let most = classes.max(model.network().null_class().map_or(0, |none| none + 1));
     match labels.iter().find(|l| **l < 0 || **l >= most as i64) {
         Some(bad) => Err(Error::tensor(inputs.path(), name, format!("class {bad} is not from 0 to {}", most - 1))),
         None => Ok(()),

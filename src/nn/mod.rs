@@ -158,6 +158,13 @@ impl Network {
         }
     }
 
+    /// The label that means no class: the one after the last for DiT and EDM; UNets of diffusers have none of their own, by
+    /// custom it is their last.
+    pub fn null_class(&self) -> Option<usize> {
+        let own = matches!(self.config, Config::Dit(_) | Config::Edm(_));
+        self.classes().map(|n| if own { n } else { n.saturating_sub(1) })
+    }
+
     /// The graph for one batch and size.
     pub fn build(&self, spec: &InputSpec) -> Result<Built> {
         let [inputs, outputs] = self.channels();

@@ -67,7 +67,7 @@ impl Buffers {
 
     /// The buffer that holds a constant; equal data is stored once.
     fn constant(&mut self, ty: &TensorType, data: &Arc<[f32]>) -> BufferId {
-        if let Some((id, _)) = self.constants.iter().find(|(_, d)| Arc::ptr_eq(d, data) || d == data) {
+        if let Some((id, _)) = self.constants.iter().find(|(_, d)| same_bits(d, data)) {
             return *id;
         }
         let id = self.declare("constant", ty.clone());
@@ -95,10 +95,21 @@ impl Buffers {
         self.all.iter().position(|b| b.name.as_ref() == name).map(BufferId)
     }
 
+    /// True if two buffers share a byte.
+    fn overlap(&self, a: BufferId, b: BufferId) -> bool {
+        let (a, b) = (self.get(a), self.get(b));
+        a.offset < b.offset + b.bytes() && b.offset < a.offset + a.bytes()
+    }
+
     /// Bytes of all buffers.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// Equal as bits: 0 is not -0, a NaN is itself.
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    bytemuck::cast_slice::<f32, u8>(a) == bytemuck::cast_slice::<f32, u8>(b)
 }
 
 /// Which part of the arena an offset counts from.
@@ -210,6 +221,8 @@ struct Compiler<'a> {
     blocks: Vec<Block>,
     /// Outputs that need a copy at the end: value, buffer.
     copies: Vec<(Value, BufferId)>,
+    /// Outputs that are what a buffer held at first, where the program writes over it: value, block that keeps it, buffer.
+    kept: Vec<(Value, usize, BufferId)>,
     scratch: HashMap<(usize, usize), Vec<usize>>,
 }
 
@@ -234,6 +247,7 @@ impl<'a> Compiler<'a> {
             home: vec![Home::Unused; n],
             blocks: vec![],
             copies: vec![],
+            kept: vec![],
             scratch: HashMap::new(),
         })
     }
@@ -247,14 +261,18 @@ impl<'a> Compiler<'a> {
         self.share_storage();
         let end = self.graph.nodes().len();
         self.measure_spans();
-        for (value, buffer) in outputs {
+        for (number, &(value, buffer)) in outputs.iter().enumerate() {
             let (b, ty) = (buffers.get(buffer), self.graph.ty(value));
             if b.ty.bytes() != ty.bytes() {
                 let reason = format!("output {ty} is bound to `{}` ({})", b.name, b.ty);
                 return Err(Error::Verify { pass: "binding", reason });
             }
             let root = self.root[value.index()];
-            if self.home[root] == Home::Unused && self.writable(root, buffer, buffers) {
+            if self.is_overwritten(root, number, &outputs, buffers) {
+                let bytes = ty.bytes().next_multiple_of(ALIGN) + self.options.guard;
+                self.kept.push((value, self.blocks.len(), buffer));
+                self.blocks.push(Block { first: 0, last: end, bytes });
+            } else if self.home[root] == Home::Unused && self.writable(root, buffer, buffers) {
                 self.home[root] = Home::Buffer(buffer);
             } else {
                 self.copies.push((value, buffer));
@@ -352,10 +370,7 @@ impl<'a> Compiler<'a> {
     /// write, except an op at that very write that may run in place.
     fn writable(&self, root: usize, buffer: BufferId, buffers: &Buffers) -> bool {
         let (first, target) = (self.span[root].0, buffers.get(buffer));
-        let overlaps = |other: BufferId| {
-            let b = buffers.get(other);
-            b.offset < target.offset + target.bytes() && target.offset < b.offset + b.bytes()
-        };
+        let overlaps = |other: BufferId| buffers.overlap(other, buffer);
         let shares = |v: &Value| matches!(self.home[self.root[v.index()]], Home::Buffer(b) if overlaps(b));
         if self.home.iter().enumerate().any(|(i, h)| {
             matches!(h, Home::Buffer(b) if overlaps(*b)) && matches!(self.graph.values()[i].origin, Origin::Node { .. })
@@ -372,6 +387,15 @@ impl<'a> Compiler<'a> {
                         exact && node.op.in_place().iter().any(|(a, o)| a == k && node.outputs.get(*o).is_some_and(|v| self.root[v.index()] == root))
                     }))
         }) && !self.copies.iter().any(|(v, _)| shares(v))
+    }
+
+    /// True if a root's buffer is an input's, and an output other than number `number` is written over it: all outputs are
+    /// functions of what the buffers held at first.
+    fn is_overwritten(&self, root: usize, number: usize, outputs: &[(Value, BufferId)], buffers: &Buffers) -> bool {
+        let Home::Buffer(source) = self.home[root] else { return false };
+        let from_node = matches!(self.graph.values()[root].origin, Origin::Node { .. });
+        let others = outputs.iter().enumerate().filter(|(i, _)| *i != number);
+        !from_node && others.into_iter().any(|(_, (_, target))| buffers.overlap(source, *target))
     }
 
     fn add_blocks(&mut self) {
@@ -410,7 +434,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn emit(&self, buffers: &Buffers, plan: &Plan) -> Result<Vec<Command>> {
+        let kept = |block: usize, bytes| Slice { space: Space::Scratch, offset: plan.offsets[block], bytes };
         let mut commands = Vec::new();
+        for (value, block, _) in &self.kept {
+            let from = self.slice(*value, buffers, plan)?;
+            commands.push(copy(self.target, from, kept(*block, from.bytes)));
+        }
         for (i, node) in self.live_nodes() {
             for (l, launch) in self.launches[i].iter().enumerate() {
                 let mut args = Vec::with_capacity(launch.args.len());
@@ -446,9 +475,15 @@ impl<'a> Compiler<'a> {
                 });
             }
         }
+        let place =
+            |buffer: BufferId, bytes| Slice { space: Space::Buffers, offset: buffers.get(buffer).offset, bytes };
+        for (value, block, buffer) in &self.kept {
+            let bytes = self.graph.ty(*value).bytes();
+            commands.push(copy(self.target, kept(*block, bytes), place(*buffer, bytes)));
+        }
         for (value, buffer) in &self.copies {
             let from = self.slice(*value, buffers, plan)?;
-            let to = Slice { space: Space::Buffers, offset: buffers.get(*buffer).offset, bytes: from.bytes };
+            let to = place(*buffer, from.bytes);
             if from != to {
                 commands.push(copy(self.target, from, to));
             }

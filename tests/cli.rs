@@ -1,0 +1,533 @@
+//! The command as people run it: results against PyTorch, and bad input of every kind.
+
+mod support;
+
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use support::{entry, raw_safetensors, safetensors};
+use tempfile::TempDir;
+
+const SCHEDULER: &str = r#"{"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": false}"#;
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+/// A folder for the files of one test, and the command run in it.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn command(&self, line: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_langevin"));
+        command.current_dir(self.0.path()).args(line.split_whitespace()).output().unwrap()
+    }
+
+    /// Runs what must succeed; its standard output.
+    fn run(&self, line: &str) -> String {
+        let out = self.command(line);
+        assert!(out.status.success(), "{line}\n{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    fn json(&self, line: &str) -> serde_json::Value {
+        serde_json::from_str(&self.run(line)).unwrap()
+    }
+
+    /// Runs what must fail with an exit code and a message that holds all of `words`.
+    fn fail(&self, code: i32, line: &str, words: &[&str]) {
+        let start = std::time::Instant::now();
+        let out = self.command(line);
+        let message = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{line}\n{message}");
+        assert!(!message.contains("panicked"), "{line}\n{message}");
+        for word in words {
+            assert!(message.contains(word), "{line}\nlacks `{word}`: {message}");
+        }
+        assert!(start.elapsed().as_secs() < 20, "{line} took {:?}", start.elapsed());
+    }
+
+    /// Samples with the arguments; what came out.
+    fn sample(&self, args: &str) -> Vec<f32> {
+        self.run(&format!("sample {args} --save-samples got.safetensors --quiet"));
+        tensor(&self.path("got.safetensors"), "sample")
+    }
+
+    /// A model folder from its two files.
+    fn model(&self, name: &str, config: &str, weights: &[u8]) {
+        self.write(&format!("{name}/config.json"), config);
+        self.write(&format!("{name}/{WEIGHTS}"), weights);
+    }
+}
+
+fn tensor(path: &Path, name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let view = file.tensor(name).unwrap_or_else(|e| panic!("{}: {name}: {e}", path.display()));
+    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let bytes = std::fs::read(path).unwrap();
+    SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(String::from).collect()
+}
+
+/// ‖a − b‖ / ‖b‖
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| (*a - *b) as f64)) / norm(&mut b.iter().map(|v| *v as f64)).max(1e-30)
+}
+
+fn f32_bytes(numbers: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    numbers.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+// --- forward -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn forward_agrees_with_pytorch() {
+    let place = Place::new();
+    for case in ["unet2d", "unet2d_condition", "unet2d_condition_sdxl_two_levels", "dit", "edm_ddpmpp", "edm_ncsnpp"] {
+        let (dir, expected) = (golden(case), golden(case).join("expected.safetensors"));
+        let line = format!(
+            "forward --model {0}/model --inputs {0}/inputs.safetensors --output out.safetensors",
+            dir.display()
+        );
+        let output = if case.starts_with("edm") { "denoised" } else { "sample" };
+        for extra in ["", " --grad", " --grad --recompute"] {
+            place.run(&format!("{line}{extra}"));
+            let out = place.path("out.safetensors");
+            let off = distance(&tensor(&out, output), &tensor(&expected, output));
+            assert!(off <= 1e-4, "{case}{extra}: {off}");
+            if !extra.is_empty() {
+                check_gradients(case, &out, &expected);
+            }
+        }
+    }
+}
+
+/// Every gradient of the reference is there. Those that are zero but for rounding are held against the largest.
+fn check_gradients(case: &str, out: &Path, expected: &Path) {
+    let wanted: Vec<(String, Vec<f32>)> = names(expected)
+        .into_iter()
+        .filter(|n| n.starts_with("grad.") || n == "d_sample")
+        .map(|n| (n.clone(), tensor(expected, &n)))
+        .collect();
+    let norm = |x: &[f32]| x.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
+    let largest = wanted.iter().map(|(_, x)| norm(x)).fold(0.0, f64::max);
+    for (name, wanted) in wanted {
+        let off = distance(&tensor(out, &name), &wanted) * norm(&wanted) / norm(&wanted).max(1e-5 * largest);
+        assert!(off <= 1e-3 || off * norm(&wanted) <= 1e-5 * largest, "{case}: {name} is off by {off}");
+    }
+}
+
+// --- sample ------------------------------------------------------------------------------------------------------
+
+/// Arguments that sample the golden UNet; the scheduler's file is made.
+fn unet(place: &Place) -> String {
+    place.write("scheduler.json", SCHEDULER);
+    format!("--model {} --scheduler-config scheduler.json --steps 10 ", golden("unet2d/model").display())
+}
+
+#[test]
+fn trajectories_agree_with_diffusers() {
+    let place = Place::new();
+    let (args, expected) = (unet(&place), golden("trajectories/expected.safetensors"));
+    let latents = golden("trajectories/inputs.safetensors");
+    for (sampler, name) in [("ddim", "ddim"), ("euler", "euler"), ("heun", "heun"), ("dpmpp-2m", "dpmpp_2m")] {
+        let got = place.sample(&format!("{args} --sampler {sampler} --latents {}", latents.display()));
+        let off = distance(&got, &tensor(&expected, name));
+        println!("{sampler}: {off:.1e}");
+        assert!(off <= 1e-5, "{sampler}: {off}");
+    }
+}
+
+#[test]
+fn edm_heun_agrees_with_the_released_sampler() {
+    let place = Place::new();
+    let dir = golden("edm_ddpmpp");
+    let latents = dir.join("inputs.safetensors");
+    let line = format!("--model {}/model --steps 6 --latents {}", dir.display(), latents.display());
+    let off = distance(&place.sample(&line), &tensor(&dir.join("expected.safetensors"), "heun6"));
+    println!("{off:.1e}");
+    assert!(off <= 1e-5, "{off}");
+}
+
+#[test]
+fn images_depend_on_the_seed_alone() {
+    let place = Place::new();
+    let args = unet(&place).replace("10", "3");
+    let all = place.sample(&format!("{args} --n 5 --batch 5 --seed 9"));
+    assert_eq!(all, place.sample(&format!("{args} --n 5 --batch 5 --seed 9")), "the same seed");
+    assert_eq!(all, place.sample(&format!("{args} --n 5 --batch 5 --seed 9 --threads 1")), "one thread");
+    assert_ne!(all, place.sample(&format!("{args} --n 5 --batch 5 --seed 10")), "another seed");
+    let off = distance(&place.sample(&format!("{args} --n 5 --batch 2 --seed 9")), &all);
+    assert!(off == 0.0, "in batches of two: off by {off}");
+    for sampler in ["ddpm", "euler-a", "dpmpp-2m-sde"] {
+        let [two, five] = [2, 5].map(|b| place.sample(&format!("{args} --sampler {sampler} --n 5 --batch {b}")));
+        assert!(distance(&two, &five) == 0.0, "{sampler}");
+    }
+}
+
+#[test]
+fn saved_latents_give_the_same_images() {
+    let place = Place::new();
+    let args = unet(&place).replace("10", "3");
+    let drawn = place.sample(&format!("{args} --n 3 --batch 2 --seed 4 --save-latents latents.safetensors"));
+    assert_eq!(drawn, place.sample(&format!("{args} --batch 2 --latents latents.safetensors")));
+    let latents = tensor(&place.path("latents.safetensors"), "latents");
+    let square: f32 = latents.iter().map(|v| v * v).sum::<f32>() / latents.len() as f32;
+    assert!((square - 1.0).abs() < 0.2, "variance {square}");
+}
+
+#[test]
+fn guidance_of_one_is_none_and_two_costs_twice() {
+    let place = Place::new();
+    // A class-conditional network: four channels of a latent, eight outputs of which the last four are its variance.
+    let args = format!("--model {} --steps 3 --n 2 --classes 1,4", golden("dit/model").display());
+    let plain = place.sample(&args);
+    assert_eq!(plain, place.sample(&format!("{args} --guidance 1")));
+    assert_ne!(plain, place.sample(&format!("{args} --guidance 2")));
+    let nfe = |args: &str| place.json(&format!("plan sample {args} --json"))["nfe"].as_u64().unwrap();
+    assert_eq!((nfe(&args), nfe(&format!("{args} --guidance 2"))), (3, 6));
+}
+
+#[test]
+fn plans_count_what_runs() {
+    let place = Place::new();
+    let args = unet(&place);
+    let plan = place.json(&format!("plan sample {args} --json"));
+    for key in ["launches", "flops", "bytes", "arena_peak", "arena_lower_bound"] {
+        assert!(plan[key].as_u64().unwrap() > 0, "{key}");
+    }
+    assert_eq!(plan["nfe"], 10);
+    assert!(plan["arena_peak"].as_u64() >= plan["arena_lower_bound"].as_u64());
+    let heun = place.json(&format!("plan sample {args} --sampler heun --json"));
+    assert_eq!(heun["nfe"], 19);
+    let single = place.json(&format!("plan sample {args} --no-fuse --json"));
+    assert!(single["launches"].as_u64() > plan["launches"].as_u64());
+    assert!(place.run(&format!("plan sample {args}")).contains("network evaluations   10"));
+    assert!(place.run(&format!("plan sample {args} --dot")).starts_with("digraph"));
+    assert!(place.run(&format!("plan sample {args} --launches")).contains("conv2d"));
+}
+
+#[test]
+fn fusion_changes_no_image() {
+    let place = Place::new();
+    for model in ["unet2d/model", "dit/model", "edm_ncsnpp/model"] {
+        let args = format!("--model {} --steps 3 --n 2", golden(model).display());
+        let off = distance(&place.sample(&args), &place.sample(&format!("{args} --no-fuse")));
+        assert!(off <= 1e-5, "{model}: {off}");
+    }
+}
+
+#[test]
+fn pictures_and_results_are_written() {
+    let place = Place::new();
+    let args = unet(&place).replace("10", "2");
+    let result = place.json(&format!("sample {args} --n 3 --out a.png --json"));
+    assert_eq!((&result["n"], &result["nfe"], &result["out"]), (&3.into(), &2.into(), &"a.png".into()));
+    let png = std::fs::read(place.path("a.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
+    assert!(place.command(&format!("sample {args} --n 1 --quiet")).stderr.is_empty());
+}
+
+// --- the rest ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn other_commands_answer() {
+    let place = Place::new();
+    let model = golden("edm_ddpmpp/model");
+    let about = place.json(&format!("inspect {} --json", model.display()));
+    assert_eq!((&about["class"], &about["height"]), (&"EDMPrecond".into(), &16.into()));
+    let tensors = place.run(&format!("inspect {}", model.join(WEIGHTS).display()));
+    assert!(tensors.contains("model.map_layer0.weight"), "{tensors}");
+    assert!(place.run(&format!("inspect {} --graph", model.display())).contains("output denoised"));
+    let devices = place.json("devices --json");
+    assert_eq!(devices["auto"], "cpu");
+    assert!(devices["devices"].as_array().unwrap().iter().any(|d| d["name"] == "cuda" && d["available"] == false));
+    assert!(place.run("completions bash").contains("_langevin"));
+    for command in ["sample", "train", "forward", "plan", "inspect", "bench", "devices", "completions"] {
+        assert!(place.run("--help").contains(command));
+        assert!(!place.run(&format!("{command} --help")).is_empty());
+    }
+}
+
+// --- bad input ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn options_out_of_range_are_named() {
+    let place = Place::new();
+    let args = unet(&place);
+    let dit = format!("--model {} --steps 2", golden("dit/model").display());
+    let cases: [(i32, String, &[&str]); 21] = [
+        (1, format!("sample {args} --steps 0").replace("--steps 10", ""), &["--steps", "at least 1"]),
+        (1, format!("sample {args} --n 0"), &["--n", "at least 1"]),
+        (1, format!("sample {args} --batch 0"), &["--batch", "at least 1"]),
+        (1, format!("sample {args} --n 99999999999 --batch 99999999999"), &["batch"]),
+        (1, format!("sample {args} --size 0 16"), &["height"]),
+        (1, format!("sample {args} --size 9999999 9999999"), &["height"]),
+        (1, format!("sample {dit} --guidance NaN"), &["guidance"]),
+        (1, format!("sample {dit} --guidance inf"), &["guidance"]),
+        (1, format!("sample {dit} --guidance 2 --guidance-rescale 3"), &["rescale"]),
+        (1, format!("sample {dit} --guidance 2 --guidance-interval 3 1"), &["interval"]),
+        (1, format!("sample {dit} --classes 10"), &["--classes", "10", "0 to 9"]),
+        (1, format!("sample {args} --classes 0"), &["--classes", "has no classes"]),
+        (2, format!("sample {args} --classes x"), &["--classes"]),
+        (2, format!("sample {args} --seed -1"), &["--seed", "-1"]),
+        (2, format!("sample {args} --seed 99999999999999999999"), &["--seed"]),
+        (1, format!("sample {args} --sampler leapfrog"), &["leapfrog", "ddim"]),
+        (1, format!("sample {args} --device cuda"), &["cuda", "no CUDA kernels yet"]),
+        (1, format!("sample {args} --device nonsense"), &["nonsense", "cpu"]),
+        (1, format!("sample {args} --eta NaN"), &["eta"]),
+        (1, format!("sample {args} --sampler euler --churn NaN"), &["churn"]),
+        (1, format!("sample {args} --threads 0"), &["--threads"]),
+    ];
+    for (code, line, words) in cases {
+        place.fail(code, &line, words);
+    }
+    let steps = unet(&place).replace("10", "5000");
+    place.fail(1, &format!("sample {steps}"), &["steps", "1000"]);
+    place.fail(1, "bench nonsense", &["nonsense"]);
+    place.fail(1, "bench unet --runs 0", &["--runs"]);
+    place.fail(2, "draw", &["draw"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_named_before_the_work() {
+    let place = Place::new();
+    let args = unet(&place);
+    place.fail(1, &format!("sample {args} --out missing/a.png"), &["missing/a.png"]);
+    place.fail(1, &format!("sample {args} --save-samples missing/a.safetensors"), &["missing/a.safetensors"]);
+    place.fail(1, &format!("sample {args} --save-latents missing/b.safetensors"), &["missing/b.safetensors"]);
+}
+
+#[test]
+fn bad_schedulers_are_named() {
+    let place = Place::new();
+    let args = format!("sample --model {} --scheduler-config bad.json", golden("unet2d/model").display());
+    place.fail(1, &args, &["bad.json"]);
+    let cases = [
+        (r#"{"prediction_type": "score"}"#, "prediction_type"),
+        (r#"{"beta_schedule": "cubic"}"#, "beta_schedule"),
+        (r#"{"beta_start": -1}"#, "beta"),
+        (r#"{"beta_end": 2}"#, "beta"),
+        (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
+        (r#"{"num_train_timesteps": 1e30}"#, "num_train_timesteps"),
+        (r#"{"trained_betas": [0.1, "x"]}"#, "trained_betas"),
+        (r#"{"timestep_spacing": 3}"#, "timestep_spacing"),
+        ("[]", "bad.json"),
+        ("{", "bad.json"),
+    ];
+    for (text, word) in cases {
+        place.write("bad.json", text);
+        place.fail(1, &args, &["bad.json", word]);
+    }
+}
+
+#[test]
+fn bad_tensors_of_inputs_are_named() {
+    let place = Place::new();
+    let args = unet(&place);
+    let file = |name: &str, shape: &str, n: usize| {
+        let header = format!("{{{}}}", entry(name, "F32", shape, 0, 4 * n as u64));
+        place.write("bad.safetensors", safetensors(&header, &f32_bytes(vec![0.5; n])));
+    };
+    let line = format!("sample {args} --latents bad.safetensors");
+    place.fail(1, &line, &["bad.safetensors"]);
+    file("latents", "[1,3,16]", 48);
+    place.fail(1, &line, &["bad.safetensors", "latents", "[1, 3, 16]"]);
+    file("latents", "[1,4,4,4]", 64);
+    place.fail(1, &line, &["latents", "[n, 3, height, width]", "[1, 4, 4, 4]"]);
+    file("latents", "[0,3,4,4]", 0);
+    place.fail(1, &line, &["latents"]);
+    file("other", "[1,3,4,4]", 48);
+    place.fail(1, &line, &["latents", "is missing"]);
+
+    let dir = golden("unet2d/model");
+    let line = format!("forward --model {} --inputs bad.safetensors --output out.safetensors", dir.display());
+    place.fail(1, &line, &["sample", "is missing"]);
+    file("sample", "[1,3,4]", 12);
+    place.fail(1, &line, &["sample", "[1, 3, 4]"]);
+    file("sample", "[1,1,4,4]", 16);
+    place.fail(1, &line, &["sample", "1 channels"]);
+    file("sample", "[1,3,4,4]", 48);
+    place.fail(1, &line, &["timestep", "is missing"]);
+    file("sample", "[0,3,4,4]", 0);
+    place.fail(1, &line, &["batch"]);
+    place.fail(1, &format!("{line} --dtype bf16"), &["--dtype bf16", "computes in f32"]);
+    place.fail(1, &format!("{line} --dtype int4"), &["--dtype", "int4"]);
+    place.fail(2, &format!("{line} --recompute"), &["--grad"]);
+    let inputs = golden("unet2d/inputs.safetensors");
+    place.fail(
+        1,
+        &format!("forward --model {} --inputs {} --output no/out", dir.display(), inputs.display()),
+        &["no/out"],
+    );
+}
+
+#[test]
+fn classes_of_inputs_are_checked() {
+    let place = Place::new();
+    let header = format!(
+        "{{{},{},{}}}",
+        entry("sample", "F32", "[1,4,8,8]", 0, 1024),
+        entry("timestep", "F32", "[1]", 1024, 1028),
+        entry("class_labels", "I64", "[1]", 1028, 1036)
+    );
+    let line =
+        format!("forward --model {} --inputs in.safetensors --output out.safetensors", golden("dit/model").display());
+    for (class, fits) in [(10i64, true), (11, false), (-1, false), (i64::MAX, false), (1 << 32, false)] {
+        let data = [f32_bytes(vec![0.5; 257]), class.to_le_bytes().to_vec()].concat();
+        place.write("in.safetensors", safetensors(&header, &data));
+        if fits {
+            place.run(&line);
+        } else {
+            place.fail(1, &line, &["class_labels", &class.to_string(), "0 to 10"]);
+        }
+    }
+}
+
+/// The header's text and the data of a safetensors file.
+fn split(bytes: &[u8]) -> (serde_json::Map<String, serde_json::Value>, &[u8]) {
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + n]).unwrap(), &bytes[8 + n..])
+}
+
+#[test]
+fn bad_weights_are_named() {
+    let place = Place::new();
+    let config = std::fs::read_to_string(golden("unet2d/model/config.json")).unwrap();
+    let good = std::fs::read(golden("unet2d/model").join(WEIGHTS)).unwrap();
+    let try_weights = |bytes: &[u8], words: &[&str]| {
+        place.model("bad", &config, bytes);
+        let out = [&[WEIGHTS], words].concat();
+        place.fail(1, "sample --model bad --steps 2 --n 1", &out);
+        place.fail(1, "plan sample --model bad --steps 2 --n 1", &out);
+    };
+    try_weights(&[], &[]);
+    try_weights(&good[..5], &[]);
+    try_weights(&good[..100], &[]);
+    try_weights(&good[..good.len() - 4], &[]);
+    try_weights(&raw_safetensors(u64::MAX, b"{}", &[]), &[]);
+    try_weights(&raw_safetensors(1 << 40, b"{}", &[]), &[]);
+    try_weights(&raw_safetensors(2, b"[]", &[]), &[]);
+    try_weights(b"\x80\x02}q\x00. a pickle, not a safetensors file", &[]);
+
+    let spoil = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let (mut header, data) = split(&good);
+        change(&mut header);
+        safetensors(&serde_json::to_string(&header).unwrap(), data)
+    };
+    let name = "conv_in.weight";
+    try_weights(&spoil(&|h| h[name]["data_offsets"] = serde_json::json!([0, 1u64 << 60])), &[name]);
+    try_weights(&spoil(&|h| h[name]["data_offsets"] = serde_json::json!([8, 0])), &[name]);
+    try_weights(
+        &spoil(&|h| h[name]["shape"] = serde_json::json!([3, 16, 3, 3])),
+        &[name, "[3, 16, 3, 3]", "[16, 3, 3, 3]"],
+    );
+    try_weights(&spoil(&|h| h[name]["shape"] = serde_json::json!([1u64 << 40, 1u64 << 40])), &[name]);
+    try_weights(&spoil(&|h| h[name]["dtype"] = "F64".into()), &[name]);
+    try_weights(&spoil(&|h| h[name]["dtype"] = "I32".into()), &[name, "I32"]);
+    try_weights(&spoil(&|h| h[name]["dtype"] = "Q7".into()), &["Q7"]);
+    let rename = |h: &mut serde_json::Map<String, serde_json::Value>| {
+        let entry = h.remove(name).unwrap();
+        h.insert("extra.weight".into(), entry);
+    };
+    try_weights(&spoil(&rename), &[name, "is missing"]);
+    let (mut header, data) = split(&good);
+    let end = data.len() as u64;
+    header
+        .insert("extra.bias".into(), serde_json::json!({"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]}));
+    let more = safetensors(&serde_json::to_string(&header).unwrap(), &[data, &[0; 4]].concat());
+    try_weights(&more, &["extra.bias", "is not part of"]);
+}
+
+#[test]
+fn bad_configurations_are_named_and_allocate_nothing() {
+    let place = Place::new();
+    let config = std::fs::read_to_string(golden("unet2d/model/config.json")).unwrap();
+    let good = std::fs::read(golden("unet2d/model").join(WEIGHTS)).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let original = json.clone();
+    let cases = [
+        ("_class_name", serde_json::json!("VQModel"), "VQModel"),
+        ("_class_name", serde_json::json!(null), "_class_name"),
+        ("down_block_types", serde_json::json!(["DownBlock2D", "CubeBlock2D"]), "CubeBlock2D"),
+        ("down_block_types", serde_json::json!(["DownBlock2D"]), "down_block_types"),
+        ("block_out_channels", serde_json::json!([16]), "down_block_types"),
+        ("block_out_channels", serde_json::json!([15, 30]), "norm_num_groups"),
+        ("block_out_channels", serde_json::json!([32768, 32768]), WEIGHTS),
+        ("block_out_channels", serde_json::json!([1u64 << 62, 16]), "block_out_channels"),
+        ("layers_per_block", serde_json::json!(1_000_000), "layers_per_block"),
+        ("sample_size", serde_json::json!(1u64 << 50), "sample_size"),
+        ("sample_size", serde_json::json!("big"), "sample_size"),
+        ("sample_size", serde_json::json!(0), "sample_size"),
+        ("in_channels", serde_json::json!(4), "conv_in.weight"),
+        ("norm_eps", serde_json::json!(-1), "norm_eps"),
+        ("num_class_embeds", serde_json::json!(1u64 << 40), "num_class_embeds"),
+    ];
+    for (field, value, word) in cases {
+        json[field] = value;
+        place.model("bad", &json.to_string(), &good);
+        place.fail(1, "sample --model bad --steps 2 --n 1", &[word]);
+        place.fail(1, "inspect bad", &[word]);
+        json = original.clone();
+    }
+    for text in ["", "{", "[]", "null", "\u{0}"] {
+        place.model("bad", text, &good);
+        place.fail(1, "inspect bad", &["bad/config.json"]);
+    }
+    let deep = "[".repeat(100_000);
+    place.model("bad", &deep, &good);
+    place.fail(1, "inspect bad", &["bad/config.json"]);
+    place.fail(1, "sample --model nowhere", &["nowhere", "mnist-unet"]);
+    place.fail(1, "inspect nowhere", &["nowhere"]);
+    std::fs::create_dir(place.path("empty")).unwrap();
+    place.fail(1, "sample --model empty", &["empty/config.json"]);
+    place.write("alone/config.json", &config);
+    place.fail(1, "sample --model alone", &["alone", "safetensors"]);
+}
+
+#[test]
+fn training_refuses_what_does_not_fit() {
+    let place = Place::new();
+    let dit = golden("dit/model");
+    place.write("data/0/a.png", support::rgb_png([200, 10, 10]));
+    place.write("data/1/b.png", support::rgb_png([10, 200, 10]));
+    let line =
+        |network: &Path, more: &str| format!("train --network {} --data data --out run {more}", network.display());
+    place.fail(1, &line(&dit, ""), &["--data", "3 channels"]);
+    place.fail(1, &line(Path::new("missing.json"), ""), &["missing.json"]);
+    let unet = golden("unet2d/model");
+    place.fail(1, &line(&unet, ""), &["--data", "2×2"]);
+    let config =
+        std::fs::read_to_string(unet.join("config.json")).unwrap().replace("\"sample_size\": 16", "\"sample_size\": 2");
+    let small = place.write("small.json", config);
+    place.fail(1, &line(&small, ""), &["--batch", "2 images"]);
+    place.fail(1, &line(&small, "--batch 0"), &["--batch"]);
+    place.fail(1, &line(&small, "--batch 2 --steps 0"), &["--steps"]);
+    place.fail(1, &line(&small, "--batch 2 --lr NaN"), &["--lr"]);
+    place.fail(1, &line(&small, "--save-dtype int8"), &["--save-dtype", "int8"]);
+    place.run(&line(&small, "--batch 2 --steps 2 --save-at 1"));
+    assert!(place.path("run-1/config.json").is_file());
+    place.run("sample --model run --steps 2 --n 1");
+    place.fail(1, &format!("train --network {} --data nowhere --out run", small.display()), &["nowhere"]);
+}

@@ -1,0 +1,168 @@
+//! Training whole runs of tiny networks.
+
+use langevin::data::Dataset;
+use langevin::nn::InputSpec;
+use langevin::schedule::{Options, Session};
+use langevin::trainer::{TrainConfig, Trainer};
+use langevin::weights::Dtype;
+use langevin::{Device, Error, Model};
+use std::path::Path;
+
+const EDM: &str = r#"{
+    "_class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "label_dim": 2, "sigma_data": 0.5,
+    "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
+    "dropout": 0.0
+}"#;
+
+const UNET: &str = r#"{
+    "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8, "num_class_embeds": 3
+}"#;
+
+const DIT: &str = r#"{
+    "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 2, "num_layers": 2,
+    "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2, "num_embeds_ada_norm": 2
+}"#;
+
+/// Bars: class 0 lies, class 1 stands.
+fn bars() -> Dataset {
+    let (n, side) = (32, 8);
+    let pixel = |i: usize, y: usize, x: usize| {
+        let along = if i.is_multiple_of(2) { y } else { x };
+        if along / 2 == i / 2 % 4 { 255 } else { 40 }
+    };
+    let images = (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
+    let labels = Some((0..n as u32).map(|i| i % 2).collect());
+    Dataset { images, n, height: side, width: side, channels: 1, labels, class_count: 2 }
+}
+
+fn config(steps: usize) -> TrainConfig {
+    TrainConfig { batch: 8, steps, warmup: 5, learning_rate: 3e-3, ema_half_life: 100.0, seed: 5, ..Default::default() }
+}
+
+fn trainer<'a>(config: TrainConfig, network: &str, data: &'a Dataset) -> Trainer<'a> {
+    Trainer::new(config, network, Path::new("config.json"), data, Device::Cpu).unwrap()
+}
+
+fn losses(config: TrainConfig, network: &str, data: &Dataset) -> Vec<f32> {
+    let steps = config.steps;
+    let mut trainer = trainer(config, network, data);
+    (0..steps).map(|_| trainer.step().unwrap().loss).collect()
+}
+
+#[test]
+fn the_loss_falls() {
+    let data = bars();
+    for (network, share) in [(EDM, 0.8), (UNET, 0.7), (DIT, 0.9)] {
+        let losses = losses(config(60), network, &data);
+        let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+        let (first, last) = (mean(&losses[..10]), mean(&losses[45..]));
+        println!("{first} to {last}");
+        assert!(last < share * first, "{first} to {last} in\n{network}");
+    }
+}
+
+#[test]
+fn recomputation_changes_nothing_and_the_seed_everything() {
+    let data = bars();
+    for network in [EDM, UNET, DIT] {
+        let plain = losses(config(8), network, &data);
+        assert_eq!(plain, losses(config(8), network, &data), "the same seed");
+        let again = losses(TrainConfig { recompute: true, ..config(8) }, network, &data);
+        for (a, b) in plain.iter().zip(&again) {
+            assert!((a - b).abs() <= 1e-5 * a.abs(), "{plain:?} and recomputed {again:?}");
+        }
+        let other = losses(TrainConfig { seed: 6, ..config(8) }, network, &data);
+        assert!(plain.iter().zip(&other).all(|(a, b)| a != b), "another seed");
+    }
+}
+
+#[test]
+fn labels_that_are_dropped_do_not_matter() {
+    let data = bars();
+    let mut swapped = data.clone();
+    swapped.labels.iter_mut().flatten().for_each(|l| *l = 1 - *l);
+    for network in [EDM, UNET, DIT] {
+        let run = |label_dropout, data| losses(TrainConfig { label_dropout, ..config(4) }, network, data);
+        assert_eq!(run(1.0, &data), run(1.0, &swapped), "{network}");
+        assert_ne!(run(0.0, &data)[3], run(0.0, &swapped)[3], "{network}");
+        assert_ne!(run(0.0, &data)[3], run(1.0, &data)[3], "{network}");
+    }
+}
+
+#[test]
+fn the_null_class_is_not_for_data() {
+    let mut data = bars();
+    data.labels.iter_mut().flatten().for_each(|l| *l += 1);
+    for (network, dropout, fits) in [(UNET, 0.1, false), (UNET, 0.0, true), (DIT, 0.0, false), (EDM, 0.1, false)] {
+        let config = TrainConfig { label_dropout: dropout, ..config(4) };
+        let made = Trainer::new(config, network, Path::new("config.json"), &data, Device::Cpu);
+        assert_eq!(made.is_ok(), fits, "{network}");
+        if let Err(e) = made {
+            assert!(e.to_string().contains("--data: has label 2"), "{e}");
+        }
+    }
+}
+
+/// The answer of a saved model to one noisy batch.
+fn answer(model: &Model) -> Vec<f32> {
+    let built = model.build(&InputSpec::new(2, 8, 8)).unwrap();
+    let schedule = langevin::methods::forward::forward(&built, None, Device::Cpu.target(), Options::default()).unwrap();
+    let buffers = schedule.buffers.clone();
+    let mut session = Session::new(Device::Cpu, schedule).unwrap();
+    let places = built.parameters.iter().filter_map(|p| buffers.find(&format!("weights/{}", p.name)).map(|id| (id, p)));
+    model.load(&mut session, places).unwrap();
+    let sample: Vec<f32> = (0..128).map(|i| (i * 29 % 64) as f32 / 32.0 - 1.0).collect();
+    session.write(buffers.find("sample").unwrap(), &sample).unwrap();
+    let time = buffers.find("sigma").or(buffers.find("timestep")).unwrap();
+    session.write(time, &[0.5f32, 2.0]).unwrap();
+    session.write(buffers.find("class_labels").unwrap(), &[0i32, 1]).unwrap();
+    session.run(&mut |_, _| Ok(())).unwrap();
+    let output = buffers.find(&format!("out/{}", built.output)).unwrap();
+    session.buffer::<f32>(output).unwrap().to_vec()
+}
+
+fn saved(trainer: &mut Trainer, dtype: Dtype) -> (tempfile::TempDir, Model) {
+    let dir = tempfile::tempdir().unwrap();
+    trainer.save(dir.path(), dtype).unwrap();
+    let model = Model::open(dir.path()).unwrap();
+    (dir, model)
+}
+
+#[test]
+fn what_is_saved_opens_and_holds_the_average() {
+    let data = bars();
+    for network in [EDM, UNET, DIT] {
+        // An average that forgets at once is the weights themselves, one that forgets slowly lags behind.
+        let mut answers = Vec::new();
+        for ema_half_life in [0.0, 1000.0] {
+            let mut trainer = trainer(TrainConfig { ema_half_life, ..config(10) }, network, &data);
+            for _ in 0..10 {
+                trainer.step().unwrap();
+            }
+            let (_dir, model) = saved(&mut trainer, Dtype::F32);
+            answers.push(answer(&model));
+            let (_dir, half) = saved(&mut trainer, Dtype::F16);
+            let (exact, rounded) = (answers.last().unwrap(), answer(&half));
+            let off = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 2e-2, "f16 is off by {off}");
+            assert_eq!(model.config(), network);
+        }
+        assert!(answers.iter().flatten().all(|v| v.is_finite()));
+        assert_ne!(answers[0], answers[1], "{network}");
+    }
+}
+
+#[test]
+fn a_run_that_diverges_stops() {
+    let data = bars();
+    // Levels far below e⁻²⁰: the weights 1/σ² leave f32.
+    let mut trainer = trainer(TrainConfig { p_mean: -20.0, p_std: 20.0, ..config(50) }, EDM, &data);
+    let failed = (0..50).find_map(|_| trainer.step().err()).expect("infinite weights went unnoticed");
+    let Error::NotFinite { what, step, .. } = failed else { panic!("{failed}") };
+    assert!(what.contains("loss") || what.contains("gradient"), "{what} at {step}");
+    let absurd = TrainConfig { learning_rate: 1e3, ..config(10) };
+    let e = Trainer::new(absurd, EDM, Path::new("config.json"), &data, Device::Cpu).unwrap_err();
+    assert!(e.to_string().contains("--lr: 1000 is not from"), "{e}");
+}
