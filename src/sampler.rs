@@ -122,9 +122,9 @@ impl<'a> SampleRequest<'a> {
         Ok(sampler)
     }
 
-    /// The schedule alone: nothing is allocated.
-    pub fn schedule(&self, model: &Model, device: Device) -> Result<Schedule> {
-        Ok(self.plan(model, device)?.sampling.schedule)
+    /// The schedule and what was fused in it; nothing is allocated.
+    pub fn lower(&self, model: &Model, device: Device) -> Result<Sampling> {
+        Ok(self.plan(model, device)?.sampling)
     }
 
     fn plan(&self, model: &Model, device: Device) -> Result<SamplePlan> {

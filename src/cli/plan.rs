@@ -2,15 +2,24 @@
 
 use super::Output;
 use super::sample::RequestArgs;
-use crate::schedule::{Report, Schedule};
+use super::train::network_config;
+use crate::methods::forward::forward;
+use crate::methods::train::{TrainLowering, train};
+use crate::nn::{Config, InputSpec, Network};
+use crate::ops::OptimizerKind;
+use crate::passes::autodiff::Recompute;
+use crate::schedule::{Options, Report, Schedule};
+use crate::tensor::TensorType;
 use crate::{Device, Result};
 use clap::{Args, Subcommand};
+use std::path::{Path, PathBuf};
 
 /// Show what a schedule will do: steps, launches, FLOPs, bytes, network evaluations, memory
 ///
 /// Examples:
 ///   langevin plan sample --sampler heun --steps 18
 ///   langevin plan sample --model unet/ --guidance 7.5 --json
+///   langevin plan train --network unet/ --batch 8 --recompute
 ///   langevin plan sample --dot | dot -Tsvg > plan.svg
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
@@ -28,6 +37,31 @@ enum What {
         #[command(flatten)]
         view: View,
     },
+    /// One evaluation of a network, with its gradients if asked for
+    Forward {
+        /// A config.json, a folder with one, or an embedded model
+        #[arg(long)]
+        network: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        #[arg(long)]
+        grad: bool,
+        #[command(flatten)]
+        view: View,
+    },
+    /// One training step with AdamW and one weight average
+    Train {
+        /// A config.json, a folder with one, or an embedded model
+        #[arg(long)]
+        network: PathBuf,
+        #[arg(long, default_value_t = 64)]
+        batch: usize,
+        /// Run each block's forward pass again in the backward pass
+        #[arg(long)]
+        recompute: bool,
+        #[command(flatten)]
+        view: View,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -38,6 +72,9 @@ struct View {
     /// Print every launch with its place in the arena
     #[arg(long)]
     launches: bool,
+    /// Print what was fused (sample only)
+    #[arg(long)]
+    fusions: bool,
 }
 
 pub fn run(args: PlanArgs, output: Output) -> Result<()> {
@@ -45,10 +82,42 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
         What::Sample { request, view } => {
             let device: Device = request.device.parse()?;
             let files = request.open()?;
-            let schedule = request.request(&files)?.schedule(&files.model, device)?;
-            show(&schedule, &view, output)
+            let sampling = request.request(&files)?.lower(&files.model, device)?;
+            if view.fusions {
+                output.result(sampling.fusions.join("\n"), serde_json::json!({ "fusions": sampling.fusions }));
+                return Ok(());
+            }
+            show(&sampling.schedule, &view, output)
+        }
+        What::Forward { network, batch, grad, view } => {
+            let (network, [height, width]) = open_network(&network)?;
+            let built = network.build(&InputSpec::new(batch, height, width))?;
+            let grad = grad.then_some(Recompute::Off);
+            show(&forward(&built, grad, Device::auto().target(), Options::default())?, &view, output)
+        }
+        What::Train { network, batch, recompute, view } => {
+            let (network, [height, width]) = open_network(&network)?;
+            let built = network.build(&InputSpec::new(batch, height, width).training())?;
+            let images = TensorType::f32([batch, height, width, network.channels()[0]]);
+            let how = TrainLowering {
+                target: Device::auto().target(),
+                optimizer: OptimizerKind::AdamW,
+                emas: 1,
+                recompute: if recompute { Recompute::Blocks } else { Recompute::Off },
+                options: Options::default(),
+            };
+            let edm = matches!(network.config(), Config::Edm(_));
+            show(&train(&built, &images, edm, how)?.schedule, &view, output)
         }
     }
+}
+
+/// A network and its size, without weights.
+fn open_network(path: &Path) -> Result<(Network, [usize; 2])> {
+    let (text, path) = network_config(path)?;
+    let network = Network::from_config(&text, path)?;
+    let size = network.sample_size().unwrap_or([64, 64]);
+    Ok((network, size))
 }
 
 fn show(schedule: &Schedule, view: &View, output: Output) -> Result<()> {

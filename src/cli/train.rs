@@ -134,7 +134,7 @@ impl TrainArgs {
 }
 
 /// The text of a network's configuration, and what to call it in errors.
-fn network_config(network: &Path) -> Result<(String, PathBuf)> {
+pub fn network_config(network: &Path) -> Result<(String, PathBuf)> {
     if let Some(embedded) = Embedded::ALL.into_iter().find(|e| Path::new(e.name()) == network && !network.exists()) {
         return Ok((embedded.config().to_owned(), network.to_owned()));
     }

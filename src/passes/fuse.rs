@@ -5,11 +5,14 @@
 //! * linear, conv2d → activation: the epilogue's (inference only: its gradient would make the product again)
 //! * linear, conv2d → add: the epilogue's residual
 //! * linear, conv2d → affine without shift: the epilogue's scale
+//! * timestep_embedding → linear → activation → linear: one timestep_mlp (inference only)
 
 use super::verify::verify;
 use crate::Result;
 use crate::graph::{Graph, Node, Op, Origin, Value};
-use crate::ops::{Activate, Activation, Affine, Binary, Conv2d, Epilogue, GroupNorm, Linear};
+use crate::ops::{
+    Activate, Activation, Affine, Binary, Conv2d, Epilogue, GroupNorm, Linear, TimestepEmbedding, TimestepMlp,
+};
 use std::sync::Arc;
 
 /// What the fused graph is for.
@@ -36,17 +39,18 @@ pub fn fuse(graph: &Graph, purpose: Purpose) -> Result<(Graph, Vec<String>)> {
     }
 }
 
-/// Node `producer` goes into node `consumer`, which becomes `op` over `inputs`.
+/// Nodes `producers` go into node `consumer`, which becomes `op` over `inputs`.
 struct Merge {
-    producer: usize,
+    producers: Vec<usize>,
     consumer: usize,
     op: Arc<dyn Op>,
     inputs: Vec<Value>,
 }
 
 fn describe(graph: &Graph, m: &Merge) -> String {
-    let name = |i: usize| graph.nodes()[i].op.name();
-    format!("{} + {} -> {}  # {}", name(m.producer), name(m.consumer), m.op.name(), graph.nodes()[m.consumer].scope)
+    let name = |i: &usize| graph.nodes()[*i].op.name();
+    let parts: Vec<&str> = m.producers.iter().chain([&m.consumer]).map(name).collect();
+    format!("{} -> {}  # {}", parts.join(" + "), m.op.name(), graph.nodes()[m.consumer].scope)
 }
 
 /// Merges that do not touch each other.
@@ -64,17 +68,45 @@ fn find(graph: &Graph, purpose: Purpose) -> Vec<Merge> {
             if taken[consumer] || taken[producer] || !lonely || from.block != node.block {
                 continue;
             }
-            if let Some((op, inputs)) = merge(graph, from, node, slot, purpose) {
-                (taken[consumer], taken[producer]) = (true, true);
-                merges.push(Merge { producer, consumer, op, inputs });
+            let once = |v: Value| uses[v.index()] == 1;
+            let merged =
+                match timestep_mlp(graph, from, node, slot).filter(|m| purpose == Purpose::Inference && once(m.0)) {
+                    Some((first, op, inputs)) => producer_of(graph, first).map(|i| (vec![i, producer], op, inputs)),
+                    None => merge(graph, from, node, slot, purpose).map(|(op, inputs)| (vec![producer], op, inputs)),
+                };
+            if let Some((producers, op, inputs)) = merged.filter(|m| m.0.iter().all(|i| !taken[*i])) {
+                producers.iter().chain([&consumer]).for_each(|i| taken[*i] = true);
+                merges.push(Merge { producers, consumer, op, inputs });
             }
         }
     }
     merges
 }
 
+fn producer_of(graph: &Graph, value: Value) -> Option<usize> {
+    match graph.origin(value) {
+        Origin::Node { node, .. } => Some(*node),
+        _ => None,
+    }
+}
+
+/// Merged op and its inputs.
+type Merged = (Arc<dyn Op>, Vec<Value>);
+
+/// If `node` is the second layer of a timestep's MLP and `from` the first: the embedding's value, and the op that is all three.
+fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<(Value, Arc<dyn Op>, Vec<Value>)> {
+    let (Linear(first), Linear(second)) = (from.op.downcast::<Linear>()?, node.op.downcast::<Linear>()?);
+    let source = graph.producer(from.inputs[0])?;
+    let embedding = source.op.downcast::<TimestepEmbedding>()?.clone();
+    let act = first.activation;
+    let plain = *first == Epilogue { activation: act, ..Epilogue::bias() } && *second == Epilogue::bias() && slot == 0;
+    let inputs = [&source.inputs[..1], &from.inputs[1..], &node.inputs[1..]].concat();
+    let op = TimestepMlp { embedding, act, label: false };
+    plain.then(|| (from.inputs[0], Arc::new(op) as _, inputs))
+}
+
 /// The op that does what `from` and then `node`, which reads it at input `slot`, do; with its inputs.
-fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose) -> Option<(Arc<dyn Op>, Vec<Value>)> {
+fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose) -> Option<Merged> {
     if let (Some(norm), Some(Activate(activation))) = (from.op.downcast::<GroupNorm>(), node.op.downcast::<Activate>())
     {
         let plain = norm.activation == Activation::Identity;
@@ -115,7 +147,7 @@ fn rewrite(graph: &Graph, merges: &[Merge]) -> Result<Graph> {
     let mut map = vec![Value(u32::MAX); graph.values().len()];
     out.copy_sources(graph, &mut map);
     for (i, node) in graph.nodes().iter().enumerate() {
-        if merges.iter().any(|m| m.producer == i) {
+        if merges.iter().any(|m| m.producers.contains(&i)) {
             continue;
         }
         let merged = merges.iter().find(|m| m.consumer == i);
