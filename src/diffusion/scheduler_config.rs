@@ -360,7 +360,8 @@ mod tests {
             let config = read(kind, "{}").unwrap();
             let mut expected = SamplerConfig::ddpm_linear(kind).unwrap();
             match kind {
-                SamplerKind::Ddim | SamplerKind::Ddpm => expected.clip = Some(1.0),
+                SamplerKind::Ddim => (expected.clip, expected.ddim_target) = (Some(1.0), DdimTarget::Stride),
+                SamplerKind::Ddpm => expected.clip = Some(1.0),
                 SamplerKind::Heun => {
                     let betas = Betas::Linear { start: 0.00085, end: 0.012 };
                     expected.space = Space::Vp(VpSchedule::new(&betas, 1000, false).unwrap());

@@ -258,7 +258,7 @@ impl<'a> Compiler<'a> {
             self.graph.outputs().iter().filter_map(|(n, v)| bind(n).map(|b| (*v, b))).collect();
         self.mark_live(&outputs);
         self.bind_sources(name, buffers, bind)?;
-        self.share_storage();
+        self.share_storage(&outputs);
         let end = self.graph.nodes().len();
         self.measure_spans();
         for (number, &(value, buffer)) in outputs.iter().enumerate() {
@@ -326,8 +326,9 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    /// Views share their input's storage; ops that may run in place take over an input that nothing needs afterwards.
-    fn share_storage(&mut self) {
+    /// Views share their input's storage; ops that may run in place take over an input that nothing needs afterwards, unless
+    /// they make an output: that is better written straight into its buffer.
+    fn share_storage(&mut self, outputs: &[(Value, BufferId)]) {
         let mut last_use = vec![0; self.graph.values().len()];
         for (i, node) in self.live_nodes() {
             node.inputs.iter().for_each(|v| last_use[v.index()] = i);
@@ -348,6 +349,7 @@ impl<'a> Compiler<'a> {
                 let same_size = self.graph.ty(*from).bytes() == self.graph.ty(*to).bytes();
                 let once = node.inputs.iter().filter(|v| self.root[v.index()] == root).count() == 1;
                 let free = self.home[root] == Home::Unused && root_last[root] == i && once;
+                let free = free && !outputs.iter().any(|(v, _)| v == to);
                 if node.op.is_view() || (same_size && free) {
                     self.root[to.index()] = root;
                     root_last[root] = root_last[root].max(last_use[to.index()]);
