@@ -22,6 +22,7 @@ pub struct Model {
     config: String,
     scheduler: Option<(PathBuf, String)>,
     path: PathBuf,
+    embedded: bool,
 }
 
 /// Models that ship with the library, trained by langevin itself on MNIST; see `assets/README.md`.
@@ -88,7 +89,7 @@ impl Model {
         let candidates = [path.join("scheduler_config.json"), path.join("../scheduler/scheduler_config.json")];
         let scheduler = candidates.into_iter().find(|p| p.is_file());
         let scheduler = scheduler.map(|p| read_text(&p).map(|text| (p, text))).transpose()?;
-        Ok(Model { network, weights: Weights::open(path)?, config, scheduler, path: path.to_owned() })
+        Ok(Model { network, weights: Weights::open(path)?, config, scheduler, path: path.to_owned(), embedded: false })
     }
 
     /// A model that ships with the library.
@@ -96,7 +97,14 @@ impl Model {
         let (config, weights) = which.files();
         let path = PathBuf::from(which.name());
         let network = Network::from_config(config, &path)?;
-        Ok(Model { network, weights: Weights::from_bytes(weights)?, config: config.into(), scheduler: None, path })
+        Ok(Model {
+            network,
+            weights: Weights::from_bytes(weights)?,
+            config: config.into(),
+            scheduler: None,
+            path,
+            embedded: true,
+        })
     }
 
     /// The network, without weights.
@@ -117,6 +125,11 @@ impl Model {
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// True for a model that ships with the library.
+    pub fn is_embedded(&self) -> bool {
+        self.embedded
     }
 
     /// True for EDM networks: they are told sigma and answer denoised images.

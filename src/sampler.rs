@@ -85,17 +85,17 @@ impl Images {
 }
 
 impl<'a> SampleRequest<'a> {
-    /// A grid of sixteen images (ten if the model has ten classes) by the sampler that suits the model.
+    /// Twenty images by the sampler that suits the model; embedded models are guided.
     pub fn new(model: &Model) -> Self {
         let (sampler, steps) = if model.is_edm() { (SamplerKind::Heun, 18) } else { (SamplerKind::Ddim, 50) };
         SampleRequest {
             sampler,
             steps,
-            n: 16,
-            batch: 16,
+            n: 20,
+            batch: 20,
             size: None,
             classes: vec![],
-            guidance_scale: 1.0,
+            guidance_scale: if model.is_embedded() { 2.5 } else { 1.0 },
             guidance_rescale: 0.0,
             options: SamplerOptions::default(),
             guide: None,

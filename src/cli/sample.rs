@@ -55,9 +55,9 @@ pub struct RequestArgs {
     /// JSON file with the keys of a diffusers scheduler; absent keys mean the defaults of the sampler's class
     #[arg(long, value_name = "FILE")]
     scheduler_config: Option<PathBuf>,
-    /// Guidance scale: 1 asks the conditional network alone
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    guidance: f64,
+    /// Guidance scale; 1 asks the conditional network alone [default: 2.5 for embedded models, else 1]
+    #[arg(long, allow_negative_numbers = true)]
+    guidance: Option<f64>,
     /// Pull the guided answer's spread back to the conditional one's, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     guidance_rescale: f64,
@@ -71,10 +71,10 @@ pub struct RequestArgs {
     #[arg(long, value_delimiter = ',')]
     classes: Vec<usize>,
     /// Number of images
-    #[arg(long, short, default_value_t = 16)]
+    #[arg(long, short, default_value_t = 20)]
     n: usize,
     /// Images computed at a time; changes none of them
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 20)]
     batch: usize,
     /// Height and width [default: the model's]
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
@@ -129,7 +129,7 @@ impl RequestArgs {
         }
         request.steps = self.steps.unwrap_or(request.steps);
         request.config = self.scheduler_config.as_ref().map(|p| scheduler_config(p, request.sampler)).transpose()?;
-        request.guidance_scale = self.guidance;
+        request.guidance_scale = self.guidance.unwrap_or(request.guidance_scale);
         request.guidance_rescale = self.guidance_rescale;
         let guidance_interval = match self.guidance_interval.as_deref() {
             Some([lo, hi]) => Interval::Sigma { lo: *lo, hi: *hi },
