@@ -33,7 +33,7 @@ enum What {
     /// A sampling schedule; the arguments are those of `langevin sample`
     Sample {
         #[command(flatten)]
-        request: RequestArgs,
+        request: Box<RequestArgs>,
         #[command(flatten)]
         view: View,
     },

@@ -97,7 +97,7 @@ type Merged = (Arc<dyn Op>, Vec<Value>);
 fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<(Value, Arc<dyn Op>, Vec<Value>)> {
     let (Linear(first), Linear(second)) = (from.op.downcast::<Linear>()?, node.op.downcast::<Linear>()?);
     let source = graph.producer(from.inputs[0])?;
-    let embedding = source.op.downcast::<TimestepEmbedding>()?.clone();
+    let embedding = *source.op.downcast::<TimestepEmbedding>()?;
     let act = first.activation;
     let plain = *first == Epilogue { activation: act, ..Epilogue::bias() } && *second == Epilogue::bias() && slot == 0;
     let inputs = [&source.inputs[..1], &from.inputs[1..], &node.inputs[1..]].concat();
