@@ -4,7 +4,7 @@ use crate::data::{Dataset, permute};
 use crate::device::Device;
 use crate::diffusion::{Betas, VpSchedule};
 use crate::methods::train::{NoiseLevel, Objective, TrainLowering, Training, drops_label, train};
-use crate::model::save;
+use crate::model::{Model, save};
 use crate::nn::{Built, Config, Init, InputSpec, Network, Parameter};
 use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
@@ -132,10 +132,22 @@ impl<'a> Trainer<'a> {
         };
         let training = train(&built, &images, edm, how)?;
         let mut session = Session::new(device, training.schedule.clone())?;
-        initialise(&built, &training, config.seed, &mut session)?;
+        let first = |number: usize, p: &Parameter| Ok(draw(p, config.seed, number as u32));
+        write_weights(&built, &training, &mut session, first)?;
         let none = network.null_class().map(|n| n as i32);
         let network_config = config_json.to_owned();
         Ok(Trainer { config, data, built, network_config, objective, none, training, session, step: 0 })
+    }
+
+    /// Starts from a model's weights instead of drawn ones; before the first step.
+    pub fn start_from(&mut self, model: &Model) -> Result<()> {
+        // Checks that the model's files hold this network.
+        model.build(&InputSpec::new(1, self.data.height, self.data.width))?;
+        write_weights(&self.built, &self.training, &mut self.session, |_, p| {
+            let mut numbers = Vec::new();
+            model.read(p, &mut numbers)?;
+            Ok(numbers)
+        })
     }
 
     /// The schedule of one step.
@@ -269,10 +281,15 @@ fn check_data(network: &Network, data: &Dataset, config: &TrainConfig) -> Result
     }
 }
 
-/// Draws all weights; the average starts as they are.
-fn initialise(built: &Built, training: &Training, seed: u64, session: &mut Session) -> Result<()> {
+/// Writes all weights; the average starts as they are.
+fn write_weights(
+    built: &Built,
+    training: &Training,
+    session: &mut Session,
+    mut numbers: impl FnMut(usize, &Parameter) -> Result<Vec<f32>>,
+) -> Result<()> {
     for (number, p) in built.parameters.iter().enumerate() {
-        let numbers = draw(p, seed, number as u32);
+        let numbers = numbers(number, p)?;
         match training.offsets.iter().find(|(q, _)| q.name == p.name) {
             Some((_, at)) => {
                 for region in std::iter::once(training.params).chain(training.emas.iter().copied()) {

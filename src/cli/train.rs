@@ -3,7 +3,7 @@
 use super::Output;
 use super::progress::Progress;
 use crate::data::{Dataset, DatasetOptions};
-use crate::model::Embedded;
+use crate::model::{Embedded, Model};
 use crate::trainer::{TrainConfig, Trainer};
 use crate::weights::Dtype;
 use crate::{Device, Error, Result};
@@ -23,6 +23,9 @@ pub struct TrainArgs {
     /// The network: a config.json, a folder with one, or the name of an embedded model
     #[arg(long)]
     network: PathBuf,
+    /// Start from this model's weights instead of random ones
+    #[arg(long, value_name = "MODEL")]
+    from: Option<PathBuf>,
     /// Images: EDM-style zip, IDX (.gz), CIFAR binary, or folder of class folders
     #[arg(long)]
     data: PathBuf,
@@ -79,6 +82,9 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
     output.note(format!("{} images of {}×{}×{}", data.n, data.height, data.width, data.channels));
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let mut trainer = Trainer::new(args.config(), &config, &path, &data, device)?;
+    if let Some(from) = &args.from {
+        trainer.start_from(&Model::open(from)?)?;
+    }
     let (weights, mib) = (trainer.parameters(), trainer.session().arena_bytes() as f64 / 1048576.0);
     output.note(format!("{weights} weights, an arena of {mib:.0} MiB"));
     let start = Instant::now();
