@@ -1,4 +1,5 @@
 //! Builders of files, good and bad, for the tests of readers.
+// Every test program compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
 
 use std::io::Write;
