@@ -52,9 +52,6 @@ impl Header {
         let start = 8 + json.len();
         check_entries(path, json, bytes.len() - start)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| match e {
-            SafeTensorError::InvalidOffset(name) => {
-                Error::tensor(path, shown(&name), "overlaps another tensor, or follows a hole in the data")
-            }
             SafeTensorError::MetadataIncompleteBuffer => {
                 Error::format(path, "there are bytes after the last tensor that belong to no tensor")
             }
@@ -91,19 +88,30 @@ fn header_json(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(&rest[..length]).map_err(|e| format!("the header is not UTF-8: {e}"))
 }
 
-/// Checks each entry by itself, so that errors name it, and that no name comes twice.
+/// Checks each entry by itself, so that errors name it, that no name comes twice, and that the tensors lie one after the
+/// other. The safetensors crate checks the last too, but which of two tensors at one place it names is chance.
 fn check_entries(path: &Path, json: &str, data_length: usize) -> Result<()> {
     let entries: UniqueMap<&RawValue> =
         serde_json::from_str(json).map_err(|e| Error::format(path, format!("bad JSON header: {e}")))?;
+    let mut places = Vec::new();
     for (name, entry) in entries.0 {
         let checked = if name == "__metadata__" {
-            serde_json::from_str::<UniqueMap<String>>(entry.get()).map(|_| Ok(()))
+            serde_json::from_str::<UniqueMap<String>>(entry.get()).map(|_| Ok(None))
         } else {
-            serde_json::from_str::<Entry>(entry.get()).map(|entry| entry.check(data_length))
+            serde_json::from_str::<Entry>(entry.get()).map(|entry| entry.check(data_length).map(Some))
         };
-        checked
+        let place = checked
             .unwrap_or_else(|e| Err(format!("bad entry in the header: {}", shown(&e.to_string()))))
             .map_err(|reason| Error::tensor(path, shown(&name), reason))?;
+        places.extend(place.map(|(begin, end)| (begin, end, name)));
+    }
+    places.sort();
+    let mut free = 0;
+    for (begin, end, name) in places {
+        if begin != free {
+            return Err(Error::tensor(path, shown(&name), "overlaps another tensor, or follows a hole in the data"));
+        }
+        free = end;
     }
     Ok(())
 }
@@ -118,7 +126,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn check(&self, data_length: usize) -> Result<(), String> {
+    /// Where its data begin and end.
+    fn check(&self, data_length: usize) -> Result<(usize, usize), String> {
         let Entry { dtype, shape, data_offsets: (begin, end) } = self;
         if shape.len() > MAX_DIMENSIONS {
             return Err(format!("{} dimensions are over the limit of {MAX_DIMENSIONS}", shape.len()));
@@ -138,7 +147,7 @@ impl Entry {
         if end - begin != bytes {
             return Err(format!("{dtype} of shape {shape:?} needs {bytes} bytes, but has {}", end - begin));
         }
-        Ok(())
+        Ok((*begin, *end))
     }
 }
 
