@@ -1,6 +1,7 @@
 //! Measuring whole networks: time, rate, memory, and where the time goes.
 
 use crate::device::Device;
+use crate::diffusion::Prediction;
 use crate::methods::forward::forward;
 use crate::methods::train::{TrainLowering, Training, train};
 use crate::model::Embedded;
@@ -151,7 +152,8 @@ fn schedule(case: &str, batch: usize, device: Device) -> Result<Schedule> {
         recompute: Recompute::Off,
         options: Options::default(),
     };
-    Ok(train(&network.build(&spec.training())?, &TensorType::f32([batch, size, size, 3]), false, how)?.schedule)
+    let images = TensorType::f32([batch, size, size, 3]);
+    Ok(train(&network.build(&spec.training())?, &images, Prediction::Epsilon, how)?.schedule)
 }
 
 /// Small random numbers everywhere, so that nothing overflows and no value is denormal; an optimiser that works.

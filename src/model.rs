@@ -229,11 +229,20 @@ impl Model {
     }
 }
 
-/// Writes a model folder: `config.json`, and weights that `numbers` gives in the order of the files. `dtype` is how they
-/// are stored.
+/// The files beside a model's weights.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelTexts<'a> {
+    /// `config.json`
+    pub config: &'a str,
+    /// `scheduler_config.json`; EDM networks need none.
+    pub scheduler: Option<&'a str>,
+}
+
+/// Writes a model folder: its texts, and weights that `numbers` gives in the order of the files. `dtype` is how they are
+/// stored.
 pub fn save(
     folder: &Path,
-    config: &str,
+    texts: ModelTexts,
     built: &Built,
     dtype: Dtype,
     mut numbers: impl FnMut(&Parameter) -> Result<Vec<f32>>,
@@ -251,7 +260,10 @@ pub fn save(
         }
         Ok(())
     })?;
-    write_atomic(folder.join("config.json"), config.as_bytes())
+    if let Some(scheduler) = texts.scheduler {
+        write_atomic(folder.join("scheduler_config.json"), scheduler.as_bytes())?;
+    }
+    write_atomic(folder.join("config.json"), texts.config.as_bytes())
 }
 
 fn read_text(path: &Path) -> Result<String> {

@@ -2,9 +2,9 @@
 
 use crate::data::{Dataset, permute};
 use crate::device::Device;
-use crate::diffusion::{Betas, VpSchedule};
-use crate::methods::train::{NoiseLevel, Objective, TrainLowering, Training, drops_label, train};
-use crate::model::{Model, save};
+use crate::diffusion::{Levels, NoiseLevel, Objective};
+use crate::methods::train::{TrainLowering, Training, drops_label, noise_level, train};
+use crate::model::{Model, ModelTexts, save};
 use crate::nn::{Built, Config, Init, InputSpec, Network, Parameter};
 use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
@@ -32,9 +32,8 @@ pub struct TrainConfig {
     pub ema_half_life: f64,
     /// Probability of training a sample without its label.
     pub label_dropout: f64,
-    /// EDM's noise levels: ln σ ~ N(p_mean, p_std²).
-    pub p_mean: f64,
-    pub p_std: f64,
+    /// What the network is to learn [default: EDM's objective for EDM networks, noise prediction for all others].
+    pub objective: Option<Objective>,
     pub recompute: bool,
     pub seed: u64,
 }
@@ -50,8 +49,7 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             ema_half_life: 20_000.0,
             label_dropout: 0.1,
-            p_mean: -1.2,
-            p_std: 1.2,
+            objective: None,
             recompute: false,
             seed: 0,
         }
@@ -70,8 +68,6 @@ impl TrainConfig {
             ("--max-grad-norm", self.max_grad_norm, 0.0, f64::MAX),
             ("--ema-half-life", self.ema_half_life, 0.0, f64::MAX),
             ("--label-dropout", self.label_dropout, 0.0, 1.0),
-            ("--p-mean", self.p_mean, -20.0, 20.0),
-            ("--p-std", self.p_std, 0.0, 20.0),
         ];
         match finite.iter().find(|(_, v, lo, hi)| !(lo..=hi).contains(&v)) {
             Some((what, v, lo, hi)) => Err(Error::invalid(*what, format!("{v} is not from {lo} to {hi}"))),
@@ -121,7 +117,6 @@ impl<'a> Trainer<'a> {
         let spec = InputSpec::new(config.batch, data.height, data.width).training();
         let built = network.build(&spec)?;
         let objective = objective(&network, &config)?;
-        let edm = matches!(objective, Objective::Edm { .. });
         let images = TensorType::f32([config.batch, data.height, data.width, data.channels]);
         let how = TrainLowering {
             target: device.target(),
@@ -130,7 +125,7 @@ impl<'a> Trainer<'a> {
             recompute: if config.recompute { Recompute::Blocks } else { Recompute::Off },
             options: Options::default(),
         };
-        let training = train(&built, &images, edm, how)?;
+        let training = train(&built, &images, objective.prediction, how)?;
         let mut session = Session::new(device, training.schedule.clone())?;
         let first = |number: usize, p: &Parameter| Ok(draw(p, config.seed, number as u32));
         write_weights(&built, &training, &mut session, first)?;
@@ -192,12 +187,15 @@ impl<'a> Trainer<'a> {
             let labels: Vec<i32> = samples.iter().zip(&indices).map(label).collect();
             self.session.write(id, &labels)?;
         }
-        let levels: Vec<NoiseLevel> = samples.iter().map(|s| self.objective.level(c.seed, *s)).collect();
-        let columns: [fn(&NoiseLevel) -> f32; 4] = [|l| l.time, |l| l.alpha, |l| l.sigma, |l| l.weight];
-        for (id, column) in self.training.levels.into_iter().zip(columns) {
-            self.session.write(id, &levels.iter().map(column).collect::<Vec<_>>())?;
+        let levels: Vec<NoiseLevel> = samples.iter().map(|s| noise_level(&self.objective, c.seed, *s)).collect();
+        let columns: [fn(&NoiseLevel) -> f64; 4] =
+            [|l| l.level.time, |l| l.level.alpha, |l| l.level.sigma, |l| l.weight];
+        let targets: [fn(&NoiseLevel) -> f64; 2] = [|l| l.target[0], |l| l.target[1]];
+        let places = self.training.levels.into_iter().chain(self.training.target.into_iter().flatten());
+        for (id, column) in places.zip(columns.into_iter().chain(targets)) {
+            self.session.write(id, &levels.iter().map(|l| column(l) as f32).collect::<Vec<_>>())?;
         }
-        let seeds: Vec<i32> = samples.iter().flat_map(|s| [c.seed as i32 ^ (*s >> 32) as i32, *s as i32]).collect();
+        let seeds: Vec<i32> = samples.iter().flat_map(|s| sample_seed(c.seed, *s)).collect();
         self.session.write(self.training.seeds, &seeds)?;
         let rate = c.rate(self.step);
         // The average starts as the weights are and slows down to its half-life (Karras et al. 2022, appendix F.6: ramp-up).
@@ -219,16 +217,16 @@ impl<'a> Trainer<'a> {
         Ok(rate)
     }
 
-    /// Writes the averaged weights as a model folder.
+    /// Writes the averaged weights as a model folder, with the scheduler that goes with the objective.
     pub fn save(&mut self, folder: &Path, dtype: Dtype) -> Result<()> {
         let region = self.session.buffer::<f32>(self.training.emas[0])?.to_vec();
         let offsets = &self.training.offsets;
         let session = &mut self.session;
-        save(folder, &self.network_config, &self.built, dtype, |p| {
-            match offsets.iter().find(|(q, _)| q.name == p.name) {
-                Some((_, at)) => Ok(p.from_arena(&region[*at..at + p.ty.stored()])),
-                None => fixed_numbers(session, p),
-            }
+        let scheduler = self.objective.scheduler_config().map(|s| format!("{s:#}\n"));
+        let texts = ModelTexts { config: &self.network_config, scheduler: scheduler.as_deref() };
+        save(folder, texts, &self.built, dtype, |p| match offsets.iter().find(|(q, _)| q.name == p.name) {
+            Some((_, at)) => Ok(p.from_arena(&region[*at..at + p.ty.stored()])),
+            None => fixed_numbers(session, p),
         })
     }
 }
@@ -240,15 +238,37 @@ fn fixed_numbers(session: &mut Session, p: &Parameter) -> Result<Vec<f32>> {
     Ok(p.from_arena(session.buffer(id)?))
 }
 
+/// The Philox key of a sample's noise: other seeds lead far away.
+fn sample_seed(seed: u64, sample: u64) -> [i32; 2] {
+    // The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection that mixes all bits.
+    let mix = |z: u64| (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mix = |z: u64| (mix(z) ^ (mix(z) >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    let key = (mix(seed) ^ (mix(seed) >> 31)).wrapping_add(sample);
+    [key as i32, (key >> 32) as i32]
+}
+
+/// The run's objective, checked against the network.
 fn objective(network: &Network, config: &TrainConfig) -> Result<Objective> {
-    match network.config() {
-        Config::Edm(edm) => {
-            Ok(Objective::Edm { p_mean: config.p_mean, p_std: config.p_std, sigma_data: edm.sigma_data as f64 })
-        }
+    let edm = match network.config() {
+        Config::Edm(edm) => Some(edm.sigma_data as f64),
         Config::Unet2dCondition(_) => {
-            Err(Error::unsupported("training a text-conditioned network", "data sets hold images and classes only"))
+            let reason = "data sets hold images and classes only";
+            return Err(Error::unsupported("training a text-conditioned network", reason));
         }
-        _ => Ok(Objective::Epsilon(VpSchedule::new(&Betas::Linear { start: 1e-4, end: 0.02 }, 1000, false)?)),
+        _ => None,
+    };
+    match (&config.objective, edm) {
+        (None, Some(sigma_data)) => Objective::edm(-1.2, 1.2, sigma_data),
+        (None, None) => Objective::ddpm(),
+        (Some(objective), edm) if matches!(objective.levels, Levels::Edm { .. }) == edm.is_some() => {
+            Ok(objective.clone())
+        }
+        (Some(_), Some(_)) => {
+            Err(Error::invalid("prediction", "this network is EDM-preconditioned; it takes EDM's levels"))
+        }
+        (Some(_), None) => {
+            Err(Error::invalid("prediction", "EDM's levels are for EDM-preconditioned networks; this one is not"))
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Training whole runs of tiny networks.
 
 use langevin::data::Dataset;
+use langevin::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, SamplerKind, Space, Spacing, Weighting};
 use langevin::nn::InputSpec;
 use langevin::schedule::{Options, Session};
 use langevin::trainer::{TrainConfig, Trainer};
@@ -60,6 +61,47 @@ fn the_loss_falls() {
         let (first, last) = (mean(&losses[..10]), mean(&losses[45..]));
         println!("{first} to {last}");
         assert!(last < share * first, "{first} to {last} in\n{network}");
+    }
+}
+
+/// Every prediction is learned, and the folder says which it is, to this sampler and to others.
+#[test]
+fn a_folder_knows_what_its_network_predicts() {
+    let data = bars();
+    let vp = || Levels::vp(Betas::SquaredCosine, 500, true).unwrap();
+    let flow = Levels::Flow { times: FlowTimes::Uniform, shift: 2.0, num_train_timesteps: 100 };
+    for (levels, prediction, weighting) in [
+        (vp(), Prediction::Sample, Weighting::Uniform),
+        (vp(), Prediction::Velocity, Weighting::MinSnr { gamma: 5.0 }),
+        (flow, Prediction::Flow, Weighting::Uniform),
+    ] {
+        let objective = Some(Objective::new(levels.clone(), prediction, weighting).unwrap());
+        let mut trainer = trainer(TrainConfig { objective, ..config(60) }, DIT, &data);
+        let losses: Vec<f32> = (0..60).map(|_| trainer.step().unwrap().loss).collect();
+        let (first, last) = (losses[..10].iter().sum::<f32>(), losses[50..].iter().sum::<f32>());
+        assert!(last < 0.9 * first, "{prediction:?}: {first} to {last}");
+        let (_dir, model) = saved(&mut trainer, Dtype::F32);
+        let config = model.sampler_config(SamplerKind::Euler).unwrap();
+        assert_eq!(config.prediction, prediction);
+        match (levels, config.space) {
+            (Levels::Vp { schedule, .. }, Space::Vp(read)) => {
+                assert_eq!((schedule, config.spacing), (read, Spacing::Trailing));
+            }
+            (Levels::Flow { .. }, Space::Flow { shift, num_train_timesteps }) => {
+                assert_eq!((shift, num_train_timesteps), (2.0, 100));
+            }
+            (levels, space) => panic!("{levels:?} came back as {space:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_objective_that_does_not_fit_the_network_is_refused() {
+    let data = bars();
+    for (network, objective) in [(EDM, Objective::ddpm()), (UNET, Objective::edm(-1.2, 1.2, 0.5))] {
+        let config = TrainConfig { objective: Some(objective.unwrap()), ..config(4) };
+        let e = Trainer::new(config, network, Path::new("config.json"), &data, Device::Cpu).unwrap_err();
+        assert!(e.to_string().contains("EDM-preconditioned"), "{e}");
     }
 }
 
@@ -158,7 +200,8 @@ fn what_is_saved_opens_and_holds_the_average() {
 fn a_run_that_diverges_stops() {
     let data = bars();
     // Levels far below e⁻²⁰: the weights 1/σ² leave f32.
-    let mut trainer = trainer(TrainConfig { p_mean: -20.0, p_std: 20.0, ..config(50) }, EDM, &data);
+    let objective = Some(Objective::edm(-20.0, 20.0, 0.5).unwrap());
+    let mut trainer = trainer(TrainConfig { objective, ..config(50) }, EDM, &data);
     let failed = (0..50).find_map(|_| trainer.step().err()).expect("infinite weights went unnoticed");
     let Error::NotFinite { what, step, .. } = failed else { panic!("{failed}") };
     assert!(what.contains("loss") || what.contains("gradient"), "{what} at {step}");

@@ -3,6 +3,7 @@
 use super::Output;
 use super::sample::RequestArgs;
 use super::train::network_config;
+use crate::diffusion::Prediction;
 use crate::methods::forward::forward;
 use crate::methods::train::{TrainLowering, train};
 use crate::nn::{Config, InputSpec, Network};
@@ -107,7 +108,8 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
                 options: Options::default(),
             };
             let edm = matches!(network.config(), Config::Edm(_));
-            show(&train(&built, &images, edm, how)?.schedule, &view, output)
+            let prediction = if edm { Prediction::Sample } else { Prediction::Epsilon };
+            show(&train(&built, &images, prediction, how)?.schedule, &view, output)
         }
     }
 }

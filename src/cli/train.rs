@@ -3,6 +3,7 @@
 use super::Output;
 use super::progress::Progress;
 use crate::data::{Dataset, DatasetOptions};
+use crate::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Weighting};
 use crate::model::{Embedded, Model};
 use crate::trainer::{TrainConfig, Trainer};
 use crate::weights::Dtype;
@@ -54,6 +55,10 @@ pub struct TrainArgs {
     /// Probability of training a sample without its label
     #[arg(long, default_value_t = 0.1)]
     label_dropout: f64,
+    /// What the network learns to answer: epsilon, sample, v_prediction (1000 timesteps, linear betas), or flow_prediction
+    /// (straight path, logit-normal times); EDM networks always learn to denoise
+    #[arg(long)]
+    prediction: Option<Prediction>,
     /// Also save after these steps, as OUT-<step>
     #[arg(long, value_delimiter = ',')]
     save_at: Vec<usize>,
@@ -81,7 +86,7 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
     let data = Dataset::open(&args.data, &DatasetOptions::default())?;
     output.note(format!("{} images of {}×{}×{}", data.n, data.height, data.width, data.channels));
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    let mut trainer = Trainer::new(args.config(), &config, &path, &data, device)?;
+    let mut trainer = Trainer::new(args.config()?, &config, &path, &data, device)?;
     if let Some(from) = &args.from {
         trainer.start_from(&Model::open(from)?)?;
     }
@@ -122,8 +127,8 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
 }
 
 impl TrainArgs {
-    fn config(&self) -> TrainConfig {
-        TrainConfig {
+    fn config(&self) -> Result<TrainConfig> {
+        Ok(TrainConfig {
             batch: self.batch,
             learning_rate: self.lr,
             warmup: self.warmup,
@@ -134,9 +139,20 @@ impl TrainArgs {
             label_dropout: self.label_dropout,
             recompute: self.recompute,
             seed: self.seed,
-            ..TrainConfig::default()
-        }
+            objective: self.prediction.map(objective).transpose()?,
+        })
     }
+}
+
+/// The usual levels for what a network answers.
+fn objective(prediction: Prediction) -> Result<Objective> {
+    let levels = if prediction == Prediction::Flow {
+        let times = FlowTimes::LogitNormal { mean: 0.0, std: 1.0 };
+        Levels::Flow { times, shift: 1.0, num_train_timesteps: 1000 }
+    } else {
+        Levels::vp(Betas::Linear { start: 1e-4, end: 0.02 }, 1000, false)?
+    };
+    Objective::new(levels, prediction, Weighting::Uniform)
 }
 
 /// The text of a network's configuration, and what to call it in errors.

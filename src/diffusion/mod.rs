@@ -27,6 +27,7 @@ pub mod config;
 pub mod expr;
 pub mod guidance;
 pub mod levels;
+pub mod objective;
 pub mod precond;
 pub mod samplers;
 pub mod schedule;
@@ -40,6 +41,7 @@ pub use config::{
 pub use expr::Expr;
 pub use guidance::{Guidance, Interval};
 pub use levels::{Ladder, Level, Rung, ladder};
+pub use objective::{FlowTimes, Levels, NoiseLevel, Objective, Weighting};
 pub use precond::{EdmPrecond, Linear, Prediction};
 pub use samplers::trajectory;
 pub use schedule::{Betas, Spacing, VpSchedule};

@@ -35,6 +35,16 @@ impl Linear {
 }
 
 impl Prediction {
+    /// diffusers' `prediction_type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Prediction::Epsilon => "epsilon",
+            Prediction::Sample => "sample",
+            Prediction::Velocity => "v_prediction",
+            Prediction::Flow => "flow_prediction",
+        }
+    }
+
     /// The denoised latents `x0`.
     ///
     /// | prediction | `x0` |

@@ -4,7 +4,7 @@
 //! optimiser then updates `params`, its moments and the averages in one launch over the whole region.
 
 use crate::cpu::philox;
-use crate::diffusion::VpSchedule;
+use crate::diffusion::{NoiseLevel, Objective, Prediction};
 use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter};
 use crate::ops::{GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice};
@@ -16,25 +16,6 @@ use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
-/// What the network learns, and at which noise levels.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Objective {
-    /// Predict the noise at timesteps drawn evenly (Ho et al. 2020, eq. 14): the mean of (ε̂ − ε)².
-    Epsilon(VpSchedule),
-    /// Denoise at ln σ ~ N(p_mean, p_std²), each level weighted to equal importance (Karras et al. 2022, eq. 2 and table 1):
-    /// the mean of λ(σ)·(D − x)², λ = (σ² + σ_data²)/(σ·σ_data)².
-    Edm { p_mean: f64, p_std: f64, sigma_data: f64 },
-}
-
-/// A noise level of one sample: `x_t = alpha · x₀ + sigma · ε`, what the network is told of it, and the loss's weight.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NoiseLevel {
-    pub time: f32,
-    pub alpha: f32,
-    pub sigma: f32,
-    pub weight: f32,
-}
-
 /// Philox streams of training, far from those of dropout layers: noise on the device; on the host levels, label dropout
 /// and first weights.
 const NOISE: u32 = 1 << 17;
@@ -42,26 +23,9 @@ const LEVELS: u32 = NOISE + 1;
 const LABELS: u32 = NOISE + 2;
 const INIT: u32 = NOISE + 3;
 
-impl Objective {
-    /// The level of sample number `sample` since the start of the run.
-    pub fn level(&self, seed: u64, sample: u64) -> NoiseLevel {
-        let [u0, u1] = uniforms(seed, sample, LEVELS);
-        match self {
-            Objective::Epsilon(schedule) => {
-                let steps = schedule.alpha_bar().len();
-                let t = ((u0 * steps as f64) as usize).min(steps - 1);
-                let alpha_bar: f64 = schedule.alpha_bar()[t];
-                let (alpha, sigma) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
-                NoiseLevel { time: t as f32, alpha, sigma, weight: 1.0 }
-            }
-            Objective::Edm { p_mean, p_std, sigma_data } => {
-                let normal = (-2.0 * u0.ln()).sqrt() * (std::f64::consts::TAU * u1).cos();
-                let sigma = (p_mean + p_std * normal).exp();
-                let weight = ((sigma * sigma + sigma_data * sigma_data) / (sigma * sigma_data).powi(2)) as f32;
-                NoiseLevel { time: sigma as f32, alpha: 1.0, sigma: sigma as f32, weight }
-            }
-        }
-    }
+/// The noise level of sample number `sample` since the start of the run.
+pub fn noise_level(objective: &Objective, seed: u64, sample: u64) -> NoiseLevel {
+    objective.draw(uniforms(seed, sample, LEVELS))
 }
 
 /// Two numbers in (0, 1] from the counter (sample, stream).
@@ -101,8 +65,10 @@ pub struct Training {
     pub images: BufferId,
     /// i32 `[B, 2]`: a 64-bit seed a sample.
     pub seeds: BufferId,
-    /// f32 `[B]` each: what a [`NoiseLevel`] holds.
+    /// f32 `[B]` each: time, alpha, sigma and weight of a [`NoiseLevel`].
     pub levels: [BufferId; 4],
+    /// f32 `[B]` each, where the target is neither the image nor the noise: [`NoiseLevel::target`].
+    pub target: Option<[BufferId; 2]>,
     /// i32 `[B]`, if the network takes labels.
     pub labels: Option<BufferId>,
     /// f32 `[B]`: the weighted loss of each sample; `[1]`: the gradient's norm.
@@ -122,15 +88,15 @@ impl Training {
     }
 }
 
-/// The schedule of one step on images `[B, H, W, C]`.
-pub fn train(network: &Built, images: &TensorType, edm: bool, how: TrainLowering) -> Result<Training> {
+/// The schedule of one step on images `[B, H, W, C]` for a network that answers `prediction`.
+pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: TrainLowering) -> Result<Training> {
     let mut buffers = Buffers::new();
     let columns = Training::columns(how.emas);
     let row = buffers.declare("row", TensorType::f32([columns]));
     let hyper = buffers.view(row, "hyper", 0, TensorType::f32([Optimizer::HYPER + how.emas]))?;
     buffers.view(row, "draw", columns - 1, TensorType::f32([1]))?;
     let regions = Regions::declare(network, how.emas, &mut buffers)?;
-    let (graph, names) = step_graph(network, images, edm, how.recompute)?;
+    let graph = step_graph(network, images, prediction, how.recompute)?;
     for (value, name) in graph.inputs() {
         if buffers.find(name).is_none() {
             buffers.declare(name, graph.ty(value).clone());
@@ -149,7 +115,8 @@ pub fn train(network: &Built, images: &TensorType, edm: bool, how: TrainLowering
     let training = Training {
         images: find("images")?,
         seeds: find("seeds")?,
-        levels: [find(names.time)?, find("alpha")?, find("sigma_t")?, find("weight")?],
+        levels: [find(time_name(network))?, find("alpha")?, find("sigma_t")?, find("weight")?],
+        target: buffers.find("target_x0").zip(buffers.find("target_eps")).map(|(a, b)| [a, b]),
         labels: buffers.find("class_labels"),
         losses,
         grad_norm,
@@ -209,15 +176,14 @@ impl Regions {
 }
 
 /// What the network calls its noise level.
-struct Names {
-    time: &'static str,
+fn time_name(network: &Built) -> &'static str {
+    if network.graph.inputs().any(|(_, name)| name.as_ref() == "sigma") { "sigma" } else { "timestep" }
 }
 
 /// Noise, network, loss and all gradients.
-fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recompute) -> Result<(Graph, Names)> {
+fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, recompute: Recompute) -> Result<Graph> {
     let batch = images.shape[0];
     let inner = fuse(&network.graph, Purpose::Training)?.0;
-    let time = if edm { "sigma" } else { "timestep" };
     let mut g = Graph::new();
     let x0 = g.input("images", images.clone());
     let [seeds, draw] =
@@ -245,7 +211,15 @@ fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recomp
     if g.ty(out).cols() != images.cols() {
         out = g.apply(Slice { axis: 3, start: 0, len: images.cols() }, &[out])?;
     }
-    let losses = g.apply(Loss { kind: LossKind::Mse }, &[out, if edm { x0 } else { eps }, weight])?;
+    let target = match prediction {
+        Prediction::Sample => x0,
+        Prediction::Epsilon => eps,
+        Prediction::Velocity | Prediction::Flow => {
+            let [a, b] = ["target_x0", "target_eps"].map(|n| g.input(n, TensorType::f32([batch])));
+            g.apply(SampleMix { terms: 2 }, &[a, x0, b, eps])?
+        }
+    };
+    let losses = g.apply(Loss { kind: LossKind::Mse }, &[out, target, weight])?;
     let loss = g.apply(Reduce::mean_middle(1, batch, 1).to_shape([1]), &[losses])?;
     g.output("losses", losses);
     let one = g.constant(TensorType::f32([1]), vec![1.0])?;
@@ -264,7 +238,7 @@ fn step_graph(network: &Built, images: &TensorType, edm: bool, recompute: Recomp
         }
     }
     verify(&g, "reverse mode")?;
-    Ok((fuse(&g, Purpose::Inference)?.0, Names { time }))
+    Ok(fuse(&g, Purpose::Inference)?.0)
 }
 
 fn optimizer_program(
