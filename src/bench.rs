@@ -149,6 +149,7 @@ fn schedule(case: &str, batch: usize, device: Device) -> Result<Schedule> {
         target: device.target(),
         optimizer: OptimizerKind::AdamW,
         emas: 0,
+        accumulate: 1,
         recompute: Recompute::Off,
         options: Options::default(),
     };

@@ -68,6 +68,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod passes;
+pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod tensor;

@@ -1,6 +1,6 @@
 //! Models: a network with its weights, from a folder, or embedded in the library.
 
-use crate::diffusion::{SamplerConfig, SamplerKind};
+use crate::diffusion::{SamplerConfig, SamplerKind, Space};
 use crate::files::write_atomic;
 use crate::nn::{Built, Config, InputSpec, Network, Parameter};
 use crate::schedule::{BufferId, Session};
@@ -32,7 +32,7 @@ pub enum Embedded {
     Unet,
     /// An earlier checkpoint of the same run.
     UnetWeak,
-    /// A DiT that predicts noise, class-conditional.
+    /// A DiT that learned flow matching, class-conditional.
     Dit,
 }
 
@@ -51,16 +51,25 @@ impl Embedded {
 
     /// Its `config.json`.
     pub fn config(self) -> &'static str {
-        self.files().0
+        self.texts().config
     }
 
-    fn files(self) -> (&'static str, &'static [u8]) {
+    fn texts(self) -> ModelTexts<'static> {
+        let (config, scheduler) = match self {
+            Embedded::Unet => (include_str!("../assets/mnist-unet/config.json"), None),
+            Embedded::UnetWeak => (include_str!("../assets/mnist-unet-weak/config.json"), None),
+            Embedded::Dit => (
+                include_str!("../assets/mnist-dit/config.json"),
+                Some(include_str!("../assets/mnist-dit/scheduler_config.json")),
+            ),
+        };
+        ModelTexts { config, scheduler }
+    }
+
+    fn weights(self) -> &'static [u8] {
         macro_rules! asset {
             ($name:literal) => {
-                (
-                    include_str!(concat!("../assets/", $name, "/config.json")),
-                    include_bytes!(concat!("../assets/", $name, "/diffusion_pytorch_model.safetensors")),
-                )
+                include_bytes!(concat!("../assets/", $name, "/diffusion_pytorch_model.safetensors"))
             };
         }
         match self {
@@ -72,7 +81,8 @@ impl Embedded {
 }
 
 impl Model {
-    /// Opens a folder in the layout of diffusers (`config.json` and safetensors), or an embedded model by its name.
+    /// Opens a folder in the layout of diffusers (`config.json` and safetensors), an embedded model by its name, or the model
+    /// in a run's folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Model> {
         let path = path.as_ref();
         if let Some(embedded) = Embedded::ALL.into_iter().find(|e| Path::new(e.name()) == path && !path.exists()) {
@@ -83,6 +93,8 @@ impl Model {
             let reason = format!("is neither a model folder nor one of the embedded models ({names})");
             return Err(Error::format(path, reason));
         }
+        let inner = path.join("model");
+        let path = if !path.join("config.json").is_file() && inner.is_dir() { inner.as_path() } else { path };
         let config_path = path.join("config.json");
         let config = read_text(&config_path)?;
         let network = Network::from_config(&config, &config_path)?;
@@ -94,14 +106,14 @@ impl Model {
 
     /// A model that ships with the library.
     pub fn embedded(which: Embedded) -> Result<Model> {
-        let (config, weights) = which.files();
+        let ModelTexts { config, scheduler } = which.texts();
         let path = PathBuf::from(which.name());
         let network = Network::from_config(config, &path)?;
         Ok(Model {
             network,
-            weights: Weights::from_bytes(weights)?,
+            weights: Weights::from_bytes(which.weights())?,
             config: config.into(),
-            scheduler: None,
+            scheduler: scheduler.map(|text| (path.join("scheduler_config.json"), text.into())),
             path,
             embedded: true,
         })
@@ -144,6 +156,20 @@ impl Model {
             _ if self.is_edm() => Ok(SamplerConfig::edm(kind)),
             Some((path, text)) => SamplerConfig::from_json(kind, text, path),
             None => SamplerConfig::from_json(kind, "{}", "scheduler_config.json"),
+        }
+    }
+
+    /// The sampler and the number of steps that suit this model: Heun's method for EDM networks, DPM-Solver++ for flow matching,
+    /// else DDIM.
+    pub fn usual_sampler(&self) -> (SamplerKind, usize) {
+        let flow = || {
+            let config = self.sampler_config(SamplerKind::Dpmpp2m);
+            config.is_ok_and(|c| matches!(c.space, Space::Flow { .. }))
+        };
+        match self.is_edm() {
+            true => (SamplerKind::Heun, 18),
+            false if flow() => (SamplerKind::Dpmpp2m, 20),
+            false => (SamplerKind::Ddim, 50),
         }
     }
 
@@ -227,6 +253,21 @@ impl Model {
         self.weights.release(&name);
         Ok(())
     }
+}
+
+/// The text of a network's configuration and what to call it in errors: of a config.json, of the one in a folder, of an
+/// embedded model, or of the preset `edm-cifar10`.
+pub fn network_text(network: &Path) -> Result<(String, PathBuf)> {
+    let named = |name: &str| Path::new(name) == network && !network.exists();
+    if let Some(embedded) = Embedded::ALL.into_iter().find(|e| named(e.name())) {
+        return Ok((embedded.config().to_owned(), network.to_owned()));
+    }
+    if named("edm-cifar10") {
+        return Ok((include_str!("../presets/edm-cifar10.json").to_owned(), network.to_owned()));
+    }
+    let path = if network.is_dir() { network.join("config.json") } else { network.to_owned() };
+    let text = read_text(&path)?;
+    Ok((text, path))
 }
 
 /// The files beside a model's weights.

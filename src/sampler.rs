@@ -87,7 +87,7 @@ impl Images {
 impl<'a> SampleRequest<'a> {
     /// Twenty images by the sampler that suits the model; embedded models are guided.
     pub fn new(model: &Model) -> Self {
-        let (sampler, steps) = if model.is_edm() { (SamplerKind::Heun, 18) } else { (SamplerKind::Ddim, 50) };
+        let (sampler, steps) = model.usual_sampler();
         SampleRequest {
             sampler,
             steps,

@@ -512,22 +512,35 @@ fn training_refuses_what_does_not_fit() {
     let dit = golden("dit/model");
     place.write("data/0/a.png", support::rgb_png([200, 10, 10]));
     place.write("data/1/b.png", support::rgb_png([10, 200, 10]));
-    let line =
-        |network: &Path, more: &str| format!("train --network {} --data data --out run {more}", network.display());
-    place.fail(1, &line(&dit, ""), &["--data", "3 channels"]);
+    let line = |network: &Path, more: &str| {
+        format!("train --network {} --data data --label-dropout 0 --out run {more}", network.display())
+    };
+    place.fail(1, &line(&dit, ""), &["data", "3 channels"]);
     place.fail(1, &line(Path::new("missing.json"), ""), &["missing.json"]);
     let unet = golden("unet2d/model");
-    place.fail(1, &line(&unet, ""), &["--data", "2×2"]);
+    place.fail(1, &line(&unet, ""), &["data", "2×2"]);
     let config =
         std::fs::read_to_string(unet.join("config.json")).unwrap().replace("\"sample_size\": 16", "\"sample_size\": 2");
     let small = place.write("small.json", config);
-    place.fail(1, &line(&small, ""), &["--batch", "2 images"]);
-    place.fail(1, &line(&small, "--batch 0"), &["--batch"]);
-    place.fail(1, &line(&small, "--batch 2 --steps 0"), &["--steps"]);
-    place.fail(1, &line(&small, "--batch 2 --lr NaN"), &["--lr"]);
-    place.fail(1, &line(&small, "--save-dtype int8"), &["--save-dtype", "int8"]);
+    place.fail(1, &line(&small, ""), &["batch", "2 images"]);
+    place.fail(1, &line(&small, "--batch 0"), &["batch"]);
+    place.fail(1, &line(&small, "--batch 2 --steps 0"), &["steps"]);
+    place.fail(1, &line(&small, "--batch 2 --lr NaN"), &["lr"]);
+    place.fail(2, &line(&small, "--batch two"), &["--batch", "`two` is not a number"]);
+    place.fail(2, &line(&small, "--recompute=maybe"), &["--recompute", "maybe"]);
+    place.fail(1, &line(&small, "--save-dtype int8"), &["save_dtype", "int8"]);
+    place.fail(1, "train --data data --out run", &["--network"]);
+    place.fail(2, "train --data data", &["--out"]);
+    place.fail(1, &line(&small, "--resume"), &["--resume", "run holds no run"]);
+    place.write("run.toml", "batch_size = 3");
+    place.fail(1, &line(&small, "--config run.toml"), &["run.toml", "batch_size", "is `batch` meant?"]);
     place.run(&line(&small, "--batch 2 --steps 2 --save-at 1"));
-    assert!(place.path("run-1/config.json").is_file());
+    assert!(place.path("run/step-1/config.json").is_file());
     place.run("sample --model run --steps 2 --n 1");
-    place.fail(1, &format!("train --network {} --data nowhere --out run", small.display()), &["nowhere"]);
+    place.fail(1, &line(&small, "--batch 2 --steps 2"), &["run holds a run, at step 2", "--resume"]);
+    place.fail(1, &line(&small, "--batch 2 --steps 2 --resume --lr 0.5"), &["--resume", "lr is 0.5, was 0.001"]);
+    place.run(&line(&small, "--batch 2 --steps 2 --save-at 1 --resume --log-every 1"));
+    place.write("data/1/b.png", support::rgb_png([10, 200, 11]));
+    place.fail(1, "train --out run --resume", &["data set has changed"]);
+    place.fail(1, &format!("train --network {} --data nowhere --out other", small.display()), &["nowhere"]);
 }

@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["methods"],
     &["model"],
     &["sampler", "trainer", "bench"],
+    &["run"],
     &["cli"],
 ];
 

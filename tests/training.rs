@@ -4,10 +4,11 @@ use langevin::data::Dataset;
 use langevin::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, SamplerKind, Space, Spacing, Weighting};
 use langevin::nn::InputSpec;
 use langevin::schedule::{Options, Session};
-use langevin::trainer::{TrainConfig, Trainer};
+use langevin::trainer::{Ema, TrainConfig, Trainer};
 use langevin::weights::Dtype;
 use langevin::{Device, Error, Model};
 use std::path::Path;
+use std::sync::Arc;
 
 const EDM: &str = r#"{
     "_class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "label_dim": 2, "sigma_data": 0.5,
@@ -27,7 +28,7 @@ const DIT: &str = r#"{
 }"#;
 
 /// Bars: class 0 lies, class 1 stands.
-fn bars() -> Dataset {
+fn bars() -> Arc<Dataset> {
     let (n, side) = (32, 8);
     let pixel = |i: usize, y: usize, x: usize| {
         let along = if i.is_multiple_of(2) { y } else { x };
@@ -35,18 +36,26 @@ fn bars() -> Dataset {
     };
     let images = (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
     let labels = Some((0..n as u32).map(|i| i % 2).collect());
-    Dataset { images, n, height: side, width: side, channels: 1, labels, class_count: 2 }
+    Arc::new(Dataset { images, n, height: side, width: side, channels: 1, labels, class_count: 2 })
 }
 
 fn config(steps: usize) -> TrainConfig {
-    TrainConfig { batch: 8, steps, warmup: 5, learning_rate: 3e-3, ema_half_life: 100.0, seed: 5, ..Default::default() }
+    TrainConfig {
+        batch: 8,
+        steps,
+        warmup: 5,
+        learning_rate: 3e-3,
+        emas: vec![Ema::HalfLife(100.0)],
+        seed: 5,
+        ..Default::default()
+    }
 }
 
-fn trainer<'a>(config: TrainConfig, network: &str, data: &'a Dataset) -> Trainer<'a> {
-    Trainer::new(config, network, Path::new("config.json"), data, Device::Cpu).unwrap()
+fn trainer(config: TrainConfig, network: &str, data: &Arc<Dataset>) -> Trainer {
+    Trainer::new(config, network, Path::new("config.json"), data.clone(), Device::Cpu).unwrap()
 }
 
-fn losses(config: TrainConfig, network: &str, data: &Dataset) -> Vec<f32> {
+fn losses(config: TrainConfig, network: &str, data: &Arc<Dataset>) -> Vec<f32> {
     let steps = config.steps;
     let mut trainer = trainer(config, network, data);
     (0..steps).map(|_| trainer.step().unwrap().loss).collect()
@@ -100,7 +109,7 @@ fn an_objective_that_does_not_fit_the_network_is_refused() {
     let data = bars();
     for (network, objective) in [(EDM, Objective::ddpm()), (UNET, Objective::edm(-1.2, 1.2, 0.5))] {
         let config = TrainConfig { objective: Some(objective.unwrap()), ..config(4) };
-        let e = Trainer::new(config, network, Path::new("config.json"), &data, Device::Cpu).unwrap_err();
+        let e = Trainer::new(config, network, Path::new("config.json"), data.clone(), Device::Cpu).unwrap_err();
         assert!(e.to_string().contains("EDM-preconditioned"), "{e}");
     }
 }
@@ -123,8 +132,9 @@ fn recomputation_changes_nothing_and_the_seed_everything() {
 #[test]
 fn labels_that_are_dropped_do_not_matter() {
     let data = bars();
-    let mut swapped = data.clone();
+    let mut swapped = (*data).clone();
     swapped.labels.iter_mut().flatten().for_each(|l| *l = 1 - *l);
+    let swapped = Arc::new(swapped);
     for network in [EDM, UNET, DIT] {
         let run = |label_dropout, data| losses(TrainConfig { label_dropout, ..config(4) }, network, data);
         assert_eq!(run(1.0, &data), run(1.0, &swapped), "{network}");
@@ -135,11 +145,12 @@ fn labels_that_are_dropped_do_not_matter() {
 
 #[test]
 fn the_null_class_is_not_for_data() {
-    let mut data = bars();
+    let mut data = (*bars()).clone();
     data.labels.iter_mut().flatten().for_each(|l| *l += 1);
+    let data = Arc::new(data);
     for (network, dropout, fits) in [(UNET, 0.1, false), (UNET, 0.0, true), (DIT, 0.0, false), (EDM, 0.1, false)] {
         let config = TrainConfig { label_dropout: dropout, ..config(4) };
-        let made = Trainer::new(config, network, Path::new("config.json"), &data, Device::Cpu);
+        let made = Trainer::new(config, network, Path::new("config.json"), data.clone(), Device::Cpu);
         assert_eq!(made.is_ok(), fits, "{network}");
         if let Err(e) = made {
             assert!(e.to_string().contains("--data: has label 2"), "{e}");
@@ -167,7 +178,7 @@ fn answer(model: &Model) -> Vec<f32> {
 
 fn saved(trainer: &mut Trainer, dtype: Dtype) -> (tempfile::TempDir, Model) {
     let dir = tempfile::tempdir().unwrap();
-    trainer.save(dir.path(), dtype).unwrap();
+    trainer.save(dir.path(), dtype, 0).unwrap();
     let model = Model::open(dir.path()).unwrap();
     (dir, model)
 }
@@ -179,7 +190,8 @@ fn what_is_saved_opens_and_holds_the_average() {
         // An average that forgets at once is the weights themselves, one that forgets slowly lags behind.
         let mut answers = Vec::new();
         for ema_half_life in [0.0, 1000.0] {
-            let mut trainer = trainer(TrainConfig { ema_half_life, ..config(10) }, network, &data);
+            let mut trainer =
+                trainer(TrainConfig { emas: vec![Ema::HalfLife(ema_half_life)], ..config(10) }, network, &data);
             for _ in 0..10 {
                 trainer.step().unwrap();
             }
@@ -206,6 +218,6 @@ fn a_run_that_diverges_stops() {
     let Error::NotFinite { what, step, .. } = failed else { panic!("{failed}") };
     assert!(what.contains("loss") || what.contains("gradient"), "{what} at {step}");
     let absurd = TrainConfig { learning_rate: 1e3, ..config(10) };
-    let e = Trainer::new(absurd, EDM, Path::new("config.json"), &data, Device::Cpu).unwrap_err();
-    assert!(e.to_string().contains("--lr: 1000 is not from"), "{e}");
+    let e = Trainer::new(absurd, EDM, Path::new("config.json"), data.clone(), Device::Cpu).unwrap_err();
+    assert!(e.to_string().contains("lr: 1000 is not from"), "{e}");
 }

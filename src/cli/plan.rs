@@ -2,10 +2,10 @@
 
 use super::Output;
 use super::sample::RequestArgs;
-use super::train::network_config;
 use crate::diffusion::Prediction;
 use crate::methods::forward::forward;
 use crate::methods::train::{TrainLowering, train};
+use crate::model::network_text;
 use crate::nn::{Config, InputSpec, Network};
 use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
@@ -104,6 +104,7 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
                 target: Device::auto().target(),
                 optimizer: OptimizerKind::AdamW,
                 emas: 1,
+                accumulate: 1,
                 recompute: if recompute { Recompute::Blocks } else { Recompute::Off },
                 options: Options::default(),
             };
@@ -116,7 +117,7 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
 
 /// A network and its size, without weights.
 fn open_network(path: &Path) -> Result<(Network, [usize; 2])> {
-    let (text, path) = network_config(path)?;
+    let (text, path) = network_text(path)?;
     let network = Network::from_config(&text, path)?;
     let size = network.sample_size().unwrap_or([64, 64]);
     Ok((network, size))

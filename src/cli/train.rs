@@ -2,165 +2,195 @@
 
 use super::Output;
 use super::progress::Progress;
-use crate::data::{Dataset, DatasetOptions};
-use crate::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Weighting};
-use crate::model::{Embedded, Model};
-use crate::trainer::{TrainConfig, Trainer};
-use crate::weights::Dtype;
+use crate::run::{Key, PRESETS, Run, Settings, parse, preset};
 use crate::{Device, Error, Result};
-use clap::Args;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
+use toml::{Table, Value};
 
-/// Train a network to denoise, and save its averaged weights as a model folder
+/// Train a network to denoise, in a run folder that can be watched, killed and resumed
 ///
-/// EDM networks learn to denoise at EDM's levels, all others to predict the noise of a VP schedule (1000 timesteps, linear
-/// betas). Images come from an EDM-style zip, MNIST's IDX files, CIFAR-10's binary files or a folder of class folders.
+/// Settings come from a preset, then a TOML file, then flags, each over the one before; `--explain` prints them all with
+/// their meanings, as a file to start from. The folder gets the settings, a log, plots, event files for TensorBoard,
+/// checkpoints, and the averaged weights as a model folder: `langevin sample --model RUN`.
 ///
-/// Example: langevin train --network mnist-unet --data t10k-images-idx3-ubyte.gz --steps 2000 --out runs/mnist
+/// Examples:
+///   langevin train --network mnist-unet --data t10k-images-idx3-ubyte.gz --steps 2000 --out runs/mnist
+///   langevin train --preset edm-cifar10 --data cifar10.zip --out runs/cifar --checkpoint-every 1000
+///   langevin train --explain > run.toml && langevin train --config run.toml --out runs/mine
+///   langevin train --resume --out runs/mine
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct TrainArgs {
-    /// The network: a config.json, a folder with one, or the name of an embedded model
+    /// The run's folder
+    #[arg(long, required_unless_present = "explain")]
+    out: Option<PathBuf>,
+    /// Go on with the run in that folder, from its last checkpoint
     #[arg(long)]
-    network: PathBuf,
-    /// Start from this model's weights instead of random ones
-    #[arg(long, value_name = "MODEL")]
-    from: Option<PathBuf>,
-    /// Images: EDM-style zip, IDX (.gz), CIFAR binary, or folder of class folders
+    resume: bool,
+    /// Settings that ship with langevin
+    #[arg(long, value_name = "NAME", value_parser = PRESETS.map(|(name, _)| name))]
+    preset: Option<String>,
+    /// A TOML file with settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print all settings as they would be, with their meanings, and stop
     #[arg(long)]
-    data: PathBuf,
-    /// Model folder to write
-    #[arg(long)]
-    out: PathBuf,
-    #[arg(long, default_value_t = 1000)]
-    steps: usize,
-    /// Images a step
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
-    /// Peak learning rate; it falls to zero along a cosine
-    #[arg(long, default_value_t = 1e-3)]
-    lr: f64,
-    /// Steps over which the learning rate rises
-    #[arg(long, default_value_t = 100)]
-    warmup: usize,
-    #[arg(long, default_value_t = 0.0)]
-    weight_decay: f64,
-    /// Clip the gradient to this norm; 0: do not
-    #[arg(long, default_value_t = 1.0)]
-    max_grad_norm: f64,
-    /// Images after which a weight's share in the average has halved
-    #[arg(long, default_value_t = 20_000.0)]
-    ema_half_life: f64,
-    /// Probability of training a sample without its label
-    #[arg(long, default_value_t = 0.1)]
-    label_dropout: f64,
-    /// What the network learns to answer: epsilon, sample, v_prediction (1000 timesteps, linear betas), or flow_prediction
-    /// (straight path, logit-normal times); EDM networks always learn to denoise
-    #[arg(long)]
-    prediction: Option<Prediction>,
-    /// Also save after these steps, as OUT-<step>
-    #[arg(long, value_delimiter = ',')]
-    save_at: Vec<usize>,
-    /// Type of the saved weights: f32, f16 or bf16
-    #[arg(long, default_value = "f32")]
-    save_dtype: String,
-    /// Run each block's forward pass again in the backward pass, and keep less
-    #[arg(long)]
-    recompute: bool,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    explain: bool,
     #[arg(long, default_value = "auto")]
     device: String,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// A flag for every key of the settings.
+#[derive(Debug)]
+struct Flags(Table);
+
+impl Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let defaults = Table::try_from(Settings::default()).unwrap_or_default();
+        Settings::KEYS.iter().fold(command, |command, key| command.arg(flag(key, defaults.get(key.name))))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Flags::augment_args(command)
+    }
+}
+
+fn flag(key: &Key, default: Option<&Value>) -> Arg {
+    let name = key.name.replace('_', "-");
+    let default = default.map(Value::to_string).unwrap_or_default();
+    let shown = if matches!(default.as_str(), "\"\"" | "[]" | "false") {
+        String::new()
+    } else {
+        format!(" [default: {default}]")
+    };
+    let arg = Arg::new(key.name).long(name).help(format!("{}{shown}", key.help.trim())).help_heading(key.group);
+    match default.as_str() {
+        "false" | "true" => arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL"),
+        list if list.starts_with('[') => arg.value_name("LIST").action(ArgAction::Set),
+        _ => arg.value_name("VALUE").allow_negative_numbers(true),
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let defaults = Table::try_from(Settings::default()).unwrap_or_default();
+        let mut table = Table::new();
+        for key in Settings::KEYS {
+            if let (Some(text), Some(default)) = (matches.get_one::<String>(key.name), defaults.get(key.name)) {
+                let value = value(text, default).map_err(|reason| {
+                    let flag = key.name.replace('_', "-");
+                    clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("--{flag}: {reason}\n"))
+                })?;
+                table.insert(key.name.into(), value);
+            }
+        }
+        Ok(Flags(table))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.extend(Flags::from_arg_matches(matches)?.0);
+        Ok(())
+    }
+}
+
+/// A flag's text as a value of the default's type.
+fn value(text: &str, default: &Value) -> Result<Value, String> {
+    let number = |text: &str| -> Result<Value, String> {
+        let plain = text.trim();
+        let parsed = plain.parse::<i64>().map(Value::Integer).or_else(|_| plain.parse::<f64>().map(Value::Float));
+        parsed.map_err(|_| format!("`{text}` is not a number"))
+    };
+    match default {
+        Value::String(_) => Ok(Value::String(text.into())),
+        Value::Boolean(_) => {
+            text.parse().map(Value::Boolean).map_err(|_| format!("`{text}` is neither true nor false"))
+        }
+        Value::Array(_) => {
+            let items = text.split(',').filter(|t| !t.trim().is_empty()).map(number);
+            items.collect::<Result<Vec<_>, _>>().map(Value::Array)
+        }
+        Value::Integer(_) => match number(text)? {
+            Value::Integer(n) if n >= 0 => Ok(Value::Integer(n)),
+            _ => Err(format!("`{text}` is not a whole number from 0 up")),
+        },
+        _ => number(text),
+    }
 }
 
 pub fn run(args: TrainArgs, output: Output) -> Result<()> {
-    let device: Device = args.device.parse()?;
-    let dtype = match args.save_dtype.as_str() {
-        "f32" => Dtype::F32,
-        "f16" => Dtype::F16,
-        "bf16" => Dtype::BF16,
-        other => return Err(Error::invalid("--save-dtype", format!("`{other}` is none of f32, f16, bf16"))),
-    };
-    let (config, path) = network_config(&args.network)?;
-    let data = Dataset::open(&args.data, &DatasetOptions::default())?;
-    output.note(format!("{} images of {}×{}×{}", data.n, data.height, data.width, data.channels));
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    let mut trainer = Trainer::new(args.config()?, &config, &path, &data, device)?;
-    if let Some(from) = &args.from {
-        trainer.start_from(&Model::open(from)?)?;
+    if args.explain {
+        print!("{}", args.settings(None)?.to_toml()?);
+        return Ok(());
     }
+    let device: Device = args.device.parse()?;
+    let Some(out) = &args.out else { return Err(Error::invalid("--out", "is missing")) };
+    let mut run = if args.resume {
+        Run::resume(out, |before| args.settings(Some(before)), device)?
+    } else {
+        Run::start(out, args.settings(None)?, device)?
+    };
+    let trainer = run.trainer();
     let (weights, mib) = (trainer.parameters(), trainer.session().arena_bytes() as f64 / 1048576.0);
     output.note(format!("{weights} weights, an arena of {mib:.0} MiB"));
-    let start = Instant::now();
-    let bar = Progress::new(output, args.steps as u64, "steps");
+    train(&mut run, output)
+}
+
+fn train(run: &mut Run, output: Output) -> Result<()> {
+    let (steps, first) = (run.settings().steps, run.trainer().steps_done());
+    let bar = Progress::new(output, steps as u64, "steps");
+    bar.advance(first as u64)?;
     let mut smooth = None;
-    for step in 1..=args.steps {
-        let report = trainer.step()?;
+    let every = run.settings().log_every.max(1);
+    let result = run.finish(&mut |run, report| {
         let loss = *smooth.insert(smooth.map_or(report.loss, |s: f32| 0.98 * s + 0.02 * report.loss));
-        let rate = (step * args.batch) as f64 / start.elapsed().as_secs_f64();
+        let rate = run.images_per_second();
         bar.message(format!("loss {loss:.4} {rate:.0} img/s"));
-        if output.json && (step % 50 == 0 || step == args.steps) {
+        if output.json && (report.step.is_multiple_of(every) || report.step == steps) {
             println!(
                 "{}",
-                json!({ "step": step, "loss": loss, "grad_norm": report.grad_norm, "lr": report.learning_rate, "images_per_second": rate })
+                json!({ "step": report.step, "loss": loss, "grad_norm": report.grad_norm, "lr": report.learning_rate, "images_per_second": rate })
             );
         }
-        if args.save_at.contains(&step) {
-            let name = format!("{}-{step}", args.out.display());
-            trainer.save(Path::new(&name), dtype)?;
+        bar.advance(1)
+    });
+    bar.finish();
+    let (done, out) = (run.trainer().steps_done(), run.path().display().to_string());
+    match result {
+        Err(Error::Cancelled) => {
+            output.note(format!("stopped after step {done} with a checkpoint; --resume goes on: {out}"));
+            Err(Error::Cancelled)
         }
-        if let Err(e) = bar.advance(1) {
-            trainer.save(&args.out, dtype)?;
-            output.note(format!("stopped after step {step}; saved {}", args.out.display()));
-            return Err(e);
+        Err(e) => {
+            output.note(format!("stopped at step {}; checkpoints before it are whole: {out}", done + 1));
+            Err(e)
+        }
+        Ok(()) => {
+            output.result(format!("{done} steps: {out}"), json!({ "out": out, "steps": done }));
+            Ok(())
         }
     }
-    bar.finish();
-    trainer.save(&args.out, dtype)?;
-    let seconds = start.elapsed().as_secs_f64();
-    output.result(
-        format!("{} steps in {seconds:.0} s: {}", args.steps, args.out.display()),
-        json!({ "out": args.out, "steps": args.steps, "seconds": seconds }),
-    );
-    Ok(())
 }
 
 impl TrainArgs {
-    fn config(&self) -> Result<TrainConfig> {
-        Ok(TrainConfig {
-            batch: self.batch,
-            learning_rate: self.lr,
-            warmup: self.warmup,
-            steps: self.steps,
-            weight_decay: self.weight_decay,
-            max_grad_norm: self.max_grad_norm,
-            ema_half_life: self.ema_half_life,
-            label_dropout: self.label_dropout,
-            recompute: self.recompute,
-            seed: self.seed,
-            objective: self.prediction.map(objective).transpose()?,
-        })
+    /// The settings by preset, file and flags, over those of the run that is resumed.
+    fn settings(&self, before: Option<&Settings>) -> Result<Settings> {
+        let mut layers: Vec<(PathBuf, Table)> = Vec::new();
+        if let Some(before) = before {
+            let table = Table::try_from(before).map_err(|e| Error::invalid("--resume", e.to_string()))?;
+            layers.push(("config.toml".into(), table));
+        }
+        if let Some(name) = &self.preset {
+            layers.push((name.into(), preset(name)?));
+        }
+        if let Some(path) = &self.config {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            layers.push((path.clone(), parse(path, &text)?));
+        }
+        layers.push(("the command line".into(), self.flags.0.clone()));
+        Settings::from_layers(layers.iter().map(|(path, table)| (path.as_path(), table)))
     }
-}
-
-/// The usual levels for what a network answers.
-fn objective(prediction: Prediction) -> Result<Objective> {
-    let levels = if prediction == Prediction::Flow {
-        let times = FlowTimes::LogitNormal { mean: 0.0, std: 1.0 };
-        Levels::Flow { times, shift: 1.0, num_train_timesteps: 1000 }
-    } else {
-        Levels::vp(Betas::Linear { start: 1e-4, end: 0.02 }, 1000, false)?
-    };
-    Objective::new(levels, prediction, Weighting::Uniform)
-}
-
-/// The text of a network's configuration, and what to call it in errors.
-pub fn network_config(network: &Path) -> Result<(String, PathBuf)> {
-    if let Some(embedded) = Embedded::ALL.into_iter().find(|e| Path::new(e.name()) == network && !network.exists()) {
-        return Ok((embedded.config().to_owned(), network.to_owned()));
-    }
-    let path = if network.is_dir() { network.join("config.json") } else { network.to_owned() };
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    Ok((text, path))
 }

@@ -7,7 +7,9 @@ use crate::cpu::philox;
 use crate::diffusion::{NoiseLevel, Objective, Prediction};
 use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter};
-use crate::ops::{GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice};
+use crate::ops::{
+    Binary, GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice,
+};
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::passes::verify::verify;
@@ -52,6 +54,9 @@ pub struct TrainLowering {
     pub optimizer: OptimizerKind,
     /// Number of weight averages.
     pub emas: usize,
+    /// Parts of a step's images that are run one after the other, their gradients summed; 1: all at once. A scale of
+    /// 1/parts in the row makes the sum of the parts' mean gradients that of the whole batch.
+    pub accumulate: usize,
     pub recompute: Recompute,
     pub options: Options,
 }
@@ -76,6 +81,8 @@ pub struct Training {
     pub grad_norm: BufferId,
     /// Whole regions: parameters, then one for each average.
     pub params: BufferId,
+    /// The optimiser's two moments.
+    pub moments: [BufferId; 2],
     pub emas: Vec<BufferId>,
     /// Where each parameter lies in those regions, in elements.
     pub offsets: Vec<(Parameter, usize)>,
@@ -88,7 +95,8 @@ impl Training {
     }
 }
 
-/// The schedule of one step on images `[B, H, W, C]` for a network that answers `prediction`.
+/// The schedule of one step on images `[B, H, W, C]` for a network built for B/`accumulate` of them that answers
+/// `prediction`.
 pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: TrainLowering) -> Result<Training> {
     let mut buffers = Buffers::new();
     let columns = Training::columns(how.emas);
@@ -96,44 +104,120 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
     let hyper = buffers.view(row, "hyper", 0, TensorType::f32([Optimizer::HYPER + how.emas]))?;
     buffers.view(row, "draw", columns - 1, TensorType::f32([1]))?;
     let regions = Regions::declare(network, how.emas, &mut buffers)?;
-    let graph = step_graph(network, images, prediction, how.recompute)?;
+    let part = part_of(images, how.accumulate)?;
+    let graph = step_graph(network, &part, prediction, how.recompute)?;
+    let mut ports = Vec::new();
     for (value, name) in graph.inputs() {
         if buffers.find(name).is_none() {
-            buffers.declare(name, graph.ty(value).clone());
+            ports.push((name.to_string(), buffers.declare(name, graph.ty(value).clone())));
         }
     }
-    let losses = buffers.declare("losses", TensorType::f32([images.shape[0]]));
+    let losses = buffers.declare("losses", TensorType::f32([part.shape[0]]));
     let known = buffers.clone();
     let bind = |port: &str| regions.views.get(port).copied().or_else(|| known.find(port));
     let step =
         Program::compile("forward and backward", &graph, how.target, &mut buffers, bind, how.options)?.with_nfe(1);
     let grad_norm = buffers.declare("grad_norm", TensorType::f32([1]));
-    let update = optimizer_program(&regions, how, hyper, grad_norm, &mut buffers)?;
+    let mut programs = vec![step];
+    let mut body = vec![Step::Run(0)];
+    let mut gradient = regions.grads;
+    if how.accumulate > 1 {
+        gradient = buffers.declare("grad_sum", regions.ty.clone());
+        programs.push(sum_program(&regions, gradient, how, &mut buffers)?);
+        ports.push(("losses".into(), losses));
+        body = accumulation(&regions, gradient, &ports, how.accumulate, &mut buffers)?;
+    }
+    programs.push(optimizer_program(&regions, gradient, how, hyper, grad_norm, &mut buffers)?);
+    body.push(Step::Run(programs.len() - 1));
 
     let missing = |what: &str| Error::Verify { pass: "training", reason: format!("there is no buffer `{what}`") };
-    let find = |name: &str| buffers.find(name).ok_or_else(|| missing(name));
+    // Where the host writes and reads: the whole step's, if it runs in parts.
+    let port = |name: &str| buffers.find(&whole(name)).or_else(|| buffers.find(name));
+    let find = |name: &str| port(name).ok_or_else(|| missing(name));
     let training = Training {
         images: find("images")?,
         seeds: find("seeds")?,
         levels: [find(time_name(network))?, find("alpha")?, find("sigma_t")?, find("weight")?],
-        target: buffers.find("target_x0").zip(buffers.find("target_eps")).map(|(a, b)| [a, b]),
-        labels: buffers.find("class_labels"),
-        losses,
+        target: port("target_x0").zip(port("target_eps")).map(|(a, b)| [a, b]),
+        labels: port("class_labels"),
+        losses: find("losses")?,
         grad_norm,
         params: regions.params,
+        moments: regions.moments,
         emas: regions.emas,
         offsets: regions.offsets,
         schedule: Schedule {
             name: "train".into(),
             buffers: buffers.clone(),
-            programs: vec![step, update],
-            steps: vec![Step::Repeat { rows: 0..1, body: vec![Step::Run(0), Step::Run(1)] }],
+            programs,
+            steps: vec![Step::Repeat { rows: 0..1, body }],
             rows: Rows { columns, data: vec![0.0; columns] },
             row: Some(row),
         },
     };
     training.schedule.verify()?;
     Ok(training)
+}
+
+/// The images of one part of a step.
+fn part_of(images: &TensorType, parts: usize) -> Result<TensorType> {
+    let batch = images.shape[0];
+    if parts == 0 || !batch.is_multiple_of(parts) {
+        return Err(Error::invalid("accumulate", format!("{parts} parts do not divide a batch of {batch}")));
+    }
+    let mut shape = images.shape.to_vec();
+    shape[0] = batch / parts;
+    Ok(TensorType::f32(shape))
+}
+
+/// The buffer with a port's contents for a whole step of several parts.
+fn whole(port: &str) -> String {
+    format!("step/{port}")
+}
+
+/// The steps that run all parts: each takes its share of the whole step's inputs, leaves its losses, adds its gradient.
+fn accumulation(
+    regions: &Regions,
+    sum: BufferId,
+    ports: &[(String, BufferId)],
+    parts: usize,
+    buffers: &mut Buffers,
+) -> Result<Vec<Step>> {
+    let mut wholes = Vec::new();
+    for (name, id) in ports {
+        let mut ty = buffers.get(*id).ty.clone();
+        let (part, share) = (ty.clone(), ty.stored());
+        ty.shape[0] *= parts;
+        let all = buffers.declare(whole(name), ty);
+        wholes.push((name == "losses", *id, all, part, share));
+    }
+    let mut steps = Vec::new();
+    for i in 0..parts {
+        let mut after = Vec::new();
+        for (is_loss, id, all, part, share) in &wholes {
+            let name = format!("{} {i}", buffers.get(*all).name);
+            let view = buffers.view(*all, name, i * share, part.clone())?;
+            match is_loss {
+                true => after.push(Step::Copy { from: *id, to: view }),
+                false => steps.push(Step::Copy { from: view, to: *id }),
+            }
+        }
+        steps.push(Step::Run(0));
+        steps.extend(after);
+        // The first part's gradient is the sum so far.
+        steps.push(if i == 0 { Step::Copy { from: regions.grads, to: sum } } else { Step::Run(1) });
+    }
+    Ok(steps)
+}
+
+/// sum ← sum + grads, in place.
+fn sum_program(regions: &Regions, sum: BufferId, how: TrainLowering, buffers: &mut Buffers) -> Result<Program> {
+    let mut g = Graph::new();
+    let [a, b] = ["sum", "grads"].map(|name| g.input(name, regions.ty.clone()));
+    let total = g.apply(Binary::Add, &[a, b])?;
+    g.output("new sum", total);
+    let bind = |port: &str| Some(if port == "grads" { regions.grads } else { sum });
+    Program::compile("sum of gradients", &g, how.target, buffers, bind, how.options)
 }
 
 /// Regions that hold all parameters one after the other.
@@ -243,6 +327,7 @@ fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, reco
 
 fn optimizer_program(
     regions: &Regions,
+    gradient: BufferId,
     how: TrainLowering,
     hyper: BufferId,
     grad_norm: BufferId,
@@ -255,7 +340,7 @@ fn optimizer_program(
         g.input(name, ty.clone())
     };
     let params = input(&mut g, "params".into(), regions.params, &regions.ty);
-    let grads = input(&mut g, "grads".into(), regions.grads, &regions.ty);
+    let grads = input(&mut g, "grads".into(), gradient, &regions.ty);
     let mut inputs = vec![params, grads];
     for (name, id) in ["m", "v"].into_iter().zip(regions.moments) {
         inputs.push(input(&mut g, name.into(), id, &regions.ty));

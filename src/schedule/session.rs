@@ -22,6 +22,7 @@ pub struct Session {
     device: Device,
     arena: Arena,
     poison: bool,
+    check: bool,
 }
 
 /// Fills guard zones in a poisoned run.
@@ -36,7 +37,7 @@ impl Session {
             let offset = schedule.buffers.get(*id).offset;
             arena.slice_mut(offset, data.len())?.copy_from_slice(data);
         }
-        Ok(Session { schedule, device, arena, poison: false })
+        Ok(Session { schedule, device, arena, poison: false, check: false })
     }
 
     /// Poisons every run from now on: what a launch is to write is NaN before it, and guard zones behind scratch values
@@ -44,6 +45,12 @@ impl Session {
     pub fn poisoned(mut self) -> Self {
         self.poison = true;
         self
+    }
+
+    /// From now on a launch that leaves NaN or infinity stops the run with [`Error::NotFinite`], which names the op. Reads
+    /// everything once more.
+    pub fn check_numerics(&mut self, check: bool) {
+        self.check = check;
     }
 
     /// The schedule.
@@ -131,6 +138,9 @@ impl Session {
             if self.poison {
                 check_guards(program, command, &regions, guard)?;
             }
+            if self.check {
+                check_finite(program, command, &regions)?;
+            }
         }
         Ok(())
     }
@@ -207,6 +217,20 @@ fn poison(command: &Command, regions: &[Region], guard: usize) {
             zone.ptr.write_bytes(GUARD_BYTE, zone.bytes);
         }
     }
+}
+
+/// Fails if a launch wrote a number that is none. Indices, seeds and labels are small integers or hashes that launches only
+/// read; what they write are f32.
+fn check_finite(program: &Program, command: &Command, regions: &[Region]) -> Result<()> {
+    for r in command.writes.iter().filter_map(|w| regions.get(*w)) {
+        // SAFETY: the region lies in the arena, aligned for f32, nothing runs, and every bit pattern is an f32.
+        let numbers = unsafe { std::slice::from_raw_parts(r.ptr.cast::<f32>(), r.bytes / 4) };
+        if let Some(value) = numbers.iter().find(|v| !v.is_finite()) {
+            let what = format!("{}: the output of {} ({})", program.name, command.op, command.scope);
+            return Err(Error::NotFinite { what, value: *value, step: 0 });
+        }
+    }
+    Ok(())
 }
 
 fn check_guards(program: &Program, command: &Command, regions: &[Region], guard: usize) -> Result<()> {

@@ -1,4 +1,9 @@
-//! Training runs: data, network and optimiser put together.
+//! Training: data, network and optimiser put together, one step at a time. [`crate::run`] makes a run folder of it.
+
+mod config;
+mod state;
+
+pub use config::{Ema, LrSchedule, TrainConfig};
 
 use crate::data::{Dataset, permute};
 use crate::device::Device;
@@ -6,99 +11,36 @@ use crate::diffusion::{Levels, NoiseLevel, Objective};
 use crate::methods::train::{TrainLowering, Training, drops_label, noise_level, train};
 use crate::model::{Model, ModelTexts, save};
 use crate::nn::{Built, Config, Init, InputSpec, Network, Parameter};
-use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
-use crate::schedule::{Options, Session};
+use crate::schedule::{BufferId, Options, Session};
 use crate::tensor::TensorType;
 use crate::weights::Dtype;
 use crate::{Error, Result};
 use std::path::Path;
-
-/// Everything a run depends on besides the network and the data.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainConfig {
-    /// Images a step.
-    pub batch: usize,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Steps over which the rate rises from 0.
-    pub warmup: usize,
-    /// All steps; the rate falls to zero over them along a cosine.
-    pub steps: usize,
-    pub weight_decay: f64,
-    /// Clip the gradient to this norm; 0: do not.
-    pub max_grad_norm: f64,
-    /// Images after which a weight's share in the average has halved.
-    pub ema_half_life: f64,
-    /// Probability of training a sample without its label.
-    pub label_dropout: f64,
-    /// What the network is to learn [default: EDM's objective for EDM networks, noise prediction for all others].
-    pub objective: Option<Objective>,
-    pub recompute: bool,
-    pub seed: u64,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        TrainConfig {
-            batch: 64,
-            learning_rate: 1e-3,
-            warmup: 100,
-            steps: 1000,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            ema_half_life: 20_000.0,
-            label_dropout: 0.1,
-            objective: None,
-            recompute: false,
-            seed: 0,
-        }
-    }
-}
-
-impl TrainConfig {
-    fn check(&self) -> Result<()> {
-        let positive = [("--batch", self.batch), ("--steps", self.steps)];
-        if let Some((what, _)) = positive.iter().find(|(_, n)| *n == 0) {
-            return Err(Error::invalid(*what, "must be at least 1"));
-        }
-        let finite = [
-            ("--lr", self.learning_rate, f64::MIN_POSITIVE, 10.0),
-            ("--weight-decay", self.weight_decay, 0.0, 10.0),
-            ("--max-grad-norm", self.max_grad_norm, 0.0, f64::MAX),
-            ("--ema-half-life", self.ema_half_life, 0.0, f64::MAX),
-            ("--label-dropout", self.label_dropout, 0.0, 1.0),
-        ];
-        match finite.iter().find(|(_, v, lo, hi)| !(lo..=hi).contains(&v)) {
-            Some((what, v, lo, hi)) => Err(Error::invalid(*what, format!("{v} is not from {lo} to {hi}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// The learning rate of step `step`, from 0.
-    fn rate(&self, step: usize) -> f64 {
-        let warm = if self.warmup == 0 { 1.0 } else { ((step + 1) as f64 / self.warmup as f64).min(1.0) };
-        let through = step as f64 / self.steps as f64;
-        self.learning_rate * warm * 0.5 * (1.0 + (std::f64::consts::PI * through).cos())
-    }
-}
+use std::sync::Arc;
+use std::time::Instant;
 
 /// What a step reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// Steps done.
     pub step: usize,
     /// Mean weighted loss of the batch.
     pub loss: f32,
+    /// Of the mean gradient, before clipping.
     pub grad_norm: f32,
     pub learning_rate: f64,
+    /// Of every sample: λ = ln(alpha/sigma) of its noise level, and its weighted loss.
+    pub samples: Vec<(f64, f32)>,
+    /// Seconds that the step waited for data.
+    pub data_wait: f64,
 }
 
-/// A training run on a device.
+/// Training on a device. Every step is a pure function of the configuration, the data and the step's number.
 #[derive(Debug)]
-pub struct Trainer<'a> {
+pub struct Trainer {
     config: TrainConfig,
-    data: &'a Dataset,
+    data: Arc<Dataset>,
     built: Built,
     network_config: String,
     objective: Objective,
@@ -108,20 +50,28 @@ pub struct Trainer<'a> {
     step: usize,
 }
 
-impl<'a> Trainer<'a> {
+impl Trainer {
     /// Builds the schedule for the network of `config_json` and initialises its weights from the seed.
-    pub fn new(config: TrainConfig, config_json: &str, path: &Path, data: &'a Dataset, device: Device) -> Result<Self> {
+    pub fn new(
+        config: TrainConfig,
+        config_json: &str,
+        path: &Path,
+        data: Arc<Dataset>,
+        device: Device,
+    ) -> Result<Self> {
         config.check()?;
         let network = Network::from_config(config_json, path)?;
-        check_data(&network, data, &config)?;
-        let spec = InputSpec::new(config.batch, data.height, data.width).training();
+        check_data(&network, &data, &config)?;
+        let part = config.batch / config.accumulate;
+        let spec = InputSpec::new(part, data.height, data.width).training();
         let built = network.build(&spec)?;
         let objective = objective(&network, &config)?;
         let images = TensorType::f32([config.batch, data.height, data.width, data.channels]);
         let how = TrainLowering {
             target: device.target(),
-            optimizer: OptimizerKind::AdamW,
-            emas: 1,
+            optimizer: config.optimizer,
+            emas: config.emas.len(),
+            accumulate: config.accumulate,
             recompute: if config.recompute { Recompute::Blocks } else { Recompute::Off },
             options: Options::default(),
         };
@@ -155,24 +105,61 @@ impl<'a> Trainer<'a> {
         self.training.offsets.iter().map(|(p, _)| p.elements()).sum()
     }
 
-    /// One step on the next batch.
+    /// One step on the next batch. An error leaves the weights as they were before it.
     pub fn step(&mut self) -> Result<StepReport> {
-        let learning_rate = self.write_batch()?;
-        self.session.run(&mut |_, _| Ok(()))?;
-        let losses = self.session.buffer::<f32>(self.training.losses)?;
+        let start = Instant::now();
+        let levels = self.write_batch()?;
+        let data_wait = start.elapsed().as_secs_f64();
+        self.session.check_numerics(self.config.check_numerics);
+        self.session.run(&mut |_, _| Ok(())).map_err(|e| self.at_step(e))?;
+        let losses = self.session.buffer::<f32>(self.training.losses)?.to_vec();
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
-        let grad_norm = self.session.buffer::<f32>(self.training.grad_norm)?[0];
-        self.step += 1;
+        let grad_norm = self.session.buffer::<f32>(self.training.grad_norm)?[0] / self.config.accumulate as f32;
         if !loss.is_finite() || !grad_norm.is_finite() {
-            let value = if loss.is_finite() { grad_norm } else { loss };
-            let what = if loss.is_finite() { "the gradient's norm" } else { "the loss" };
-            return Err(Error::NotFinite { what: what.into(), value, step: self.step });
+            return Err(self.find_numeric_fault(loss, grad_norm));
         }
-        Ok(StepReport { step: self.step, loss, grad_norm, learning_rate })
+        let learning_rate = self.config.rate(self.step);
+        self.step += 1;
+        let samples = levels.iter().map(|l| l.level.lambda()).zip(losses).collect();
+        Ok(StepReport { step: self.step, loss, grad_norm, learning_rate, samples, data_wait })
     }
 
-    /// Images, labels, levels, seeds and the optimiser's row of the next step; the learning rate.
-    fn write_batch(&mut self) -> Result<f64> {
+    /// Which op made a number that is none. The optimiser has left weights and moments alone, so that the step can be run
+    /// again, now with a look behind every op.
+    fn find_numeric_fault(&mut self, loss: f32, grad_norm: f32) -> Error {
+        self.session.check_numerics(true);
+        match self.session.run(&mut |_, _| Ok(())) {
+            Err(e) => self.at_step(e),
+            Ok(()) if loss.is_finite() => {
+                Error::NotFinite { what: "the gradient's norm".into(), value: grad_norm, step: self.step + 1 }
+            }
+            Ok(()) => Error::NotFinite { what: "the loss".into(), value: loss, step: self.step + 1 },
+        }
+    }
+
+    /// The session counts no steps; the trainer does.
+    fn at_step(&self, e: Error) -> Error {
+        match e {
+            Error::NotFinite { what, value, .. } => Error::NotFinite { what, value, step: self.step + 1 },
+            e => e,
+        }
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    pub fn objective(&self) -> &Objective {
+        &self.objective
+    }
+
+    /// Images, labels, levels, seeds and the optimiser's row of the next step; the levels.
+    fn write_batch(&mut self) -> Result<Vec<NoiseLevel>> {
         let c = &self.config;
         let (n, batch) = (self.data.n as u64, c.batch);
         let first = (self.step * batch) as u64;
@@ -197,45 +184,51 @@ impl<'a> Trainer<'a> {
         }
         let seeds: Vec<i32> = samples.iter().flat_map(|s| sample_seed(c.seed, *s)).collect();
         self.session.write(self.training.seeds, &seeds)?;
-        let rate = c.rate(self.step);
-        // The average starts as the weights are and slows down to its half-life (Karras et al. 2022, appendix F.6: ramp-up).
-        let seen = (first as f64 + batch as f64).max(1.0);
-        let decay = 0.5f64.powf(batch as f64 / c.ema_half_life.min(seen * 0.05).max(1e-9));
-        let row = [
-            rate,
-            0.9,
-            0.999,
-            1e-8,
+        let mut row = vec![
+            c.rate(self.step),
+            c.betas[0],
+            c.betas[1],
+            c.eps,
             c.weight_decay,
             self.step as f64 + 1.0,
-            1.0,
+            1.0 / c.accumulate as f64,
             c.max_grad_norm,
-            decay,
-            self.step as f64,
         ];
+        for ema in &c.emas {
+            row.push(ema.decay(self.step + 1, c.batch)?);
+        }
+        row.push(self.step as f64);
         self.session.set_rows(row.iter().map(|v| *v as f32).collect())?;
-        Ok(rate)
+        Ok(levels)
     }
 
-    /// Writes the averaged weights as a model folder, with the scheduler that goes with the objective.
-    pub fn save(&mut self, folder: &Path, dtype: Dtype) -> Result<()> {
-        let region = self.session.buffer::<f32>(self.training.emas[0])?.to_vec();
+    /// Writes average number `ema` of the weights as a model folder, with the scheduler that goes with the objective.
+    pub fn save(&mut self, folder: &Path, dtype: Dtype, ema: usize) -> Result<()> {
+        let Some(id) = self.training.emas.get(ema) else {
+            return Err(Error::invalid(
+                "ema",
+                format!("{ema} is not below their number, {}", self.training.emas.len()),
+            ));
+        };
+        let region = self.session.buffer::<f32>(*id)?.to_vec();
         let offsets = &self.training.offsets;
         let session = &mut self.session;
         let scheduler = self.objective.scheduler_config().map(|s| format!("{s:#}\n"));
         let texts = ModelTexts { config: &self.network_config, scheduler: scheduler.as_deref() };
         save(folder, texts, &self.built, dtype, |p| match offsets.iter().find(|(q, _)| q.name == p.name) {
             Some((_, at)) => Ok(p.from_arena(&region[*at..at + p.ty.stored()])),
-            None => fixed_numbers(session, p),
+            None => {
+                let id = fixed_buffer(session, p)?;
+                Ok(p.from_arena(session.buffer(id)?))
+            }
         })
     }
 }
 
-/// The numbers of a parameter that is not trained.
-fn fixed_numbers(session: &mut Session, p: &Parameter) -> Result<Vec<f32>> {
+/// The buffer of a parameter that is not trained.
+fn fixed_buffer(session: &Session, p: &Parameter) -> Result<BufferId> {
     let missing = || Error::Verify { pass: "training", reason: format!("there is no buffer `{}`", p.name) };
-    let id = session.schedule().buffers.find(&p.name).ok_or_else(missing)?;
-    Ok(p.from_arena(session.buffer(id)?))
+    session.schedule().buffers.find(&p.name).ok_or_else(missing)
 }
 
 /// The Philox key of a sample's noise: other seeds lead far away.
@@ -276,14 +269,14 @@ fn check_data(network: &Network, data: &Dataset, config: &TrainConfig) -> Result
     let channels = network.channels()[0];
     if channels != data.channels {
         let reason = format!("images have {} channels, the network takes {channels}", data.channels);
-        return Err(Error::invalid("--data", reason));
+        return Err(Error::invalid("data", reason));
     }
     if let Some(size) = network.sample_size().filter(|s| *s != [data.height, data.width]) {
         let reason = format!("images are {}×{}, the network takes {}×{}", data.height, data.width, size[0], size[1]);
-        return Err(Error::invalid("--data", reason));
+        return Err(Error::invalid("data", reason));
     }
     if data.n < config.batch {
-        return Err(Error::invalid("--batch", format!("{} exceeds the {} images there are", config.batch, data.n)));
+        return Err(Error::invalid("batch", format!("{} exceeds the {} images there are", config.batch, data.n)));
     }
     let (Some(mut classes), Some(none)) = (network.classes(), network.null_class()) else { return Ok(()) };
     if config.label_dropout > 0.0 {
@@ -291,10 +284,10 @@ fn check_data(network: &Network, data: &Dataset, config: &TrainConfig) -> Result
         classes = classes.min(none);
     }
     match &data.labels {
-        None => Err(Error::invalid("--data", "holds no labels, and the network is class-conditional")),
+        None => Err(Error::invalid("data", "holds no labels, and the network is class-conditional")),
         Some(labels) => match labels.iter().find(|l| **l as usize >= classes) {
             Some(bad) => {
-                Err(Error::invalid("--data", format!("has label {bad}, the network has room for {classes} classes")))
+                Err(Error::invalid("data", format!("has label {bad}, the network has room for {classes} classes")))
             }
             None => Ok(()),
         },
@@ -317,8 +310,7 @@ fn write_weights(
                 }
             }
             None => {
-                let missing = || Error::Verify { pass: "training", reason: format!("there is no buffer `{}`", p.name) };
-                let id = session.schedule().buffers.find(&p.name).ok_or_else(missing)?;
+                let id = fixed_buffer(session, p)?;
                 p.to_arena(&numbers, session.buffer(id)?);
             }
         }

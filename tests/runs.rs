@@ -1,0 +1,292 @@
+//! Runs in their folders: killed, resumed, watched, refused.
+
+mod support;
+
+use langevin::data::Dataset;
+use langevin::run::{Entry, Run, Settings, plot, read_log};
+use langevin::{Device, Error};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const NETWORK: &str = r#"{
+    "_class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "label_dim": 2, "sigma_data": 0.5,
+    "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
+    "dropout": 0.1
+}"#;
+
+/// A folder with a network and data: bars that lie or stand.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Place {
+        let place = Place(tempfile::tempdir().unwrap());
+        std::fs::write(place.path("network.json"), NETWORK).unwrap();
+        let (n, side) = (24u8, 8u8);
+        let pixel = |i: u8, y: u8, x: u8| if (if i.is_multiple_of(2) { y } else { x }) / 2 == i / 2 % 4 { 255 } else { 40 };
+        let images: Vec<u8> =
+            (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
+        let labels: Vec<u8> = (0..n).map(|i| i % 2).collect();
+        std::fs::write(place.path("bars-images-idx3-ubyte"), support::idx(&[n as u32, 8, 8], &images)).unwrap();
+        std::fs::write(place.path("bars-labels-idx1-ubyte"), support::idx(&[n as u32], &labels)).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            network: self.path("network.json").display().to_string(),
+            data: self.path("bars-images-idx3-ubyte").display().to_string(),
+            steps: 120,
+            batch: 4,
+            warmup: 5,
+            log_every: 7,
+            checkpoint_every: 10,
+            ema_half_life: vec![100.0],
+            ema_std: vec![0.1],
+            seed: 3,
+            ..Settings::default()
+        }
+    }
+
+    fn train(&self, name: &str, change: impl FnOnce(&mut Settings)) -> PathBuf {
+        let mut settings = self.settings();
+        change(&mut settings);
+        let out = self.path(name);
+        Run::start(&out, settings, Device::Cpu).unwrap().finish(&mut |_, _| Ok(())).unwrap();
+        out
+    }
+
+    /// The command, on the run `name`; started anew or resumed.
+    fn spawn(&self, name: &str, more: &str) -> Child {
+        let config = self.path("run.toml");
+        std::fs::write(&config, self.settings().to_toml().unwrap()).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_langevin"))
+            .args(["--quiet", "--threads", "1", "train", "--config"])
+            .arg(config)
+            .arg("--out")
+            .arg(self.path(name))
+            .args(more.split_whitespace())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+}
+
+/// What must not depend on kills: every number of the log but for speeds.
+fn losses(run: &Path) -> Vec<Entry> {
+    let mut log = read_log(run).unwrap();
+    for e in &mut log {
+        (e.images_per_second, e.data_wait, e.memory_mib) = (0.0, 0.0, 0.0);
+    }
+    log
+}
+
+/// The bytes of the last checkpoint's state.
+fn state(run: &Path) -> Vec<u8> {
+    let mut checkpoints: Vec<PathBuf> =
+        std::fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    checkpoints.sort();
+    std::fs::read(checkpoints.last().unwrap().join("state.safetensors")).unwrap()
+}
+
+fn weights(run: &Path, model: &str) -> Vec<u8> {
+    std::fs::read(run.join(model).join("diffusion_pytorch_model.safetensors")).unwrap()
+}
+
+/// Kills the run at moments spread over its life, start and saving included, and resumes it each time.
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let place = Place::new();
+    let start = Instant::now();
+    assert!(place.spawn("whole", "").wait().unwrap().success());
+    let whole = start.elapsed();
+    let mut begun = false;
+    let mut kills = 0;
+    let mut random = 12345u32;
+    for attempt in 0..400 {
+        let mut child = place.spawn("killed", if begun { "--resume" } else { "" });
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // At least long enough to reach the next checkpoint now and then, or nothing would ever be gained.
+        let share = 0.02 + 0.35 * (random >> 16) as f64 / 65_536.0;
+        let pause = if kills < 20 { whole.mul_f64(share) } else { Duration::from_secs(60) };
+        let deadline = Instant::now() + pause;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if Instant::now() >= deadline {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        begun |= place.path("killed/config.toml").exists();
+        kills += usize::from(status.is_none());
+        if let Some(status) = status {
+            let mut message = String::new();
+            std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut message).unwrap();
+            assert!(status.success(), "attempt {attempt}: {message}");
+            if kills >= 20 {
+                break;
+            }
+            // Done before it was killed often enough: from the start again.
+            let same = state(&place.path("killed")) == state(&place.path("whole"));
+            assert!(same, "after {kills} kills the weights differ");
+            std::fs::remove_dir_all(place.path("killed")).unwrap();
+            begun = false;
+        }
+    }
+    assert!(kills >= 20, "only {kills} kills");
+    assert_eq!(losses(&place.path("killed")), losses(&place.path("whole")));
+    assert_eq!(state(&place.path("killed")), state(&place.path("whole")));
+    for model in ["model", "model-ema1"] {
+        assert_eq!(weights(&place.path("killed"), model), weights(&place.path("whole"), model), "{model}");
+    }
+    assert_ne!(weights(&place.path("whole"), "model"), weights(&place.path("whole"), "model-ema1"));
+}
+
+#[test]
+fn what_is_watched_does_not_change_the_weights() {
+    let place = Place::new();
+    let plain = place.train("plain", |s| s.steps = 20);
+    let watched = place.train("watched", |s| {
+        (s.steps, s.grid_every, s.grid_n, s.log_every, s.check_numerics) = (20, 6, 3, 1, true);
+        s.save_at = vec![5];
+        s.tensorboard = false;
+    });
+    assert_eq!(state(&plain), state(&watched));
+    assert_eq!((losses(&plain).len(), losses(&watched).len()), (3, 20));
+    let grids = |run: &Path| std::fs::read_dir(run.join("grids")).map_or(0, |d| d.count());
+    assert_eq!((grids(&plain), grids(&watched)), (0, 4));
+    assert!(watched.join("step-5/config.json").is_file() && watched.join("log.svg").is_file());
+    assert!(std::fs::read_to_string(watched.join("log.svg")).unwrap().contains("norm of the gradient"));
+    let events = |run: &Path| {
+        std::fs::read_dir(run).unwrap().filter(|e| {
+            e.as_ref().unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")
+        }).count()
+    };
+    assert_eq!((events(&plain), events(&watched)), (1, 0));
+    // Two runs in one picture.
+    plot(place.0.path(), &[&plain, &watched]).unwrap();
+    let svg = std::fs::read_to_string(place.path("log.svg")).unwrap();
+    assert!(svg.contains("plain") && svg.contains("watched"));
+}
+
+/// The log's bins hold all samples: their mean, weighted by counts that it does not tell, lies between the extremes; and the
+/// first line covers the first `log_every` steps.
+#[test]
+fn the_log_says_what_happened() {
+    let place = Place::new();
+    let run = place.train("run", |s| s.steps = 20);
+    let log = losses(&run);
+    assert_eq!(log.iter().map(|e| e.step).collect::<Vec<_>>(), [7, 14, 20]);
+    for e in &log {
+        let bins: Vec<f64> = e.loss_bins.iter().flatten().copied().collect();
+        let (low, high) = (bins.iter().fold(f64::MAX, |a, b| a.min(*b)), bins.iter().fold(0.0, |a: f64, b| a.max(*b)));
+        assert!(bins.len() >= 3 && e.loss_bins.len() == 8 && (low..=high).contains(&e.loss), "{e:?}");
+        assert_eq!(e.images, e.step * 4);
+    }
+    let checkpoints = std::fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert_eq!(checkpoints, 2, "steps 10 and 20");
+    let text = std::fs::read_to_string(run.join("config.toml")).unwrap();
+    assert!(text.contains("# Peak learning rate\nlr = 0.001\n"), "{text}");
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let place = Place::new();
+    let out = place.path("run");
+    let first = Run::start(&out, place.settings(), Device::Cpu).unwrap();
+    let second = Run::resume(&out, |s| Ok(s.clone()), Device::Cpu).unwrap_err();
+    assert!(second.to_string().contains("another process trains in"), "{second}");
+    drop(first);
+    Run::resume(&out, |s| Ok(s.clone()), Device::Cpu).unwrap();
+}
+
+/// Ctrl-C, or an embedder's own reason.
+#[test]
+fn a_stopped_run_has_a_checkpoint_and_goes_on() {
+    let place = Place::new();
+    let whole = place.train("whole", |s| s.steps = 20);
+    let mut run = Run::start(&place.path("run"), Settings { steps: 20, ..place.settings() }, Device::Cpu).unwrap();
+    let stop = |_: &Run, report: &langevin::trainer::StepReport| match report.step {
+        13 => Err(Error::Cancelled),
+        _ => Ok(()),
+    };
+    assert!(matches!(run.finish(&mut { stop }), Err(Error::Cancelled)));
+    drop(run);
+    let mut again = Run::resume(&place.path("run"), |s| Ok(s.clone()), Device::Cpu).unwrap();
+    assert_eq!(again.trainer().steps_done(), 13);
+    again.finish(&mut |_, _| Ok(())).unwrap();
+    assert_eq!(state(&whole), state(&place.path("run")));
+    assert_eq!(losses(&whole), losses(&place.path("run")));
+}
+
+/// Levels far below e⁻²⁰ overflow the loss's weights.
+#[test]
+fn numbers_that_are_none_stop_the_run_and_keep_its_checkpoint() {
+    let place = Place::new();
+    let settings = Settings { p_mean: -13.0, p_std: 8.0, checkpoint_every: 1, ..place.settings() };
+    let mut run = Run::start(&place.path("run"), settings, Device::Cpu).unwrap();
+    let mut good = 0;
+    let e = run
+        .finish(&mut |_, report| {
+            good = report.step;
+            Ok(())
+        })
+        .unwrap_err();
+    let Error::NotFinite { what, step, .. } = &e else { panic!("{e}") };
+    assert!(*step == good + 1 && what.contains("the output of"), "{e}");
+    if good > 0 {
+        drop(run);
+        let again = Run::resume(&place.path("run"), |s| Ok(s.clone()), Device::Cpu).unwrap();
+        assert_eq!(again.trainer().steps_done(), good);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_network_is_refused() {
+    let place = Place::new();
+    let a = place.train("a", |s| s.steps = 2);
+    let wider = NETWORK.replace("\"model_channels\": 8", "\"model_channels\": 16");
+    std::fs::write(place.path("network.json"), wider).unwrap();
+    let e = Run::resume(&a, |s| Ok(s.clone()), Device::Cpu).unwrap_err();
+    assert!(matches!(&e, Error::Tensor { reason, .. } if reason.contains("this network has")), "{e}");
+}
+
+/// A run in parts computes what the run at once does, up to the order of sums.
+#[test]
+fn parts_of_a_batch_add_up() {
+    let place = Place::new();
+    let [once, parts] = [1, 2].map(|accumulate| {
+        losses(&place.train(&format!("in {accumulate}"), |s| (s.steps, s.accumulate, s.log_every) = (6, accumulate, 1)))
+    });
+    for (a, b) in once.iter().zip(&parts) {
+        assert!((a.loss - b.loss).abs() < 1e-4 * a.loss, "{a:?} and in parts {b:?}");
+        assert!((a.grad_norm - b.grad_norm).abs() < 1e-3 * a.grad_norm, "{a:?} and in parts {b:?}");
+    }
+}
+
+#[test]
+fn every_optimiser_and_schedule_trains() {
+    let place = Place::new();
+    let data = Dataset::open(place.path("bars-images-idx3-ubyte"), &Default::default()).unwrap();
+    assert_eq!(data.n, 24);
+    let mut seen = Vec::new();
+    for (optimizer, lr_schedule) in [("adamw", "constant"), ("adam", "inverse-sqrt"), ("radam", "cosine")] {
+        let run = place.train(optimizer, |s| {
+            (s.optimizer, s.lr_schedule) = (optimizer.into(), lr_schedule.into());
+            (s.steps, s.log_every, s.lr, s.weight_decay) = (60, 20, 3e-3, 0.01);
+        });
+        let log = losses(&run);
+        assert!(log[2].loss < log[0].loss, "{optimizer}: {} to {}", log[0].loss, log[2].loss);
+        seen.push(weights(&run, "model"));
+    }
+    assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2]);
+}
