@@ -80,7 +80,11 @@ impl Loader {
     ) -> Result<Self> {
         // One more than lie in the channel is in the hands of the thread.
         let (send, ready) = sync_channel(prefetch - 1);
-        let (used, recycled) = sync_channel::<Batch>(prefetch + 1);
+        // With the one that the caller has, as many are on their way. They get their memory when first filled.
+        let (used, recycled) = sync_channel(prefetch + 1);
+        for _ in 0..=prefetch {
+            let _ = used.try_send(Batch::default());
+        }
         let work = move || {
             let mut next = first;
             loop {
