@@ -43,6 +43,9 @@ pub enum Error {
     /// The device cannot be used, or failed.
     #[error("device {device}: {reason}")]
     Device { device: &'static str, reason: String },
+    /// A thread of langevin's ended early: a bug in langevin.
+    #[error("the thread of {what} ended: {reason}")]
+    Thread { what: &'static str, reason: String },
     /// A NaN or an infinity appeared where there must be none.
     #[error("{what} became {value} at step {step}")]
     NotFinite { what: String, value: f32, step: usize },

@@ -22,12 +22,17 @@ struct Case {
 
 /// What the fuzz target of this name runs. The error, if there is one, as text.
 fn run(target: &str, bytes: &[u8]) -> Result<(), String> {
+    run_with(target, bytes, DatasetOptions::default())
+}
+
+fn run_with(target: &str, bytes: &[u8], options: DatasetOptions) -> Result<(), String> {
     let path = Path::new("some/file");
-    let options = DatasetOptions { max_bytes: 1 << 20, ..Default::default() };
+    let options = DatasetOptions { max_bytes: 1 << 20, ..options };
     match target {
         "safetensors" => Header::parse(path, bytes).map(|_| ()),
         "index_json" => ShardIndex::parse(path, bytes).map(|_| ()),
         "dataset_zip" => Dataset::from_zip(path, bytes, &options).map(|_| ()),
+        "webdataset" => Dataset::from_tar(path, bytes, &options).map(|_| ()),
         "idx" => Dataset::from_idx(path, bytes, None, &options).map(|_| ()),
         _ => unreachable!("{target}"),
     }
@@ -205,6 +210,9 @@ fn zip_cases() -> Vec<Case> {
     let mut cut_png = rgb_png([1, 2, 3]);
     cut_png.truncate(cut_png.len() - 20);
     let jpeg = include_bytes!("data/cifar-00000.jpg");
+    let lossy = include_bytes!("data/cifar-00000.webp");
+    let noise: Vec<u8> = (0..48u32).map(|i| i.wrapping_mul(2654435761).to_be_bytes()[0]).collect();
+    let lossless = webp(4, 4, image_webp::ColorType::Rgb8, &noise);
     let mut bad_count = good.clone();
     let end = good.len() - 22;
     bad_count[end + 8..end + 12].copy_from_slice(&[9, 0, 9, 0]);
@@ -232,8 +240,8 @@ fn zip_cases() -> Vec<Case> {
         case("ok-jpeg", zip(&[ZipFile::new("a.JPG", *jpeg)]), &[]),
         case("empty", vec![], &["some/file", "not a complete zip"]),
         case("cut", good[..good.len() - 1].to_vec(), &["not a complete zip", "cut off"]),
-        case("no-entries", zip(&[]), &["no PNG or JPEG"]),
-        case("no-images", zip(&[json("{}")]), &["no PNG or JPEG"]),
+        case("no-entries", zip(&[]), &["no PNG, JPEG or WebP"]),
+        case("no-images", zip(&[json("{}")]), &["no PNG, JPEG or WebP"]),
         case("count-lies", bad_count, &["not a complete zip", "Unexpected end"]),
         case("count-low", low_count, &["missing from central directory"]),
         case("directory-outside", bad_offset, &["not a complete zip", "offset"]),
@@ -302,8 +310,8 @@ fn zip_cases() -> Vec<Case> {
             &["`00/2.png`", "no such image"],
         ),
         case("image-broken", image(cut_png), &["`00/1.png`", "broken PNG"]),
-        case("image-text", image(b"hello".into()), &["`00/1.png`", "neither a PNG nor a JPEG"]),
-        case("image-empty", image(vec![]), &["`00/1.png`", "neither"]),
+        case("image-text", image(b"hello".into()), &["`00/1.png`", "none of PNG, JPEG and WebP"]),
+        case("image-empty", image(vec![]), &["`00/1.png`", "is empty"]),
         case(
             "image-other-size",
             image(png(2, 1, png::ColorType::Rgb, &[0; 6])),
@@ -336,6 +344,10 @@ fn zip_cases() -> Vec<Case> {
             &["3000000", "max_bytes"],
         ),
         case("jpeg-cut", zip(&[ZipFile::new("x.jpg", &jpeg[..400])]), &["`x.jpg`", "broken JPEG"]),
+        case("ok-webp", zip(&[ZipFile::new("a.webp", *lossy)]), &[]),
+        case("webp-cut", zip(&[ZipFile::new("x.webp", &lossy[..300])]), &["`x.webp`", "broken WebP"]),
+        case("webp-header-only", zip(&[ZipFile::new("x.webp", &lossy[..20])]), &["`x.webp`", "broken WebP"]),
+        case("webp-lossless-cut", zip(&[ZipFile::new("x.webp", &lossless[..40])]), &["`x.webp`", "broken WebP"]),
         case("jpeg-header-only", zip(&[ZipFile::new("x.jpg", &jpeg[..3])]), &["`x.jpg`", "broken JPEG"]),
     ]
 }
@@ -368,8 +380,83 @@ fn idx_cases() -> Vec<Case> {
     ]
 }
 
+fn tar_cases() -> Vec<Case> {
+    let file = |name: &str, contents: &str| TarFile::new(name, contents);
+    let image = |name: &str| TarFile::new(name, rgb_png([1, 2, 3]));
+    let pair = |class: TarFile| tar(&[image("a.png"), class]);
+    let cls = |text: &str| pair(file("a.cls", text));
+    let json = |text: &str| pair(file("a.json", text));
+    let good = tar(&[image("a.png"), file("a.cls", "1\n"), image("b.png"), file("b.json", r#"{"label":0}"#)]);
+    let packed = gzip(&good);
+    let mut bad_checksum = good.clone();
+    bad_checksum[0] = b'x';
+    let mut no_mark = good.clone();
+    no_mark.truncate(good.len() - 1024);
+    let bomb = gzip(&tar(&[TarFile::new("a.png", vec![0; 2 << 20])]));
+    let declared = |size| TarFile { declared_size: Some(size), ..image("b.png") };
+    let link = TarFile { kind: tar::EntryType::Symlink, ..file("b.png", "") };
+    let sparse = TarFile { kind: tar::EntryType::GNUSparse, ..image("b.png") };
+    let long_name = TarFile { kind: tar::EntryType::GNULongName, ..file("././@LongLink", &"n".repeat(600)) };
+    let pax = TarFile { kind: tar::EntryType::XHeader, ..file("pax", "20 size=99999999999\n") };
+    let mut not_utf8 = good.clone();
+    not_utf8[..1].copy_from_slice(&[0xff]);
+    let sum = not_utf8[..512].iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { *b as u32 });
+    let sum = format!("{:06o}\0 ", sum.sum::<u32>());
+    not_utf8[148..156].copy_from_slice(sum.as_bytes());
+    let case = |name, bytes, expected| Case { target: "webdataset", name, bytes, expected };
+    vec![
+        case("ok", good.clone(), &[]),
+        case("ok-gz", packed.clone(), &[]),
+        case("ok-path-traversal", tar(&[image("../../a.png"), image("/etc/b.png")]), &[]),
+        case("ok-long-name", tar(&[long_name.clone(), image("a.png")]), &["holds no PNG"]),
+        case("ok-other-files", tar(&[image("a.png"), file("a.txt", "x"), image("a.seg.png"), image("._b.png")]), &[]),
+        case("ok-concatenated", [tar(&[image("a.png")]), tar(&[image("b.png")])].concat(), &[]),
+        case("empty", vec![], &["some/file", "not a complete tar"]),
+        case("no-images", tar(&[file("a.txt", "x")]), &["no PNG, JPEG or WebP"]),
+        case("not-a-tar", b"hello".repeat(200), &["not a complete tar"]),
+        case("cut-in-header", good[..300].to_vec(), &["not a complete tar", "cut off"]),
+        case("cut-in-image", good[..550].to_vec(), &["cut off", "`a.png`", "declares"]),
+        case("cut-between-files", good[..1024].to_vec(), &["cut off", "mark at its end"]),
+        case("cut-mark", no_mark, &["cut off", "mark at its end"]),
+        case("cut-gz", packed[..packed.len() - 12].to_vec(), &["broken gzip"]),
+        case("bomb-gz", bomb, &["unpacks to more than 1048576 bytes"]),
+        case("checksum", bad_checksum, &["checksum"]),
+        case("garbage-after-end", [&good[..], &[7; 512]].concat(), &["not a complete tar"]),
+        case("size-over-file", tar(&[image("a.png"), declared(1 << 20)]), &["cut off", "`b.png`", "1048576"]),
+        case("size-huge", tar(&[image("a.png"), declared(u64::MAX)]), &["overflow"]),
+        case("size-near-huge", tar(&[image("a.png"), declared(1 << 62)]), &["`b.png`", "4611686018427387904"]),
+        case("size-by-pax", tar(&[pax, image("a.png")]), &["cut off", "`a.png`", "99999999999"]),
+        case("size-zero", tar(&[TarFile::new("a.png", [])]), &["`a.png`", "is empty"]),
+        case("long-name-alone", tar(&[long_name]), &["future member"]),
+        case("name-not-utf8", not_utf8, &["`�.png`", "UTF-8"]),
+        case("link", tar(&[image("a.png"), link]), &["`b.png`", "link"]),
+        case("sparse", tar(&[image("a.png"), sparse]), &["not a complete tar", "real_size"]),
+        case("duplicate-name", tar(&[image("a.png"), image("a.png")]), &["`a`", "more than one image"]),
+        case("two-images", tar(&[image("a.png"), image("a.jpg")]), &["`a`", "more than one image"]),
+        case("two-cls", tar(&[image("a.png"), file("a.cls", "1"), file("a.CLS", "1")]), &["`a`", "more than one cls"]),
+        case("class-missing", tar(&[image("a.png"), file("a.cls", "1"), image("b.png")]), &["`b` has no class"]),
+        case("class-without-image", tar(&[image("a.png"), file("b.cls", "1")]), &["`b` has a class, but no image"]),
+        case("cls-text", cls("cat"), &["`a`", ".cls", "whole number", "`cat`"]),
+        case("cls-empty", cls(""), &["`a`", ".cls", "whole number"]),
+        case("cls-negative", cls("-1"), &["`a`", "`-1`"]),
+        case("cls-huge", cls("4294967295"), &["`a`", "4294967295"]),
+        case("cls-long", cls(&"9".repeat(5000)), &["`a`", "999…`"]),
+        case("json-broken", json("{"), &["`a`", ".json", "EOF"]),
+        case("json-array", json("[1]"), &["`a`", ".json"]),
+        case("json-fraction", json(r#"{"class":1.5}"#), &["`a`", "`class` in .json", "`1.5`"]),
+        case("json-negative", json(r#"{"cls":-3}"#), &["`a`", "`cls` in .json", "`-3`"]),
+        case("json-nesting-bomb", json(&format!(r#"{{"label":{}"#, "[".repeat(1000))), &["`a`", "recursion"]),
+        case("image-broken", tar(&[TarFile::new("x/a.png", "hello")]), &["`x/a.png`", "none of PNG"]),
+        case(
+            "image-absurd",
+            tar(&[TarFile::new("a.png", png_claiming(0x7fff_ffff, 0x7fff_ffff))]),
+            &["`a.png`", "absurd"],
+        ),
+    ]
+}
+
 fn cases() -> Vec<Case> {
-    [safetensors_cases(), index_cases(), zip_cases(), idx_cases()].into_iter().flatten().collect()
+    [safetensors_cases(), index_cases(), zip_cases(), idx_cases(), tar_cases()].into_iter().flatten().collect()
 }
 
 fn folder() -> PathBuf {
@@ -440,6 +527,7 @@ fn damaged_files_never_panic() {
                 }
             }
             let _ = run(target, &damaged);
+            let _ = run_with(target, &damaged, DatasetOptions { strict: false, resize: Some(3), ..Default::default() });
         }
     }
 }

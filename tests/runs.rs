@@ -24,7 +24,8 @@ impl Place {
         let place = Place(tempfile::tempdir().unwrap());
         std::fs::write(place.path("network.json"), NETWORK).unwrap();
         let (n, side) = (24u8, 8u8);
-        let pixel = |i: u8, y: u8, x: u8| if (if i.is_multiple_of(2) { y } else { x }) / 2 == i / 2 % 4 { 255 } else { 40 };
+        let pixel =
+            |i: u8, y: u8, x: u8| if (if i.is_multiple_of(2) { y } else { x }) / 2 == i / 2 % 4 { 255 } else { 40 };
         let images: Vec<u8> =
             (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
         let labels: Vec<u8> = (0..n).map(|i| i % 2).collect();
@@ -167,9 +168,10 @@ fn what_is_watched_does_not_change_the_weights() {
     assert!(watched.join("step-5/config.json").is_file() && watched.join("log.svg").is_file());
     assert!(std::fs::read_to_string(watched.join("log.svg")).unwrap().contains("norm of the gradient"));
     let events = |run: &Path| {
-        std::fs::read_dir(run).unwrap().filter(|e| {
-            e.as_ref().unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")
-        }).count()
+        std::fs::read_dir(run)
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents"))
+            .count()
     };
     assert_eq!((events(&plain), events(&watched)), (1, 0));
     // Two runs in one picture.

@@ -36,7 +36,16 @@ fn bars() -> Arc<Dataset> {
     };
     let images = (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
     let labels = Some((0..n as u32).map(|i| i % 2).collect());
-    Arc::new(Dataset { images, n, height: side, width: side, channels: 1, labels, class_count: 2 })
+    Arc::new(Dataset {
+        images,
+        n,
+        height: side,
+        width: side,
+        channels: 1,
+        labels,
+        class_count: 2,
+        ..Dataset::default()
+    })
 }
 
 fn config(steps: usize) -> TrainConfig {

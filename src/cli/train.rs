@@ -133,6 +133,9 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
     } else {
         Run::start(out, args.settings(None)?, device)?
     };
+    if run.skipped().count > 0 {
+        output.note(format!("images: {}", run.skipped()));
+    }
     let trainer = run.trainer();
     let (weights, mib) = (trainer.parameters(), trainer.session().arena_bytes() as f64 / 1048576.0);
     output.note(format!("{weights} weights, an arena of {mib:.0} MiB"));

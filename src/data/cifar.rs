@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Dataset, DatasetOptions, choose_labels, reserve};
+use super::{Dataset, DatasetOptions, Skipped, choose_labels, reserve};
 use crate::{Error, Result};
 
 const SIDE: usize = 32;
@@ -30,5 +30,14 @@ pub(super) fn load(path: &Path, bytes: &[u8], options: &DatasetOptions) -> Resul
     }
     let (labels, _) = choose_labels(Some(labels), &chosen);
     let class_count = CLASSES.into();
-    Ok(Dataset { images, n: chosen.len(), height: SIDE, width: SIDE, channels: 3, labels, class_count })
+    Ok(Dataset {
+        images,
+        n: chosen.len(),
+        height: SIDE,
+        width: SIDE,
+        channels: 3,
+        labels,
+        class_count,
+        skipped: Skipped::default(),
+    })
 }

@@ -1,37 +1,47 @@
-//! PNG and JPEG entries of a dataset, all of one size, decoded in parallel.
+//! PNG, JPEG and WebP entries of a dataset, decoded in parallel to images of one size.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 
+use fast_image_resize::Resizer;
 use rayon::prelude::*;
 
-use super::{Dataset, DatasetOptions, choose_labels, reserve};
+use super::{Dataset, DatasetOptions, Skipped, choose_labels, reserve, resize};
 use crate::weights::shown;
 use crate::{Error, Result};
 
 /// Longest side of an image that is decoded.
 pub const MAX_SIDE: usize = 16_384;
+/// Most bytes of one image file in an archive.
+pub(super) const MAX_ENTRY_BYTES: u64 = 64 << 20;
 /// Most bytes of one decoded image.
 const MAX_IMAGE_BYTES: usize = 256 << 20;
 /// Decoded bytes per step: memory is only touched as fast as images turn out to be real.
-const STEP_BYTES: usize = 256 << 20;
+const STEP_BYTES: usize = 64 << 20;
 
-/// A named image file inside a zip or a folder.
+/// A named image file inside a zip, a tar or a folder.
 pub(super) trait Entry: Sync {
     /// The name, for errors.
     fn name(&self) -> &str;
     /// The file's bytes; the reason of a failure says what is wrong with them.
-    fn read(&self) -> Result<Vec<u8>, String>;
+    fn read(&self) -> Result<Cow<'_, [u8]>, String>;
+}
+
+/// Whether an extension, in lower case, is that of an image file.
+pub(super) fn is_image_extension(extension: &str) -> bool {
+    matches!(extension, "png" | "jpg" | "jpeg" | "webp")
 }
 
 /// Whether a name is one of an image file. Hidden files, such as those that macOS adds to zips, are not.
 pub(super) fn is_image_name(name: &str) -> bool {
     let file = name.rsplit(['/', '\\']).next().unwrap_or(name);
     let extension = file.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
-    !file.starts_with('.') && matches!(extension.as_str(), "png" | "jpg" | "jpeg")
+    !file.starts_with('.') && is_image_extension(&extension)
 }
 
-/// Decodes the chosen entries into a dataset. The first one sets the size; all others must have the same.
+/// Decodes the chosen entries into a dataset. Without resizing, the first good one sets the size, and all others must
+/// have the same.
 pub(super) fn decode_all<E: Entry>(
     path: &Path,
     entries: &[E],
@@ -39,39 +49,129 @@ pub(super) fn decode_all<E: Entry>(
     options: &DatasetOptions,
 ) -> Result<Dataset> {
     if entries.is_empty() {
-        return Err(Error::format(path, "holds no PNG or JPEG images"));
+        return Err(Error::format(path, "holds no PNG, JPEG or WebP images"));
     }
     let chosen = options.select(entries.len(), labels.as_deref())?;
-    let size = in_entry(path, &entries[chosen[0]], size_of)?;
+    let size = common_size(path, entries, &chosen, options)?;
     let mut images = reserve(path, chosen.len(), size.bytes(), options)?;
+    let mut kept = Vec::with_capacity(chosen.len());
+    let mut skipped = Skipped::default();
     let step = (STEP_BYTES / size.bytes()).max(1);
     for indices in chosen.chunks(step) {
         let start = images.len();
         images.resize(start + indices.len() * size.bytes(), 0);
-        let outputs = images[start..].par_chunks_exact_mut(size.bytes());
-        indices
-            .par_iter()
-            .zip(outputs)
-            .try_for_each(|(index, out)| in_entry(path, &entries[*index], |bytes| decode_into(bytes, size, out)))?;
+        let faults = decode_step(entries, indices, size, options, &mut images[start..]);
+        let mut end = start;
+        for (at, (index, fault)) in indices.iter().zip(faults).enumerate() {
+            let name = entries[*index].name();
+            match fault {
+                Some(reason) if options.strict => return Err(in_image(path, name, &reason)),
+                Some(reason) => skipped.add(name, reason),
+                None => {
+                    // Closes the gaps that skipped images leave.
+                    let from = start + at * size.bytes();
+                    if from != end {
+                        images.copy_within(from..from + size.bytes(), end);
+                    }
+                    end += size.bytes();
+                    kept.push(*index);
+                }
+            }
+        }
+        images.truncate(end);
     }
-    let (labels, class_count) = choose_labels(labels, &chosen);
+    images.shrink_to_fit();
+    let (labels, class_count) = choose_labels(labels, &kept);
     let ImageSize { height, width, channels } = size;
-    Ok(Dataset { images, n: chosen.len(), height, width, channels, labels, class_count })
+    Ok(Dataset { images, n: kept.len(), height, width, channels, labels, class_count, skipped })
 }
 
-/// Reads an entry and does something with it; failures name the entry.
-fn in_entry<T, E: Entry>(path: &Path, entry: &E, act: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T> {
-    entry
-        .read()
-        .and_then(|bytes| act(&bytes))
-        .map_err(|reason| Error::format(path, format!("image `{}`: {reason}", shown(entry.name()))))
+/// Decodes entries into `out`, one image after the other; for each, what was wrong with it.
+fn decode_step<E: Entry>(
+    entries: &[E],
+    indices: &[usize],
+    size: ImageSize,
+    options: &DatasetOptions,
+    out: &mut [u8],
+) -> Vec<Option<String>> {
+    let work = indices.par_iter().zip(out.par_chunks_exact_mut(size.bytes()));
+    work.map_init(Workspace::default, |workspace, (index, out)| {
+        let decode = |bytes: Cow<[u8]>| workspace.decode(&bytes, size, options.resize, out);
+        entries[*index].read().and_then(decode).err()
+    })
+    .collect()
+}
+
+/// The size that images of this dataset have after decoding: that of the first one, or, where broken images are skipped,
+/// of the first one that can be decoded.
+fn common_size<E: Entry>(path: &Path, entries: &[E], chosen: &[usize], options: &DatasetOptions) -> Result<ImageSize> {
+    let mut first_fault = None;
+    for index in chosen {
+        let found = entries[*index].read().and_then(|bytes| usable_size(&bytes, options));
+        match (found, options.resize) {
+            (Ok(size), Some(side)) => return Ok(ImageSize { height: side, width: side, ..size }),
+            (Ok(size), None) => return Ok(size),
+            (Err(reason), _) if options.strict => return Err(in_image(path, entries[*index].name(), &reason)),
+            (Err(reason), _) => {
+                first_fault.get_or_insert_with(|| format!("`{}`: {reason}", shown(entries[*index].name())));
+            }
+        }
+    }
+    let (n, fault) = (chosen.len(), first_fault.unwrap_or_default());
+    Err(Error::format(path, format!("none of {n} images can be used; the first is {fault}")))
+}
+
+fn usable_size(bytes: &[u8], options: &DatasetOptions) -> Result<ImageSize, String> {
+    let (opened, size) = open(bytes)?;
+    if !options.strict {
+        if options.resize.is_none() && size.bytes() > options.max_bytes {
+            return Err(format!("{size} is over the limit of {} bytes (max_bytes)", options.max_bytes));
+        }
+        opened.decode(size, &mut vec![0; size.bytes()])?;
+    }
+    Ok(size)
+}
+
+fn in_image(path: &Path, name: &str, reason: &str) -> Error {
+    Error::format(path, format!("image `{}`: {reason}", shown(name)))
+}
+
+/// What a thread keeps between images.
+#[derive(Default)]
+struct Workspace {
+    resizer: Resizer,
+    /// An image before it is resized.
+    pixels: Vec<u8>,
+}
+
+impl Workspace {
+    fn decode(
+        &mut self,
+        bytes: &[u8],
+        expected: ImageSize,
+        resize: Option<usize>,
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        let (opened, size) = open(bytes)?;
+        let differs = || format!("is {size}, but the first image is {expected}");
+        match resize {
+            _ if size == expected => opened.decode(size, out),
+            Some(side) if size.channels == expected.channels => {
+                self.pixels.resize(size.bytes(), 0);
+                opened.decode(size, &mut self.pixels)?;
+                resize::to_square(&mut self.resizer, &self.pixels, size, side, out)
+            }
+            Some(_) => Err(differs()),
+            None => Err(format!("{} (resizing would make sizes agree)", differs())),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ImageSize {
-    height: usize,
-    width: usize,
-    channels: usize,
+pub(super) struct ImageSize {
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
 }
 
 impl ImageSize {
@@ -86,7 +186,7 @@ impl ImageSize {
         Ok(size)
     }
 
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.height * self.width * self.channels
     }
 }
@@ -99,14 +199,19 @@ impl std::fmt::Display for ImageSize {
 
 type PngReader<'a> = png::Reader<Cursor<&'a [u8]>>;
 type JpegDecoder<'a> = jpeg_decoder::Decoder<Cursor<&'a [u8]>>;
+type WebPDecoder<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
 
 /// An image whose header was read and found acceptable.
 enum Opened<'a> {
     Png(Box<PngReader<'a>>),
     Jpeg(Box<JpegDecoder<'a>>),
+    WebP(Box<WebPDecoder<'a>>),
 }
 
 fn open(bytes: &[u8]) -> Result<(Opened<'_>, ImageSize), String> {
+    if bytes.is_empty() {
+        return Err("is empty".into());
+    }
     if bytes.starts_with(b"\x89PNG") {
         let (reader, size) = open_png(bytes)?;
         return Ok((Opened::Png(Box::new(reader)), size));
@@ -115,21 +220,20 @@ fn open(bytes: &[u8]) -> Result<(Opened<'_>, ImageSize), String> {
         let (decoder, size) = open_jpeg(bytes)?;
         return Ok((Opened::Jpeg(Box::new(decoder)), size));
     }
-    Err("is neither a PNG nor a JPEG".into())
-}
-
-fn size_of(bytes: &[u8]) -> Result<ImageSize, String> {
-    open(bytes).map(|(_, size)| size)
-}
-
-fn decode_into(bytes: &[u8], expected: ImageSize, out: &mut [u8]) -> Result<(), String> {
-    let (opened, size) = open(bytes)?;
-    if size != expected {
-        return Err(format!("is {size}, but the first image is {expected}"));
+    if bytes.starts_with(b"RIFF") {
+        let (decoder, size) = open_webp(bytes)?;
+        return Ok((Opened::WebP(Box::new(decoder)), size));
     }
-    match opened {
-        Opened::Png(reader) => decode_png(*reader, size, out),
-        Opened::Jpeg(decoder) => decode_jpeg(*decoder, out),
+    Err("is none of PNG, JPEG and WebP".into())
+}
+
+impl Opened<'_> {
+    fn decode(self, size: ImageSize, out: &mut [u8]) -> Result<(), String> {
+        match self {
+            Opened::Png(reader) => decode_png(*reader, size, out),
+            Opened::Jpeg(decoder) => decode_jpeg(*decoder, out),
+            Opened::WebP(decoder) => decode_webp(*decoder, size, out),
+        }
     }
 }
 
@@ -159,11 +263,16 @@ fn decode_png(mut reader: PngReader<'_>, size: ImageSize, out: &mut [u8]) -> Res
     }
     let mut pixels = vec![0; size.height * size.width * samples];
     reader.next_frame(&mut pixels).map_err(broken)?;
-    for (pixel, out) in pixels.chunks_exact(samples).zip(out.chunks_exact_mut(size.channels)) {
-        if pixel[size.channels] != u8::MAX {
+    without_alpha(&pixels, size.channels, out)
+}
+
+/// Leaves out the alpha channel, which comes after the others and must be opaque.
+fn without_alpha(pixels: &[u8], channels: usize, out: &mut [u8]) -> Result<(), String> {
+    for (pixel, out) in pixels.chunks_exact(channels + 1).zip(out.chunks_exact_mut(channels)) {
+        if pixel[channels] != u8::MAX {
             return Err("is partly transparent, which training data cannot be".into());
         }
-        out.copy_from_slice(&pixel[..size.channels]);
+        out.copy_from_slice(&pixel[..channels]);
     }
     Ok(())
 }
@@ -189,4 +298,24 @@ fn decode_jpeg(mut decoder: JpegDecoder<'_>, out: &mut [u8]) -> Result<(), Strin
     }
     out.copy_from_slice(&pixels);
     Ok(())
+}
+
+fn open_webp(bytes: &[u8]) -> Result<(WebPDecoder<'_>, ImageSize), String> {
+    let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|e| format!("broken WebP: {e}"))?;
+    decoder.set_memory_limit(MAX_IMAGE_BYTES);
+    if decoder.is_animated() {
+        return Err("is an animation".into());
+    }
+    let (width, height) = decoder.dimensions();
+    Ok((decoder, ImageSize::checked(height as usize, width as usize, 3)?))
+}
+
+fn decode_webp(mut decoder: WebPDecoder<'_>, size: ImageSize, out: &mut [u8]) -> Result<(), String> {
+    let broken = |e: image_webp::DecodingError| format!("broken WebP: {e}");
+    if !decoder.has_alpha() {
+        return decoder.read_image(out).map_err(broken);
+    }
+    let mut pixels = vec![0; size.height * size.width * 4];
+    decoder.read_image(&mut pixels).map_err(broken)?;
+    without_alpha(&pixels, size.channels, out)
 }

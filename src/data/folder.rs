@@ -1,10 +1,12 @@
-//! A folder of images: with a `dataset.json` (an unpacked EDM zip), or with one folder a class, or without labels.
+//! A folder of images: with a `dataset.json` (an unpacked EDM zip), or with one folder a class, or without labels. Or a
+//! folder of WebDataset shards.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::decode::{Entry, decode_all, is_image_name};
-use super::{Dataset, DatasetOptions, labels};
+use super::{Dataset, DatasetOptions, labels, webdataset};
 use crate::files::Bytes;
 use crate::{Error, Result};
 
@@ -22,14 +24,24 @@ impl Entry for FolderEntry {
         &self.name
     }
 
-    fn read(&self) -> Result<Vec<u8>, String> {
-        fs::read(&self.path).map_err(|e| e.to_string())
+    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
+        fs::read(&self.path).map(Cow::from).map_err(|e| e.to_string())
     }
 }
 
 pub(super) fn open(folder: &Path, options: &DatasetOptions) -> Result<Dataset> {
-    let mut entries = Vec::new();
-    collect(folder, "", 0, &mut entries)?;
+    let (mut entries, mut shards) = (Vec::new(), Vec::new());
+    collect(folder, "", 0, &mut |path, name| {
+        if is_image_name(&name) {
+            entries.push(FolderEntry { path, name });
+        } else if webdataset::is_shard_name(&name) {
+            shards.push((path, name));
+        }
+    })?;
+    if entries.is_empty() && !shards.is_empty() {
+        shards.sort_by(|a, b| a.1.cmp(&b.1));
+        return webdataset::load_shards(folder, &shards, options);
+    }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let labels = labels(folder, &entries)?;
     decode_all(folder, &entries, labels, options)
@@ -67,7 +79,8 @@ fn class_folders(entries: &[FolderEntry]) -> Option<Vec<u32>> {
     Some(labels)
 }
 
-fn collect(folder: &Path, prefix: &str, depth: usize, entries: &mut Vec<FolderEntry>) -> Result<()> {
+/// Shows every file below a folder, with its path from there.
+fn collect(folder: &Path, prefix: &str, depth: usize, show: &mut dyn FnMut(PathBuf, String)) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::format(folder, format!("folders are nested deeper than {MAX_DEPTH}")));
     }
@@ -78,9 +91,9 @@ fn collect(folder: &Path, prefix: &str, depth: usize, entries: &mut Vec<FolderEn
         };
         let name = format!("{prefix}{file}");
         if path.is_dir() {
-            collect(&path, &format!("{name}/"), depth + 1, entries)?;
-        } else if is_image_name(&name) {
-            entries.push(FolderEntry { path, name });
+            collect(&path, &format!("{name}/"), depth + 1, show)?;
+        } else {
+            show(path, name);
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::decode::MAX_SIDE;
-use super::{Dataset, DatasetOptions, MAX_LABEL, choose_labels, reserve};
+use super::{Dataset, DatasetOptions, MAX_LABEL, Skipped, choose_labels, reserve};
 use crate::files::Bytes;
 use crate::{Error, Result};
 
@@ -39,7 +39,16 @@ pub(super) fn load(path: &Path, bytes: &[u8], labels: Option<Vec<u32>>, options:
     let chosen = options.select(n, labels.as_deref())?;
     let (labels, class_count) = choose_labels(labels, &chosen);
     let images = if chosen.len() == n { all } else { gather(path, &all, size, &chosen, options)? };
-    Ok(Dataset { images, n: chosen.len(), height, width, channels: 1, labels, class_count })
+    Ok(Dataset {
+        images,
+        n: chosen.len(),
+        height,
+        width,
+        channels: 1,
+        labels,
+        class_count,
+        skipped: Skipped::default(),
+    })
 }
 
 fn gather(path: &Path, all: &[u8], size: usize, chosen: &[usize], options: &DatasetOptions) -> Result<Vec<u8>> {

@@ -1,11 +1,17 @@
-//! Image datasets: the EDM zip, folders, MNIST's IDX and CIFAR's binary files, decoded once into one block of bytes.
+//! Image datasets: the EDM zip, folders, WebDataset's tars, MNIST's IDX and CIFAR's binary files, decoded once into one
+//! block of bytes; in which order a run sees them ([`Order`]); and batches made ahead on a thread ([`Loader`]).
 
 mod cifar;
 mod decode;
 mod folder;
 mod idx;
 mod labels;
+mod loader;
+mod order;
+mod resize;
 mod shuffle;
+mod skipped;
+mod webdataset;
 mod zip;
 
 use std::path::Path;
@@ -14,7 +20,10 @@ use crate::files::Bytes;
 use crate::{Error, Result};
 
 pub use decode::MAX_SIDE;
+pub use loader::{Batch, Loader, LoaderConfig};
+pub use order::{Order, Sequence};
 pub use shuffle::permute;
+pub use skipped::{Skipped, SkippedImage};
 
 /// Decoded images of one size, channels last, with their classes.
 #[derive(Clone, Debug, Default)]
@@ -33,9 +42,11 @@ pub struct Dataset {
     pub labels: Option<Vec<u32>>,
     /// One more than the largest label in the whole dataset, also when only a part of it was loaded; 0 without labels.
     pub class_count: usize,
+    /// Images that were left out because they are broken or of another size.
+    pub skipped: Skipped,
 }
 
-/// Which part of a dataset to load, and how much memory it may take.
+/// Which part of a dataset to load, in which form, and how much memory it may take.
 #[derive(Clone, Debug)]
 pub struct DatasetOptions {
     /// Load at most this many images, the first ones, counted after `classes`.
@@ -44,15 +55,31 @@ pub struct DatasetOptions {
     pub classes: Option<Vec<u32>>,
     /// Most bytes of decoded pixels; 16 GiB by default.
     pub max_bytes: usize,
+    /// Side of the square, 1 to [`MAX_SIDE`], that every image becomes: the shorter side is resized to it (Lanczos),
+    /// and of the longer one the centre is kept. Without it all images must have one size already.
+    pub resize: Option<usize>,
+    /// Refuse a dataset with an image that is broken or has another size or number of channels than the first one that
+    /// is not. Otherwise such images are left out and reported in [`Dataset::skipped`]. Mistakes in labels are always
+    /// refused. True by default: a program that does not look at `skipped` should not lose images unnoticed.
+    pub strict: bool,
 }
 
 impl Default for DatasetOptions {
     fn default() -> Self {
-        DatasetOptions { limit: None, classes: None, max_bytes: 16 << 30 }
+        DatasetOptions { limit: None, classes: None, max_bytes: 16 << 30, resize: None, strict: true }
     }
 }
 
 impl DatasetOptions {
+    fn check(&self) -> Result<()> {
+        match self.resize {
+            Some(side) if side == 0 || side > MAX_SIDE => {
+                Err(Error::invalid("resize", format!("{side} is not a side of 1 to {MAX_SIDE} pixels")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The indices of the images to load, of `n` with these labels.
     fn select(&self, n: usize, labels: Option<&[u32]>) -> Result<Vec<usize>> {
         let limit = self.limit.unwrap_or(usize::MAX);
@@ -76,41 +103,55 @@ impl DatasetOptions {
 impl Dataset {
     /// Loads a dataset, recognising its kind by what is in the file:
     ///
-    /// * a zip of PNG and JPEG files, with classes in `dataset.json` as EDM's tools write it;
+    /// * a zip of PNG, JPEG and WebP files, with classes in `dataset.json` as EDM's tools write it;
     /// * a folder of the same, or a folder of class folders;
+    /// * a tar in WebDataset's layout, gzipped or not, or a folder of such shards: samples are files that share a name
+    ///   up to its first dot, with their classes in `.cls`, or in `.json` as `label`, `class` or `cls`;
     /// * IDX images (MNIST), gzipped or not; the labels file is found beside them by its usual name;
     /// * a CIFAR-10 `.bin` batch.
     pub fn open(path: impl AsRef<Path>, options: &DatasetOptions) -> Result<Self> {
+        options.check()?;
         let path = path.as_ref();
         if path.is_dir() {
             return folder::open(path, options);
         }
         let bytes = Bytes::open(path)?;
         if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06") {
-            return zip::load(path, &bytes, options);
+            return Self::from_zip(path, &bytes, options);
+        }
+        if webdataset::is_tar(&bytes) {
+            return Self::from_tar(path, &bytes, options);
         }
         if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0, 0, 8]) {
             let labels = idx::labels_beside(path)?;
-            return idx::load(path, &bytes, labels, options);
+            return resize::all(path, idx::load(path, &bytes, labels, options)?, options);
         }
         if path.extension().is_some_and(|e| e == "bin") {
-            return cifar::load(path, &bytes, options);
+            return resize::all(path, cifar::load(path, &bytes, options)?, options);
         }
         Err(Error::format(
             path,
-            "not a dataset: neither a zip, nor IDX (.gz or raw), nor a CIFAR-10 .bin, nor a folder",
+            "not a dataset: neither a zip, nor a tar, nor IDX (.gz or raw), nor a CIFAR-10 .bin, nor a folder",
         ))
     }
 
     /// Reads a zip in memory; `path` is only used to name it in errors.
     pub fn from_zip(path: &Path, bytes: &[u8], options: &DatasetOptions) -> Result<Self> {
+        options.check()?;
         zip::load(path, bytes, options)
+    }
+
+    /// Reads a WebDataset tar in memory, gzipped or not; `path` is only used to name it in errors.
+    pub fn from_tar(path: &Path, bytes: &[u8], options: &DatasetOptions) -> Result<Self> {
+        options.check()?;
+        webdataset::load(path, bytes, options)
     }
 
     /// Reads IDX images and, if given, IDX labels in memory, each gzipped or not.
     pub fn from_idx(path: &Path, images: &[u8], labels: Option<&[u8]>, options: &DatasetOptions) -> Result<Self> {
+        options.check()?;
         let labels = labels.map(|bytes| idx::parse_labels(path, bytes)).transpose()?;
-        idx::load(path, images, labels, options)
+        resize::all(path, idx::load(path, images, labels, options)?, options)
     }
 
     /// A hash of sizes, pixels and labels (XXH3, 128 bits): the same on every machine, another one after any change. Not

@@ -37,7 +37,7 @@ fn feistel(value: u64, half: u32, key: u64) -> u64 {
 }
 
 /// The finaliser of SplitMix64: every bit of the input changes every bit of the output half of the time.
-fn mix(mut z: u64) -> u64 {
+pub(super) fn mix(mut z: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ z >> 31

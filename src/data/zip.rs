@@ -4,19 +4,17 @@
 //! limit, and an archive whose entries share bytes (the trick of zip bombs), share names or are not all listed is
 //! refused. Names are only compared, never opened as files, so one such as `../x.png` does no harm.
 
+use std::borrow::Cow;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
 use zip::ZipArchive;
 use zip::read::{ArchiveOffset, Config, ZipReadOptions};
 
-use super::decode::{Entry, decode_all, is_image_name};
+use super::decode::{Entry, MAX_ENTRY_BYTES, decode_all, is_image_name};
 use super::{Dataset, DatasetOptions, labels};
 use crate::weights::shown;
 use crate::{Error, Result};
-
-/// Most bytes of one unpacked image file.
-const MAX_ENTRY_BYTES: u64 = 64 << 20;
 
 type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
@@ -76,7 +74,7 @@ impl Entry for ZipEntry<'_> {
         &self.name
     }
 
-    fn read(&self) -> Result<Vec<u8>, String> {
+    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
         // A cursor for this thread; the directory is shared.
         let mut archive = self.archive.clone();
         let mut file = archive.by_index(self.index).map_err(|e| e.to_string())?;
@@ -89,6 +87,6 @@ impl Entry for ZipEntry<'_> {
         if unpacked.len() as u64 != declared {
             return Err(format!("unpacks to {} bytes, but declares {declared}", unpacked.len()));
         }
-        Ok(unpacked)
+        Ok(unpacked.into())
     }
 }

@@ -28,7 +28,7 @@ pub use log::{BIN_EDGES, Entry, read_log};
 pub use plots::plot;
 pub use settings::{Key, PRESETS, Settings, parse, preset};
 
-use crate::data::{Dataset, DatasetOptions};
+use crate::data::{Dataset, DatasetOptions, Skipped};
 use crate::image::Image;
 use crate::model::{Model, network_text};
 use crate::nn::Network;
@@ -104,6 +104,11 @@ impl Run {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Images that could not be used.
+    pub fn skipped(&self) -> &Skipped {
+        &self.trainer.data().skipped
     }
 
     pub fn trainer(&self) -> &Trainer {
@@ -206,7 +211,9 @@ fn trainer(settings: &Settings, device: Device) -> Result<(Trainer, DataId)> {
     let network = Network::from_config(&text, &path)?;
     let config = settings.train_config(&network)?;
     settings.export_dtype()?;
-    let data = Arc::new(Dataset::open(Path::new(&settings.data), &DatasetOptions::default())?);
+    let resize = (settings.resize > 0).then_some(settings.resize);
+    let options = DatasetOptions { resize, strict: settings.strict, ..DatasetOptions::default() };
+    let data = Arc::new(Dataset::open(Path::new(&settings.data), &options)?);
     let id = DataId::of(&data);
     let mut trainer = Trainer::new(config, &text, &path, data, device)?;
     if !settings.from.is_empty() {

@@ -5,7 +5,7 @@ mod state;
 
 pub use config::{Ema, LrSchedule, TrainConfig};
 
-use crate::data::{Dataset, permute};
+use crate::data::{Dataset, Loader, LoaderConfig, Order};
 use crate::device::Device;
 use crate::diffusion::{Levels, NoiseLevel, Objective};
 use crate::methods::train::{TrainLowering, Training, drops_label, noise_level, train};
@@ -18,7 +18,6 @@ use crate::weights::Dtype;
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// What a step reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +46,8 @@ pub struct Trainer {
     none: Option<i32>,
     training: Training,
     session: Session,
+    /// From the first step on; makes the next batches meanwhile.
+    loader: Option<Loader>,
     step: usize,
 }
 
@@ -81,7 +82,7 @@ impl Trainer {
         write_weights(&built, &training, &mut session, first)?;
         let none = network.null_class().map(|n| n as i32);
         let network_config = config_json.to_owned();
-        Ok(Trainer { config, data, built, network_config, objective, none, training, session, step: 0 })
+        Ok(Trainer { config, data, built, network_config, objective, none, training, session, loader: None, step: 0 })
     }
 
     /// Starts from a model's weights instead of drawn ones; before the first step.
@@ -107,9 +108,7 @@ impl Trainer {
 
     /// One step on the next batch. An error leaves the weights as they were before it.
     pub fn step(&mut self) -> Result<StepReport> {
-        let start = Instant::now();
-        let levels = self.write_batch()?;
-        let data_wait = start.elapsed().as_secs_f64();
+        let (levels, data_wait) = self.write_batch()?;
         self.session.check_numerics(self.config.check_numerics);
         self.session.run(&mut |_, _| Ok(())).map_err(|e| self.at_step(e))?;
         let losses = self.session.buffer::<f32>(self.training.losses)?.to_vec();
@@ -154,26 +153,35 @@ impl Trainer {
         &self.config
     }
 
+    /// The data set.
+    pub fn data(&self) -> &Dataset {
+        &self.data
+    }
+
     pub fn objective(&self) -> &Objective {
         &self.objective
     }
 
-    /// Images, labels, levels, seeds and the optimiser's row of the next step; the levels.
-    fn write_batch(&mut self) -> Result<Vec<NoiseLevel>> {
+    /// Images, labels, levels, seeds and the optimiser's row of the next step; the levels, and the seconds that data took.
+    fn write_batch(&mut self) -> Result<(Vec<NoiseLevel>, f64)> {
         let c = &self.config;
-        let (n, batch) = (self.data.n as u64, c.batch);
-        let first = (self.step * batch) as u64;
-        let samples: Vec<u64> = (first..first + batch as u64).collect();
-        let indices: Vec<usize> = samples.iter().map(|s| permute(s % n, s / n, c.seed, n) as usize).collect();
-        let images = self.session.buffer::<f32>(self.training.images)?;
-        self.data.batch_f32_into(&indices, images)?;
-        if let (Some(id), Some(labels), Some(none)) = (self.training.labels, &self.data.labels, self.none) {
-            let label = |(s, i): (&u64, &usize)| {
-                if drops_label(c.seed, *s, c.label_dropout) { none } else { labels[*i] as i32 }
+        let first = (self.step * c.batch) as u64;
+        let loader = match &mut self.loader {
+            Some(loader) => loader,
+            none => none.insert(loader(self.data.clone(), c, first)?),
+        };
+        let batch = loader.next()?;
+        let samples: Vec<u64> = batch.samples.clone().collect();
+        self.session.write(self.training.images, &batch.images)?;
+        if let (Some(id), Some(labels), Some(none)) = (self.training.labels, &batch.labels, self.none) {
+            let label = |(s, label): (&u64, &u32)| {
+                if drops_label(c.seed, *s, c.label_dropout) { none } else { *label as i32 }
             };
-            let labels: Vec<i32> = samples.iter().zip(&indices).map(label).collect();
+            let labels: Vec<i32> = samples.iter().zip(labels).map(label).collect();
             self.session.write(id, &labels)?;
         }
+        let wait = batch.wait.as_secs_f64();
+        loader.recycle(batch);
         let levels: Vec<NoiseLevel> = samples.iter().map(|s| noise_level(&self.objective, c.seed, *s)).collect();
         let columns: [fn(&NoiseLevel) -> f64; 4] =
             [|l| l.level.time, |l| l.level.alpha, |l| l.level.sigma, |l| l.weight];
@@ -199,7 +207,7 @@ impl Trainer {
         }
         row.push(self.step as f64);
         self.session.set_rows(row.iter().map(|v| *v as f32).collect())?;
-        Ok(levels)
+        Ok((levels, wait))
     }
 
     /// Writes average number `ema` of the weights as a model folder, with the scheduler that goes with the objective.
@@ -229,6 +237,13 @@ impl Trainer {
 fn fixed_buffer(session: &Session, p: &Parameter) -> Result<BufferId> {
     let missing = || Error::Verify { pass: "training", reason: format!("there is no buffer `{}`", p.name) };
     session.schedule().buffers.find(&p.name).ok_or_else(missing)
+}
+
+/// Batches from sample `first_sample` on.
+fn loader(data: Arc<Dataset>, c: &TrainConfig, first_sample: u64) -> Result<Loader> {
+    let order = if c.class_balanced { Order::ClassBalanced } else { Order::Plain };
+    let config = LoaderConfig { batch: c.batch, order, seed: c.seed, flip: c.flip, first_sample, prefetch: 2 };
+    Loader::new(data, config)
 }
 
 /// The Philox key of a sample's noise: other seeds lead far away.

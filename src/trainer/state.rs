@@ -98,6 +98,8 @@ impl Trainer {
             weights.release(name);
         }
         self.step = step;
+        // Its batches would be those of other steps.
+        self.loader = None;
         Ok(())
     }
 }

@@ -81,6 +81,46 @@ fn deflate(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// A file in a tar, and the lies to tell about it.
+#[derive(Clone)]
+pub struct TarFile {
+    pub name: String,
+    pub contents: Vec<u8>,
+    pub declared_size: Option<u64>,
+    pub kind: tar::EntryType,
+}
+
+impl TarFile {
+    pub fn new(name: &str, contents: impl Into<Vec<u8>>) -> Self {
+        TarFile { name: name.into(), contents: contents.into(), declared_size: None, kind: tar::EntryType::Regular }
+    }
+}
+
+/// A tar archive. Names are written as they are.
+pub fn tar(files: &[TarFile]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for file in files {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..file.name.len()].copy_from_slice(file.name.as_bytes());
+        header.set_entry_type(file.kind);
+        header.set_mode(0o644);
+        header.set_size(file.declared_size.unwrap_or(file.contents.len() as u64));
+        header.set_cksum();
+        out.extend(header.as_bytes());
+        out.extend(&file.contents);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+/// A lossless WebP, RGB or RGBA.
+pub fn webp(width: u32, height: u32, color: image_webp::ColorType, pixels: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    image_webp::WebPEncoder::new(&mut out).encode(pixels, width, height, color).unwrap();
+    out
+}
+
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
