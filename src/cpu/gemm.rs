@@ -735,9 +735,16 @@ mod tests {
 
     #[test]
     fn gemm_and_weight_grad_match_f64() {
-        for (m, n, k) in
-            [(1, 1, 1), (5, 7, 3), (6, 16, 256), (100, 33, 300), (13, 64, 1024), (200, 48, 17), (97, 40, 513)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (5, 7, 3),
+            (1, 300, 70),
+            (6, 16, 256),
+            (100, 33, 300),
+            (13, 64, 1024),
+            (300, 48, 17),
+            (97, 40, 513),
+        ] {
             let (a, b) = (noise(m * k, 1), noise(k * n, 2));
             let mut panels = vec![0.0; k * n.next_multiple_of(PANEL)];
             pack_rows(&b, n, n, &mut panels);
@@ -763,6 +770,87 @@ mod tests {
                 }
             }
             assert!(dw.iter().all(|v| v.is_finite()));
+        }
+    }
+
+    /// Element (row, k) of the column matrix, by its definition.
+    fn column(x: &[f32], w: &Window, row: usize, k: usize) -> f64 {
+        let (pixels, c) = (w.out_height * w.out_width, w.channels);
+        let (image, at, tap) = (row / pixels, row % pixels, k / c);
+        let inside = |out: usize, tap: usize, pad: usize, size: usize| {
+            let at = (out * w.stride + tap).checked_sub(pad)?;
+            (at % w.dilation == 0 && at / w.dilation < size).then_some(at / w.dilation)
+        };
+        let y = inside(at / w.out_width, tap / w.kernel, w.pad_top, w.height);
+        let x_at = inside(at % w.out_width, tap % w.kernel, w.pad_left, w.width);
+        let (Some(y), Some(x_at)) = (y, x_at) else { return 0.0 };
+        x[((image * w.height + y) * w.width + x_at) * c + k % c] as f64
+    }
+
+    #[test]
+    fn convolutions_match_f64_on_any_number_of_threads() {
+        let same = |height, width, channels| Window {
+            height,
+            width,
+            channels,
+            out_height: height,
+            out_width: width,
+            kernel: 3,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            dilation: 1,
+        };
+        let down = |height: usize, width: usize, channels| Window {
+            out_height: height / 2,
+            out_width: width / 2,
+            stride: 2,
+            pad_top: 0,
+            pad_left: 0,
+            ..same(height, width, channels)
+        };
+        // Runs that are copied, that go several to a k-block, whole, and in parts; rows beyond one task and one block of dy.
+        let cases = [
+            (2, same(13, 14, 3), 19),
+            (2, same(13, 14, 66), 19),
+            (1, same(5, 7, 130), 33),
+            (1, same(4, 3, 301), 16),
+            (3, down(6, 9, 65), 17),
+            (1, down(2, 2, 270), 5),
+            (1, Window { out_height: 8, out_width: 6, dilation: 2, ..same(4, 3, 64) }, 20),
+            (1, same(2, 2, 1024), 3),
+        ];
+        for (images, w, n) in cases {
+            let (m, k) = (images * w.out_height * w.out_width, 9 * w.channels);
+            let (x, b, dy) = (noise(images * w.height * w.width * w.channels, 1), noise(k * n, 2), noise(m * n, 3));
+            let mut panels = vec![0.0; k * n.next_multiple_of(PANEL)];
+            pack_rows(&b, n, n, &mut panels);
+            let rows = Im2col { data: &x, window: w };
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let (mut y, mut dw) = (vec![f32::NAN; m * n], vec![f32::NAN; panels.len()]);
+                pool.install(|| {
+                    gemm(&rows, &panels, [m, n, k], &Epilogue::default(), &mut y);
+                    weight_grad(&rows, &dy, [m, n, 9, w.channels], &mut dw);
+                });
+                (y, dw)
+            };
+            let (y, dw) = run(1);
+            for threads in [2, 5] {
+                assert!(run(threads) == (y.clone(), dw.clone()), "{w:?} on {threads} threads");
+            }
+            let a: Vec<f64> = (0..m * k).map(|i| column(&x, &w, i / k, i % k)).collect();
+            for j in 0..n {
+                for i in 0..m {
+                    let s: f64 = (0..k).map(|l| a[i * k + l] * b[l * n + j] as f64).sum();
+                    assert!((y[i * n + j] as f64 - s).abs() < 3e-4, "{w:?} at {i},{j}");
+                }
+                for l in 0..k {
+                    let s: f64 = (0..m).map(|i| a[i * k + l] * dy[i * n + j] as f64).sum();
+                    let at = (j / PANEL) * k * PANEL + l * PANEL + j % PANEL;
+                    assert!((dw[at] as f64 - s).abs() < 3e-4, "dw {w:?} at {l},{j}");
+                }
+            }
         }
     }
 }
