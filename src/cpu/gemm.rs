@@ -451,8 +451,8 @@ pub enum Left {
 }
 
 impl Left {
-    /// What is left from row `i` on, a multiple of [`Level::tile_rows`].
-    unsafe fn from_row(self, i: usize) -> Left {
+    /// The rows from `i` on, a multiple of [`Level::tile_rows`].
+    unsafe fn skip_rows(self, i: usize) -> Left {
         unsafe {
             match self {
                 Left::Rows { a, stride } => Left::Rows { a: a.add(i * stride), stride },
@@ -517,7 +517,7 @@ impl Tiles {
             let rows = 12.min(m - i);
             unsafe {
                 let part = Tiles {
-                    a: self.a.from_row(i),
+                    a: self.a.skip_rows(i),
                     b: self.b.add(panel * self.b_panel),
                     c: buffer.as_mut_ptr(),
                     c_row: PANEL,
