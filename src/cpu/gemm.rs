@@ -1,8 +1,8 @@
 //! Matrix products: the one inner kernel under linear layers, convolutions, their gradients and attention.
 //!
-//! C[m, n] = Σ_k A[m, k] · B[k, n], B in panels of 16 columns ([`crate::tensor::Layout::Panels`]). A is gathered row by row:
-//! for a convolution the gather *is* the im2col, a few rows of a k-block at a time into L2, so no column matrix is written
-//! to memory ("implicit GEMM"). Registers hold 6×16 (AVX2) or 12×32 (AVX-512) of C; a k-block of B stays in L1.
+//! C[m, n] = Σ_k A[m, k] · B[k, n], B in panels of 16 columns ([`crate::tensor::Layout::Panels`]). A is read where it lies: the
+//! rows of a convolution are lists of pointers to pixels, one for each tap, so no column matrix is written anywhere ("implicit
+//! GEMM"). Registers hold 6×16 (AVX2) or 12×32 (AVX-512) of C; a k-block of B stays in L1.
 
 use super::Activation;
 use super::simd::{Level, level};
@@ -16,9 +16,19 @@ const K_BLOCK: usize = 256;
 /// Rows of A in a task: 288 × 256 floats are 288 KiB of L2. The more rows, the fewer times B comes through the caches; 288 takes
 /// the 256 tokens of a DiT or the 16×16 pixels of a UNet's middle whole.
 const M_BLOCK: usize = 288;
-/// Rows of dy in one block of the weight gradient. There A is read down its columns, a cache line a row: 128 lines leave room
-/// in L1 for as many rows of a panel.
-const GRAD_BLOCK: usize = 128;
+/// Shorter stretches of a row of A are gathered: the kernel would spend its time on the pointers.
+const MIN_LINE: usize = 64;
+/// Pointers to stretches of A for one task and k-block.
+const LINES: usize = M_BLOCK * (K_BLOCK / MIN_LINE);
+/// Rows of dy in one block of the weight gradient: a panel of them is 16 KiB of L1.
+const GRAD_BLOCK: usize = 256;
+/// Packed panels and tiles of the weight gradient start this many rows further apart than they are deep, so that what is written
+/// to all of them in turn does not share cache sets.
+const GRAD_PAD: usize = 4;
+/// Columns of dy in a task of the weight gradient: 256 packed rows of them are half of the smallest L2 in use.
+const GRAD_COLUMNS: usize = 256;
+/// Channels of a piece of the weight gradient: packed, an eighth of that L2.
+const GRAD_CHANNELS: usize = 64;
 /// Rows of packed A are this much longer than their k-block, so that they do not share cache sets.
 const A_PAD: usize = 16;
 
@@ -35,32 +45,46 @@ pub fn with_buffers<T>(a: usize, b: usize, f: impl FnOnce(&mut [f32], &mut [f32]
     })
 }
 
-/// The rows of A.
+/// The rows of A. A row consists of runs: elements that lie beside each other in memory, or are all zero.
 pub trait Rows: Sync {
+    /// Length of a run.
+    fn run(&self) -> usize;
+
+    /// Calls `f(i, line)` for the rows `row0 + i`, i < count: A[row0 + i, k0..] up to the end of the run, `None` for zeros.
+    fn lines<'a>(&'a self, row0: usize, count: usize, k0: usize, f: impl FnMut(usize, Option<&'a [f32]>));
+
     /// Writes A[row, k0..k1] to `out`.
     fn gather(&self, row: usize, k0: usize, k1: usize, out: &mut [f32]);
 
-    /// A as pointer and row stride, if it can be read where it lies.
-    fn direct(&self) -> Option<(*const f32, usize)> {
-        None
+    /// Whether runs should be read where they lie.
+    fn in_place(&self) -> bool {
+        // Rows a multiple of 4 KiB apart fall into one cache set each: copying them is cheaper.
+        self.run() >= MIN_LINE && !self.run().is_multiple_of(1024)
     }
 }
 
-/// A plain matrix with contiguous rows.
+/// A plain matrix with contiguous rows of `stride`.
 pub struct Matrix<'a> {
     pub data: &'a [f32],
     pub stride: usize,
 }
 
 impl Rows for Matrix<'_> {
+    fn run(&self) -> usize {
+        self.stride
+    }
+
+    #[inline]
+    fn lines<'a>(&'a self, row0: usize, count: usize, k0: usize, mut f: impl FnMut(usize, Option<&'a [f32]>)) {
+        for i in 0..count {
+            let row = (row0 + i) * self.stride;
+            f(i, Some(&self.data[row + k0..row + self.stride]));
+        }
+    }
+
     #[inline]
     fn gather(&self, row: usize, k0: usize, k1: usize, out: &mut [f32]) {
         out.copy_from_slice(&self.data[row * self.stride + k0..row * self.stride + k1]);
-    }
-
-    fn direct(&self) -> Option<(*const f32, usize)> {
-        // Rows a multiple of 4 KiB apart fall into one cache set each: copying them is cheaper.
-        (!self.stride.is_multiple_of(1024)).then_some((self.data.as_ptr(), self.stride))
     }
 }
 
@@ -111,6 +135,28 @@ pub struct Im2col<'a> {
 }
 
 impl Rows for Im2col<'_> {
+    fn run(&self) -> usize {
+        self.window.channels
+    }
+
+    #[inline]
+    fn lines<'a>(&'a self, row0: usize, count: usize, k0: usize, mut f: impl FnMut(usize, Option<&'a [f32]>)) {
+        let (w, c) = (&self.window, self.window.channels);
+        let (tap, from) = (k0 / c, k0 % c);
+        let (ky, kx) = (tap / w.kernel, tap % w.kernel);
+        let [mut image, mut y, mut x] = w.corner(row0);
+        for i in 0..count {
+            f(i, w.pixel([image, y, x], ky, kx).map(|at| &self.data[at + from..at + c]));
+            x += w.stride;
+            if x == w.out_width * w.stride {
+                (x, y) = (0, y + w.stride);
+                if y == w.out_height * w.stride {
+                    (y, image) = (0, image + 1);
+                }
+            }
+        }
+    }
+
     #[inline]
     fn gather(&self, row: usize, k0: usize, k1: usize, out: &mut [f32]) {
         let (w, c) = (&self.window, self.window.channels);
@@ -200,35 +246,25 @@ pub fn gemm<R: Rows>(rows: &R, b: &[f32], [m, n, k]: [usize; 3], epilogue: &Epil
         if count == 0 {
             return;
         }
-        with_buffers(count * (K_BLOCK + A_PAD), 0, |pack, _| {
-            for k0 in (0..k.max(1)).step_by(K_BLOCK) {
-                let depth = K_BLOCK.min(k - k0);
-                let (a, a_stride) = match rows.direct() {
-                    // SAFETY: row0 + count ≤ m rows of the matrix.
-                    Some((a, stride)) => (unsafe { a.add(row0 * stride + k0) }, stride),
-                    None => {
-                        for (i, line) in pack.chunks_exact_mut(K_BLOCK + A_PAD).enumerate() {
-                            rows.gather(row0 + i, k0, k0 + depth, &mut line[..depth]);
-                        }
-                        (pack.as_ptr(), K_BLOCK + A_PAD)
-                    }
-                };
-                let tiles = Tiles {
-                    a,
-                    a_row: a_stride,
-                    a_col: 1,
-                    b: b[(panel0 * k + k0) * PANEL..].as_ptr(),
-                    b_panel: k * PANEL,
-                    // SAFETY: inside `out`; tasks own disjoint rows or columns.
-                    c: unsafe { out.raw().add(row0 * n + panel0 * PANEL) },
-                    c_row: n,
-                    c_panel: PANEL,
-                };
-                let cols = (panel_count * PANEL).min(n - panel0 * PANEL);
-                // SAFETY: `b` holds k rows of every panel, A was gathered or lies in place, C as above.
-                unsafe { tiles.run([count, cols, depth], k0 > 0) };
-            }
-        });
+        let product = |a: Left, k0: usize, depth: usize, again: bool| {
+            let tiles = Tiles {
+                a,
+                b: b[(panel0 * k + k0) * PANEL..].as_ptr(),
+                b_panel: k * PANEL,
+                // SAFETY: inside `out`; tasks own disjoint rows or columns.
+                c: unsafe { out.raw().add(row0 * n + panel0 * PANEL) },
+                c_row: n,
+                c_panel: PANEL,
+            };
+            let cols = (panel_count * PANEL).min(n - panel0 * PANEL);
+            // SAFETY: `b` holds k rows of every panel, `a` [count, depth], C as above.
+            unsafe { tiles.run([count, cols, depth], again) };
+        };
+        if rows.in_place() {
+            by_lines(rows, [row0, count], k, product);
+        } else {
+            by_copies(rows, [row0, count], k, product);
+        }
         let (n0, cols) = (panel0 * PANEL, (panel_count * PANEL).min(n - panel0 * PANEL));
         for row in row0..row0 + count {
             // SAFETY: this task's own part of `out`.
@@ -237,41 +273,88 @@ pub fn gemm<R: Rows>(rows: &R, b: &[f32], [m, n, k]: [usize; 3], epilogue: &Epil
     });
 }
 
+/// Calls `product(A, first row of B, depth, again)` for k-blocks of runs that are read where they lie. Long runs are cut; of short
+/// ones several go together.
+fn by_lines<R: Rows>(rows: &R, [row0, count]: [usize; 2], k: usize, product: impl Fn(Left, usize, usize, bool)) {
+    static ZEROS: [f32; K_BLOCK] = [0.0; K_BLOCK];
+    let run = rows.run();
+    let len = run.div_ceil(run.div_ceil(K_BLOCK)).next_multiple_of(8);
+    let mut lines = [ZEROS.as_ptr(); LINES];
+    for from in (0..run).step_by(len) {
+        let len = len.min(run - from);
+        // Runs of a block must lie beside each other in B.
+        let step = if len == run { (K_BLOCK / run).max(1) * run } else { run };
+        for k0 in (0..k).step_by(step) {
+            let pieces = step.min(k - k0) / run;
+            for (s, lines) in lines.chunks_exact_mut(count).take(pieces).enumerate() {
+                let at = k0 + s * run + from;
+                rows.lines(row0, count, at, |i, line| lines[i] = line.map_or(ZEROS.as_ptr(), |l| l[..len].as_ptr()));
+            }
+            product(Left::Lines { lines: lines.as_ptr(), rows: count, len }, k0 + from, pieces * len, from + k0 > 0);
+        }
+    }
+}
+
+/// Calls `product(A, first row of B, depth, again)` for k-blocks of copied rows.
+fn by_copies<R: Rows>(rows: &R, [row0, count]: [usize; 2], k: usize, product: impl Fn(Left, usize, usize, bool)) {
+    let stride = K_BLOCK + A_PAD;
+    with_buffers(count * stride, 0, |pack, _| {
+        for k0 in (0..k.max(1)).step_by(K_BLOCK) {
+            let depth = K_BLOCK.min(k - k0);
+            for (i, line) in pack.chunks_exact_mut(stride).enumerate() {
+                rows.gather(row0 + i, k0, k0 + depth, &mut line[..depth]);
+            }
+            product(Left::Rows { a: pack.as_ptr(), stride }, k0, depth, k0 > 0);
+        }
+    });
+}
+
 /// The weight gradient: `out[(tap, c), n] = Σ_rows A[row, (tap, c)] · dy[row, n]`, `out` in panels; A has `taps · channels` columns.
+///
+/// A is cut into pieces, some channels of one tap each. A task owns a few pieces and some columns. It walks down A and dy; what it
+/// packed of dy serves all its pieces. Each sum runs over the same blocks in the same order however the work is cut.
 pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize; 4], out: &mut [f32]) {
-    let k = taps * channels;
-    let panels = n.div_ceil(PANEL);
-    let wanted = rayon::current_num_threads() * 2;
-    let blocks = wanted.div_ceil(taps).max(channels.div_ceil(256)).min(channels.div_ceil(24)).max(1);
-    let block = channels.div_ceil(blocks).next_multiple_of(12);
-    let blocks = channels.div_ceil(block);
+    let (k, panels) = (taps * channels, n.div_ceil(PANEL));
+    let threads = rayon::current_num_threads();
+    let n_blocks = n.div_ceil(GRAD_COLUMNS);
+    let n_panels = panels.div_ceil(n_blocks.max(1));
+    // Enough tasks to balance threads, but no more: each packs dy anew.
+    let splits = if threads == 1 { 1 } else { (2 * threads).div_ceil(n_blocks.max(1)).max(2) };
+    let c_blocks = channels.div_ceil(GRAD_CHANNELS).max(splits.div_ceil(taps).min(channels.div_ceil(24)));
+    let block = channels.div_ceil(c_blocks.max(1)).next_multiple_of(4);
+    let pieces = channels.div_ceil(block.max(1)) * taps;
+    let splits = splits.min(pieces);
+    let (tile, pitch) = (level().tile_rows(), GRAD_BLOCK.min(m) + GRAD_PAD);
     let out = Ptr::new(out);
-    tasks(taps * blocks, m * n * k / 64, |task| {
-        let (tap, c0) = (task / blocks, task % blocks * block);
-        let (width, k0) = (block.min(channels - c0), tap * channels + c0);
-        with_buffers(GRAD_BLOCK * (block + A_PAD), GRAD_BLOCK * panels * PANEL, |a, b| {
+    tasks(n_blocks * splits, m * n * k / 64, |task| {
+        let (p0, split) = (task / splits * n_panels, task % splits);
+        let count = n_panels.min(panels - p0.min(panels));
+        let (n0, cols) = (p0 * PANEL, (count * PANEL).min(n - (p0 * PANEL).min(n)));
+        let columns = (split * pieces / splits..(split + 1) * pieces / splits).map(|piece| {
+            let c0 = piece / taps * block;
+            [piece % taps * channels + c0, block.min(channels - c0)]
+        });
+        with_buffers(block.next_multiple_of(tile) * pitch, count * PANEL * pitch, |a, b| {
             for row0 in (0..m).step_by(GRAD_BLOCK) {
                 let depth = GRAD_BLOCK.min(m - row0);
-                for (i, line) in a.chunks_exact_mut(block + A_PAD).take(depth).enumerate() {
-                    rows.gather(row0 + i, k0, k0 + width, &mut line[..width]);
+                pack_panels(&dy[row0 * n + n0..], n, [depth, cols], pitch, b);
+                for [k0, width] in columns.clone() {
+                    pack_tiles(rows, [row0, depth], [k0, width], pitch, a);
+                    let tiles = Tiles {
+                        a: Left::Packed { a: a.as_ptr(), pitch },
+                        b: b.as_ptr(),
+                        b_panel: pitch * PANEL,
+                        // SAFETY: rows k0..k0+width of these panels of `out` belong to this task alone.
+                        c: unsafe { out.raw().add((p0 * k + k0) * PANEL) },
+                        c_row: PANEL,
+                        c_panel: k * PANEL,
+                    };
+                    // SAFETY: as above; columns beyond n are zero in the packed dy and so in `out`.
+                    unsafe { tiles.run([width, count * PANEL, depth], row0 > 0) };
                 }
-                pack_rows(&dy[row0 * n..(row0 + depth) * n], n, n, &mut b[..depth * panels * PANEL]);
-                let tiles = Tiles {
-                    a: a.as_ptr(),
-                    a_row: 1,
-                    a_col: block + A_PAD,
-                    b: b.as_ptr(),
-                    b_panel: depth * PANEL,
-                    // SAFETY: rows k0..k0+width of every panel of `out` belong to this task alone.
-                    c: unsafe { out.raw().add(k0 * PANEL) },
-                    c_row: PANEL,
-                    c_panel: k * PANEL,
-                };
-                // SAFETY: as above; columns beyond n are zero in the packed dy and so in `out`.
-                unsafe { tiles.run([width, panels * PANEL, depth], row0 > 0) };
             }
             if m == 0 {
-                for p in 0..panels {
+                for (p, [k0, width]) in (p0..p0 + count).flat_map(|p| columns.clone().map(move |c| (p, c))) {
                     // SAFETY: as above.
                     unsafe { out.part((p * k + k0) * PANEL, width * PANEL) }.fill(0.0);
                 }
@@ -280,15 +363,60 @@ pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize
     });
 }
 
+/// Packs the transpose of A[row0..row0 + depth, k0..k0 + width], a part of one run, as [`Left::Packed`].
+fn pack_tiles<R: Rows>(rows: &R, block: [usize; 2], columns: [usize; 2], pitch: usize, out: &mut [f32]) {
+    match level().tile_rows() {
+        12 => pack_tiles_of::<12, R>(rows, block, columns, pitch, out),
+        6 => pack_tiles_of::<6, R>(rows, block, columns, pitch, out),
+        _ => pack_tiles_of::<4, R>(rows, block, columns, pitch, out),
+    }
+}
+
+fn pack_tiles_of<const T: usize, R: Rows>(
+    rows: &R,
+    [row0, depth]: [usize; 2],
+    [k0, width]: [usize; 2],
+    pitch: usize,
+    out: &mut [f32],
+) {
+    let (full, rest) = (width / T, width % T);
+    let (out, _) = out.as_chunks_mut::<T>();
+    rows.lines(row0, depth, k0, |i, line| match line {
+        Some(line) => {
+            let (from, _) = line[..width].as_chunks::<T>();
+            for (t, from) in from.iter().enumerate() {
+                out[t * pitch + i] = *from;
+            }
+            if rest > 0 {
+                out[full * pitch + i][..rest].copy_from_slice(&line[full * T..width]);
+            }
+        }
+        None => {
+            for t in 0..width.div_ceil(T) {
+                out[t * pitch + i] = [0.0; T];
+            }
+        }
+    });
+}
+
 /// Packs row-major `[rows, n]` with row stride `stride` into panels `[⌈n/16⌉, rows, 16]`, zeros beyond column n.
 pub fn pack_rows(x: &[f32], stride: usize, n: usize, out: &mut [f32]) {
     let rows = out.len() / n.next_multiple_of(PANEL);
-    for (p, panel) in out.chunks_exact_mut(rows * PANEL).enumerate() {
-        let (c0, width) = (p * PANEL, PANEL.min(n - p * PANEL));
-        for (r, line) in panel.chunks_exact_mut(PANEL).enumerate() {
-            let from = &x[r * stride + c0..r * stride + c0 + width];
-            line[..width].copy_from_slice(from);
-            line[width..].fill(0.0);
+    pack_panels(x, stride, [rows, n], rows, out);
+}
+
+/// [`pack_rows`] into panels whose starts are `pitch` rows apart.
+fn pack_panels(x: &[f32], stride: usize, [rows, n]: [usize; 2], pitch: usize, out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<PANEL>();
+    for r in 0..rows {
+        let (full, rest) = x[r * stride..r * stride + n].as_chunks::<PANEL>();
+        for (p, from) in full.iter().enumerate() {
+            out[p * pitch + r] = *from;
+        }
+        if !rest.is_empty() {
+            let line = &mut out[full.len() * pitch + r];
+            *line = [0.0; PANEL];
+            line[..rest.len()].copy_from_slice(rest);
         }
     }
 }
@@ -309,12 +437,49 @@ pub fn pack_cols(x: &[f32], stride: usize, n: usize, k: usize, out: &mut [f32]) 
     }
 }
 
+/// How the left-hand side of a block product lies.
+#[derive(Clone, Copy)]
+pub enum Left {
+    /// Row i at `a + i·stride`.
+    Rows { a: *const f32, stride: usize },
+    /// Column k at `a + k·stride`.
+    Columns { a: *const f32, stride: usize },
+    /// Tiles of [`Level::tile_rows`] rows, each by columns, and `pitch` columns apart.
+    Packed { a: *const f32, pitch: usize },
+    /// Row i is the stretches of `len` elements at `lines[i]`, `lines[rows + i]`, and so on.
+    Lines { lines: *const *const f32, rows: usize, len: usize },
+}
+
+impl Left {
+    /// The rows from `i` on, a multiple of [`Level::tile_rows`].
+    unsafe fn skip_rows(self, i: usize) -> Left {
+        unsafe {
+            match self {
+                Left::Rows { a, stride } => Left::Rows { a: a.add(i * stride), stride },
+                Left::Columns { a, stride } => Left::Columns { a: a.add(i), stride },
+                Left::Packed { a, pitch } => Left::Packed { a: a.add(i * pitch), pitch },
+                Left::Lines { lines, rows, len } => Left::Lines { lines: lines.add(i), rows, len },
+            }
+        }
+    }
+
+    /// Element (row, k), k < `depth`.
+    unsafe fn element(self, row: usize, k: usize) -> f32 {
+        let tile = level().tile_rows();
+        unsafe {
+            match self {
+                Left::Rows { a, stride } => *a.add(row * stride + k),
+                Left::Columns { a, stride } => *a.add(k * stride + row),
+                Left::Packed { a, pitch } => *a.add((row / tile * pitch + k) * tile + row % tile),
+                Left::Lines { lines, rows, len } => *(*lines.add(k / len * rows + row)).add(k % len),
+            }
+        }
+    }
+}
+
 /// A block product on one thread: C (+)= A · B with every operand where it lies.
 pub struct Tiles {
-    pub a: *const f32,
-    /// Elements between rows, and between columns, of A.
-    pub a_row: usize,
-    pub a_col: usize,
+    pub a: Left,
     /// Panels of `[k, 16]`, `b_panel` elements apart.
     pub b: *const f32,
     pub b_panel: usize,
@@ -352,7 +517,7 @@ impl Tiles {
             let rows = 12.min(m - i);
             unsafe {
                 let part = Tiles {
-                    a: self.a.add(i * self.a_row),
+                    a: self.a.skip_rows(i),
                     b: self.b.add(panel * self.b_panel),
                     c: buffer.as_mut_ptr(),
                     c_row: PANEL,
@@ -379,7 +544,7 @@ impl Tiles {
                     unsafe {
                         let b = &*(self.b.add(p * self.b_panel + kk * PANEL) as *const [f32; PANEL]);
                         for (r, acc) in acc.iter_mut().enumerate().take(rows) {
-                            let a = *self.a.add((i + r) * self.a_row + kk * self.a_col);
+                            let a = self.a.element(i + r, kk);
                             for (acc, b) in acc.iter_mut().zip(b) {
                                 *acc += a * b;
                             }
@@ -403,7 +568,7 @@ impl Tiles {
 #[expect(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Tiles;
+    use super::{Left, Tiles};
     use crate::tensor::PANEL;
     use std::arch::x86_64::*;
 
@@ -422,6 +587,38 @@ mod x86 {
         }};
     }
 
+    /// Calls `$step!(r => pointer to A[i + r, ·])` for each of the k columns of A.
+    macro_rules! walk {
+        ($t:ident, $i:ident, $k:ident, $M:ident, $tile:literal, $step:ident) => {
+            let by_columns = match $t.a {
+                Left::Columns { a, stride } => Some((a.add($i), stride)),
+                Left::Packed { a, pitch } => Some((a.add($i * pitch), $tile)),
+                _ => None,
+            };
+            if let Some((mut a, stride)) = by_columns {
+                for _ in 0..$k {
+                    $step!(r => a.add(r));
+                    a = a.wrapping_add(stride);
+                }
+            } else {
+                let len = if let Left::Lines { len, .. } = $t.a { len } else { $k };
+                let mut start = [std::ptr::null(); $M];
+                for s in 0..$k / len.max(1) {
+                    for r in 0..$M {
+                        start[r] = match $t.a {
+                            Left::Lines { lines, rows, .. } => *lines.add(s * rows + $i + r),
+                            Left::Rows { a, stride } | Left::Columns { a, stride } => a.add(($i + r) * stride),
+                            Left::Packed { a, .. } => a,
+                        };
+                    }
+                    for kk in 0..len {
+                        $step!(r => start[r].add(kk));
+                    }
+                }
+            }
+        };
+    }
+
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn avx2(t: &Tiles, m: usize, panels: usize, k: usize, accumulate: bool) {
         for p in 0..panels {
@@ -434,19 +631,25 @@ mod x86 {
     unsafe fn tile_avx2<const M: usize>(t: &Tiles, i: usize, p: usize, k: usize, accumulate: bool) {
         unsafe {
             let mut acc = [[_mm256_setzero_ps(); 2]; M];
-            let (mut a, mut b) = (t.a.add(i * t.a_row), t.b.add(p * t.b_panel));
-            for _ in 0..k {
-                let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-                for r in 0..M {
-                    let x = _mm256_broadcast_ss(&*a.add(r * t.a_row));
-                    acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
-                    acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
-                }
-                a = a.wrapping_add(t.a_col);
-                b = b.wrapping_add(PANEL);
-            }
+            let mut b = t.b.add(p * t.b_panel);
+            let c = t.c.add(i * t.c_row + p * t.c_panel);
             for r in 0..M {
-                let c = t.c.add((i + r) * t.c_row + p * t.c_panel);
+                _mm_prefetch::<_MM_HINT_T0>(c.add(r * t.c_row) as *const i8);
+            }
+            macro_rules! step {
+                ($r:ident => $x:expr) => {{
+                    let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+                    for $r in 0..M {
+                        let x = _mm256_broadcast_ss(&*$x);
+                        acc[$r][0] = _mm256_fmadd_ps(x, b0, acc[$r][0]);
+                        acc[$r][1] = _mm256_fmadd_ps(x, b1, acc[$r][1]);
+                    }
+                    b = b.wrapping_add(PANEL);
+                }};
+            }
+            walk!(t, i, k, M, 6, step);
+            for r in 0..M {
+                let c = c.add(r * t.c_row);
                 if accumulate {
                     acc[r][0] = _mm256_add_ps(acc[r][0], _mm256_loadu_ps(c));
                     acc[r][1] = _mm256_add_ps(acc[r][1], _mm256_loadu_ps(c.add(8)));
@@ -485,21 +688,28 @@ mod x86 {
     unsafe fn tile_avx512<const M: usize, const P: usize>(t: &Tiles, i: usize, p: usize, k: usize, accumulate: bool) {
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); P]; M];
-            let (mut a, mut b) = (t.a.add(i * t.a_row), t.b.add(p * t.b_panel));
-            for _ in 0..k {
-                let mut columns = [_mm512_setzero_ps(); P];
-                for (q, column) in columns.iter_mut().enumerate() {
-                    *column = _mm512_loadu_ps(b.wrapping_add(q * t.b_panel));
+            let mut b = t.b.add(p * t.b_panel);
+            for r in 0..M {
+                for q in 0..P {
+                    _mm_prefetch::<_MM_HINT_T0>(t.c.add((i + r) * t.c_row + (p + q) * t.c_panel) as *const i8);
                 }
-                for r in 0..M {
-                    let x = _mm512_set1_ps(*a.add(r * t.a_row));
-                    for q in 0..P {
-                        acc[r][q] = _mm512_fmadd_ps(x, columns[q], acc[r][q]);
-                    }
-                }
-                a = a.wrapping_add(t.a_col);
-                b = b.wrapping_add(PANEL);
             }
+            macro_rules! step {
+                ($r:ident => $x:expr) => {{
+                    let mut columns = [_mm512_setzero_ps(); P];
+                    for (q, column) in columns.iter_mut().enumerate() {
+                        *column = _mm512_loadu_ps(b.wrapping_add(q * t.b_panel));
+                    }
+                    for $r in 0..M {
+                        let x = _mm512_set1_ps(*$x);
+                        for q in 0..P {
+                            acc[$r][q] = _mm512_fmadd_ps(x, columns[q], acc[$r][q]);
+                        }
+                    }
+                    b = b.wrapping_add(PANEL);
+                }};
+            }
+            walk!(t, i, k, M, 12, step);
             for r in 0..M {
                 for q in 0..P {
                     let c = t.c.add((i + r) * t.c_row + (p + q) * t.c_panel);
@@ -525,9 +735,16 @@ mod tests {
 
     #[test]
     fn gemm_and_weight_grad_match_f64() {
-        for (m, n, k) in
-            [(1, 1, 1), (5, 7, 3), (6, 16, 256), (100, 33, 300), (13, 64, 1024), (200, 48, 17), (97, 40, 513)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (5, 7, 3),
+            (1, 300, 70),
+            (6, 16, 256),
+            (100, 33, 300),
+            (13, 64, 1024),
+            (300, 48, 17),
+            (97, 40, 513),
+        ] {
             let (a, b) = (noise(m * k, 1), noise(k * n, 2));
             let mut panels = vec![0.0; k * n.next_multiple_of(PANEL)];
             pack_rows(&b, n, n, &mut panels);
@@ -553,6 +770,87 @@ mod tests {
                 }
             }
             assert!(dw.iter().all(|v| v.is_finite()));
+        }
+    }
+
+    /// Element (row, k) of the column matrix, by its definition.
+    fn column(x: &[f32], w: &Window, row: usize, k: usize) -> f64 {
+        let (pixels, c) = (w.out_height * w.out_width, w.channels);
+        let (image, at, tap) = (row / pixels, row % pixels, k / c);
+        let inside = |out: usize, tap: usize, pad: usize, size: usize| {
+            let at = (out * w.stride + tap).checked_sub(pad)?;
+            (at % w.dilation == 0 && at / w.dilation < size).then_some(at / w.dilation)
+        };
+        let y = inside(at / w.out_width, tap / w.kernel, w.pad_top, w.height);
+        let x_at = inside(at % w.out_width, tap % w.kernel, w.pad_left, w.width);
+        let (Some(y), Some(x_at)) = (y, x_at) else { return 0.0 };
+        x[((image * w.height + y) * w.width + x_at) * c + k % c] as f64
+    }
+
+    #[test]
+    fn convolutions_match_f64_on_any_number_of_threads() {
+        let same = |height, width, channels| Window {
+            height,
+            width,
+            channels,
+            out_height: height,
+            out_width: width,
+            kernel: 3,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            dilation: 1,
+        };
+        let down = |height: usize, width: usize, channels| Window {
+            out_height: height / 2,
+            out_width: width / 2,
+            stride: 2,
+            pad_top: 0,
+            pad_left: 0,
+            ..same(height, width, channels)
+        };
+        // Runs that are copied, that go several to a k-block, whole, and in parts; rows beyond one task and one block of dy.
+        let cases = [
+            (2, same(13, 14, 3), 19),
+            (2, same(13, 14, 66), 19),
+            (1, same(5, 7, 130), 33),
+            (1, same(4, 3, 301), 16),
+            (3, down(6, 9, 65), 17),
+            (1, down(2, 2, 270), 5),
+            (1, Window { out_height: 8, out_width: 6, dilation: 2, ..same(4, 3, 64) }, 20),
+            (1, same(2, 2, 1024), 3),
+        ];
+        for (images, w, n) in cases {
+            let (m, k) = (images * w.out_height * w.out_width, 9 * w.channels);
+            let (x, b, dy) = (noise(images * w.height * w.width * w.channels, 1), noise(k * n, 2), noise(m * n, 3));
+            let mut panels = vec![0.0; k * n.next_multiple_of(PANEL)];
+            pack_rows(&b, n, n, &mut panels);
+            let rows = Im2col { data: &x, window: w };
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let (mut y, mut dw) = (vec![f32::NAN; m * n], vec![f32::NAN; panels.len()]);
+                pool.install(|| {
+                    gemm(&rows, &panels, [m, n, k], &Epilogue::default(), &mut y);
+                    weight_grad(&rows, &dy, [m, n, 9, w.channels], &mut dw);
+                });
+                (y, dw)
+            };
+            let (y, dw) = run(1);
+            for threads in [2, 5] {
+                assert!(run(threads) == (y.clone(), dw.clone()), "{w:?} on {threads} threads");
+            }
+            let a: Vec<f64> = (0..m * k).map(|i| column(&x, &w, i / k, i % k)).collect();
+            for j in 0..n {
+                for i in 0..m {
+                    let s: f64 = (0..k).map(|l| a[i * k + l] * b[l * n + j] as f64).sum();
+                    assert!((y[i * n + j] as f64 - s).abs() < 3e-4, "{w:?} at {i},{j}");
+                }
+                for l in 0..k {
+                    let s: f64 = (0..m).map(|i| a[i * k + l] * dy[i * n + j] as f64).sum();
+                    let at = (j / PANEL) * k * PANEL + l * PANEL + j % PANEL;
+                    assert!((dw[at] as f64 - s).abs() < 3e-4, "dw {w:?} at {l},{j}");
+                }
+            }
         }
     }
 }

@@ -22,6 +22,15 @@ impl Level {
             Level::Avx512 => "AVX-512",
         }
     }
+
+    /// Rows of a register tile of the matrix product.
+    pub fn tile_rows(self) -> usize {
+        match self {
+            Level::Portable => 4,
+            Level::Avx2 => 6,
+            Level::Avx512 => 12,
+        }
+    }
 }
 
 /// The best level of this processor. `LANGEVIN_SIMD=portable|avx2` lowers it.

@@ -5,7 +5,7 @@
 //! copied, a block at a time.
 
 use super::{expect_inputs, expect_plain, expect_shape};
-use crate::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
+use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
@@ -254,9 +254,7 @@ fn forward(args: &Args) {
                 for p in (0..panels).step_by(2) {
                     let pair = 2.min(panels - p);
                     let products = Tiles {
-                        a: kb.as_ptr(),
-                        a_row: s.d + PAD,
-                        a_col: 1,
+                        a: Left::Rows { a: kb.as_ptr(), stride: s.d + PAD },
                         b: qt[p * s.d * PANEL..].as_ptr(),
                         b_panel: s.d * PANEL,
                         c: scores.as_mut_ptr(),
@@ -272,9 +270,7 @@ fn forward(args: &Args) {
                         exponentials(scores, &mut top[lanes.clone()], &mut total[lanes], out, key == 0);
                     }
                     let sums = Tiles {
-                        a: vb.as_ptr(),
-                        a_row: 1,
-                        a_col: s.dv + PAD,
+                        a: Left::Columns { a: vb.as_ptr(), stride: s.dv + PAD },
                         b: scores.as_ptr(),
                         b_panel: block * PANEL,
                         c: out[p * s.dv * PANEL..].as_mut_ptr(),
@@ -397,9 +393,9 @@ fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>
                 let again = query > 0;
                 // Panels of 16 keys, a row for each query, `rows` rows apart.
                 let right = |a: &[f32], width: usize, b: &[f32], c: &mut [f32]| {
-                    let (a_row, b_panel, c_panel) = (width + PAD, width * PANEL, rows * PANEL);
-                    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-                    let tiles = Tiles { a, a_row, a_col: 1, b, b_panel, c, c_row: PANEL, c_panel };
+                    let a = Left::Rows { a: a.as_ptr(), stride: width + PAD };
+                    let (b_panel, c_panel) = (width * PANEL, rows * PANEL);
+                    let tiles = Tiles { a, b: b.as_ptr(), b_panel, c: c.as_mut_ptr(), c_row: PANEL, c_panel };
                     // SAFETY: `count` rows of A, `panels` panels of B and of C.
                     unsafe { tiles.run([count, panels * PANEL, width], false) };
                 };
@@ -413,18 +409,16 @@ fn backward_keys(args: &Args, s: &Sizes, pair: usize, split: usize, dq: Ptr<f32>
                 }
                 // Transposed sums over the queries: `[width, keys]` in panels.
                 let left = |a: &[f32], width: usize, b: &[f32], c: &mut [f32]| {
-                    let (a_col, b_panel, c_panel) = (width + PAD, rows * PANEL, width * PANEL);
-                    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-                    let tiles = Tiles { a, a_row: 1, a_col, b, b_panel, c, c_row: PANEL, c_panel };
+                    let a = Left::Columns { a: a.as_ptr(), stride: width + PAD };
+                    let (b_panel, c_panel) = (rows * PANEL, width * PANEL);
+                    let tiles = Tiles { a, b: b.as_ptr(), b_panel, c: c.as_mut_ptr(), c_row: PANEL, c_panel };
                     // SAFETY: as above.
                     unsafe { tiles.run([width, panels * PANEL, count], again) };
                 };
                 left(dyb, s.dv, weights, dvt);
                 left(qb, s.d, slopes, dkt);
                 let tiles = Tiles {
-                    a: by_row.as_ptr(),
-                    a_row: block + PAD,
-                    a_col: 1,
+                    a: Left::Rows { a: by_row.as_ptr(), stride: block + PAD },
                     b: kr.as_ptr(),
                     b_panel: keys * PANEL,
                     // SAFETY: these queries' part of this head in this task's own dq.

@@ -1,7 +1,7 @@
 //! Products of matrices that both are computed, batch by batch.
 
 use super::{expect_inputs, expect_plain};
-use crate::cpu::gemm::{Tiles, pack_cols, pack_rows, with_buffers};
+use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::{PANEL, TensorType};
@@ -100,18 +100,16 @@ fn kernel(args: &Args) {
                     (_, false) => pack_rows(&b[k0 * n + col0..], n, width, pack),
                 }
                 // The columns of a transposed A lie far apart: they are brought together.
-                let (a, a_row, a_col) = if transpose_a {
+                let a = if transpose_a {
                     for (i, line) in pack_a.chunks_exact_mut(rows + A_PAD).enumerate().take(depth) {
                         line[..height].copy_from_slice(&a[(k0 + i) * m + row0..][..height]);
                     }
-                    (pack_a.as_ptr(), 1, rows + A_PAD)
+                    Left::Columns { a: pack_a.as_ptr(), stride: rows + A_PAD }
                 } else {
-                    (a.as_ptr().wrapping_add(row0 * k + k0), k, 1)
+                    Left::Rows { a: a.as_ptr().wrapping_add(row0 * k + k0), stride: k }
                 };
                 let tiles = Tiles {
                     a,
-                    a_row,
-                    a_col,
                     b: pack.as_ptr(),
                     b_panel: depth * PANEL,
                     c: out.raw().wrapping_add((i * m + row0) * n + col0),
