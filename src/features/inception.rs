@@ -46,7 +46,7 @@ impl Inception {
         let gain = self.checkpoint.read(&format!("{layer}.bn.weight"))?;
         let name = format!("{layer}.bn.running_var");
         let variance = self.checkpoint.read(&name)?;
-        if let Some(bad) = variance.iter().find(|v| !(f64::from(**v) + EPS > 0.0)) {
+        if let Some(bad) = variance.iter().find(|v| v.is_nan() || f64::from(**v) <= -EPS) {
             return Err(self.checkpoint.fail(&name, format!("holds {bad}, which is no variance")));
         }
         Ok(gain.iter().zip(&variance).map(|(g, v)| f64::from(*g) / (f64::from(*v) + EPS).sqrt()).collect())
