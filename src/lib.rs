@@ -60,6 +60,7 @@ pub mod data;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod features;
 pub mod files;
 pub mod graph;
 pub mod image;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Types that weights may have in a file.
-const FLOATS: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2];
+pub(crate) const FLOATS: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64, Dtype::F8_E4M3, Dtype::F8_E5M2];
 
 /// A network and where its weights are. Weights stay in the mapped file until a session asks for them.
 #[derive(Debug)]
@@ -307,7 +307,8 @@ pub fn save(
     write_atomic(folder.join("config.json"), texts.config.as_bytes())
 }
 
-fn read_text(path: &Path) -> Result<String> {
+/// The text of a small file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     if size > MAX_CONFIG_BYTES {
         return Err(Error::format(path, format!("{size} bytes are too many for a configuration")));

@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["files", "image", "weights", "data", "diffusion"],
     &["methods"],
     &["model"],
+    &["features"],
     &["sampler", "trainer", "bench"],
     &["run"],
     &["cli"],

@@ -13,6 +13,8 @@ pub enum Activation {
     Gelu,
     /// GELU with Φ approximated through tanh   (ibid., section 2)
     GeluTanh,
+    /// max(x, 0); the derivative at 0 is 0
+    Relu,
 }
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -25,6 +27,7 @@ impl Activation {
             1 => Activation::Silu,
             2 => Activation::Gelu,
             3 => Activation::GeluTanh,
+            4 => Activation::Relu,
             _ => Activation::Identity,
         }
     }
@@ -37,6 +40,14 @@ impl Activation {
             Activation::Silu => x * sigmoid(x),
             Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
             Activation::GeluTanh => 0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x))),
+            // NaN stays NaN, which `max` would hide.
+            Activation::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
         }
     }
 
@@ -56,6 +67,13 @@ impl Activation {
             Activation::GeluTanh => {
                 let t = tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x));
                 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x)
+            }
+            Activation::Relu => {
+                if x > 0.0 {
+                    1.0
+                } else {
+                    0.0
+                }
             }
         }
     }

@@ -96,7 +96,8 @@ pub struct Window {
     pub channels: usize,
     pub out_height: usize,
     pub out_width: usize,
-    pub kernel: usize,
+    /// Rows and columns.
+    pub kernel: [usize; 2],
     pub stride: usize,
     pub pad_top: usize,
     pub pad_left: usize,
@@ -105,6 +106,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// Pixels under the kernel.
+    pub fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
     /// Image, and the row and column of the padded, dilated input under tap (0, 0), of output pixel `row`.
     #[inline]
     fn corner(&self, row: usize) -> [usize; 3] {
@@ -162,7 +168,7 @@ impl Rows for Im2col<'_> {
         let (w, c) = (&self.window, self.window.channels);
         let corner = w.corner(row);
         let (tap, mut from) = (k0 / c, k0 % c);
-        let (mut ky, mut kx) = (tap / w.kernel, tap % w.kernel);
+        let (mut ky, mut kx) = (tap / w.kernel[1], tap % w.kernel[1]);
         let mut rest = &mut out[..k1 - k0];
         while !rest.is_empty() {
             let (to, after) = rest.split_at_mut((c - from).min(rest.len()));
@@ -171,7 +177,7 @@ impl Rows for Im2col<'_> {
                 None => to.fill(0.0),
             }
             (rest, from, kx) = (after, 0, kx + 1);
-            if kx == w.kernel {
+            if kx == w.kernel[1] {
                 (kx, ky) = (0, ky + 1);
             }
         }
@@ -216,6 +222,7 @@ simd! {
             Activation::Silu => for c in c.iter_mut() { *c = Activation::Silu.eval(*c); },
             Activation::Gelu => for c in c.iter_mut() { *c = Activation::Gelu.eval(*c); },
             Activation::GeluTanh => for c in c.iter_mut() { *c = Activation::GeluTanh.eval(*c); },
+            Activation::Relu => for c in c.iter_mut() { *c = Activation::Relu.eval(*c); },
         }
         if let Some(r) = e.residual {
             let at = row * n + n0;

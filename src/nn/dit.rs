@@ -57,7 +57,7 @@ fn patches(c: &DitConfig, b: &mut Builder, x: Value, [rows, cols]: [usize; 2]) -
     let table = b.graph.constant(TensorType::f32([rows, cols, width]), table)?;
     let spread = Broadcast::rows(batch, b.graph.ty(table));
     let table = b.graph.apply(spread, &[table])?;
-    let window = Window { kernel: c.patch, stride: c.patch, padding: Padding::default() };
+    let window = Window { kernel: [c.patch; 2], stride: c.patch, padding: Padding::default() };
     let x = b.conv("proj", x, window, Layer::new(width).residual(table, 1.0))?;
     b.reshape(x, [batch, n, width])
 }

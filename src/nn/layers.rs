@@ -94,18 +94,18 @@ impl Layer {
     }
 }
 
-/// Stride and padding of a convolution with a square kernel.
+/// Kernel (rows, columns), stride and padding of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    pub kernel: usize,
+    pub kernel: [usize; 2],
     pub stride: usize,
     pub padding: Padding,
 }
 
 impl Window {
-    /// An odd kernel that keeps the size.
+    /// An odd square kernel that keeps the size.
     pub fn same(kernel: usize) -> Self {
-        Window { kernel, stride: 1, padding: Padding::same(kernel / 2) }
+        Window { kernel: [kernel; 2], stride: 1, padding: Padding::same(kernel / 2) }
     }
 }
 
@@ -326,14 +326,15 @@ impl Builder {
         })
     }
 
-    /// y = x * W + …   x `[B, H, W, C]`, W in the file `[N, C, k, k]` → `[B, H', W', N]`
+    /// y = x * W + …   x `[B, H, W, C]`, W in the file `[N, C, k₀, k₁]` → `[B, H', W', N]`
     pub fn conv(&mut self, name: &str, x: Value, window: Window, layer: Layer) -> Result<Value> {
         self.scoped(name, |b| {
             let (c, n, kernel) = (b.channels(x), layer.outputs, window.kernel);
-            let ty = TensorType::panels([kernel * kernel, c, n]);
-            let bound = 1.0 / ((kernel * kernel * c) as f32).sqrt();
+            let [rows, cols] = kernel;
+            let ty = TensorType::panels([rows * cols, c, n]);
+            let bound = 1.0 / ((rows * cols * c) as f32).sqrt();
             let init = layer.init.unwrap_or(Init::Uniform(bound));
-            let mut operands = vec![x, b.parameter("weight", &[n, c, kernel, kernel], ty, Import::Conv, init)];
+            let mut operands = vec![x, b.parameter("weight", &[n, c, rows, cols], ty, Import::Conv, init)];
             b.operands(&mut operands, &layer, Import::Plain, bound);
             let Window { stride, padding, .. } = window;
             b.graph.apply(Conv2d { kernel, stride, padding, input_dilation: 1, epilogue: layer.epilogue() }, &operands)

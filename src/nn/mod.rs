@@ -1,8 +1,10 @@
 //! Networks: from a model's `config.json` to a graph and the list of its parameters under their public names.
 
 mod config;
+mod dinov2;
 mod dit;
 mod fields;
+mod inception;
 mod layers;
 mod params;
 mod song_unet;
@@ -14,6 +16,8 @@ pub use config::{
     ClassEmbedding, Config, DitConfig, EdmConfig, EmbeddingConfig, FeedForward, Level, Mid, Sampler, TextTime,
     TimeEmbedding, Unet2dConditionConfig, Unet2dConfig, UnetConfig,
 };
+pub use dinov2::Dinov2Config;
+pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
 use crate::graph::Graph;
@@ -93,7 +97,8 @@ pub struct Built {
     pub fixed: Vec<FixedTensor>,
     /// Names of tensors that some files hold and none needs.
     pub ignored: Vec<String>,
-    /// Name of the output, NHWC: `prediction`, or for EDM `denoised`.
+    /// Name of the output, NHWC: `prediction`, or for EDM `denoised`; `features` `[B, D]` for a feature network, which may
+    /// have the second output `logits`.
     pub output: &'static str,
 }
 

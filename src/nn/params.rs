@@ -10,7 +10,7 @@ pub enum Import {
     Plain,
     /// A matrix `[N, K]` (or a 1×1 convolution `[N, K, 1, 1]`) → `[K, N]`.
     Transpose,
-    /// A convolution `[O, I, k, k]` → `[k·k, I, O]`.
+    /// A convolution `[O, I, k₀, k₁]` → `[k₀·k₁, I, O]`.
     Conv,
     /// The weight `[3·C, K, 1, 1]` or bias `[3·C]` of EDM's attention, whose rows are interleaved: within a head, row
     /// 3·c + j belongs to q, k, v for j = 0, 1, 2 → columns q | k | v.

@@ -302,7 +302,7 @@ impl SongUnet<'_> {
         self.declare_filter(b, name);
         b.block(|b| {
             let margin = (f.len() - 1) / 2;
-            let window = Window { kernel: 3, stride: 1, padding: Padding::same(1 + margin) };
+            let window = Window { kernel: [3; 2], stride: 1, padding: Padding::same(1 + margin) };
             let init = xavier(9 * b.channels(pyramid), 9 * outputs, 1.0);
             let h = b.conv(name, pyramid, window, Layer::new(outputs).init(init))?;
             let h = b.graph.apply(Resample { pad: [0, 0], ..Resample::fir_down(f) }, &[h])?;

@@ -85,7 +85,7 @@ impl<F: Fn(&mut Builder, &str, Value, Place) -> Result<Value>> Unet<'_, F> {
             p => Padding::same(p),
         };
         let channels = b.channels(x);
-        b.conv("downsamplers.0.conv", x, Window { kernel: 3, stride: 2, padding }, Layer::new(channels))
+        b.conv("downsamplers.0.conv", x, Window { kernel: [3; 2], stride: 2, padding }, Layer::new(channels))
     }
 
     fn middle(&self, b: &mut Builder, x: Value, attention: bool) -> Result<Value> {

@@ -75,6 +75,7 @@ fn forward(args: &Args) {
         1 => elementwise(args, |[x]| Activation::Silu.eval(x)),
         2 => elementwise(args, |[x]| Activation::Gelu.eval(x)),
         3 => elementwise(args, |[x]| Activation::GeluTanh.eval(x)),
+        4 => elementwise(args, |[x]| Activation::Relu.eval(x)),
         _ => elementwise(args, |[x]| x),
     }
 }
@@ -84,6 +85,7 @@ fn backward(args: &Args) {
         1 => elementwise(args, |[x, dy]| dy * Activation::Silu.derivative(x)),
         2 => elementwise(args, |[x, dy]| dy * Activation::Gelu.derivative(x)),
         3 => elementwise(args, |[x, dy]| dy * Activation::GeluTanh.derivative(x)),
+        4 => elementwise(args, |[x, dy]| dy * Activation::Relu.derivative(x)),
         _ => elementwise(args, |[_, dy]| dy),
     }
 }

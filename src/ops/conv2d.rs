@@ -23,12 +23,13 @@ impl Padding {
     }
 }
 
-/// y = epilogue(x * W)   x `[B, H, W, C]`, W `[kernel², C, N]` in panels → y `[B, H', W', N]`,
-/// H' = (dilated H + top + bottom − kernel)/stride + 1. `input_dilation` d puts d−1 zeros between pixels: with it the data
+/// y = epilogue(x * W)   x `[B, H, W, C]`, W `[k₀·k₁, C, N]` in panels → y `[B, H', W', N]`,
+/// H' = (dilated H + top + bottom − k₀)/stride + 1, W' likewise with k₁. `input_dilation` d puts d−1 zeros between pixels: with it the data
 /// gradient of a strided convolution is a convolution too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
-    pub kernel: usize,
+    /// Rows and columns.
+    pub kernel: [usize; 2],
     pub stride: usize,
     pub padding: Padding,
     pub input_dilation: usize,
@@ -36,9 +37,9 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// A convolution with "same" padding for odd kernels and stride 1.
+    /// A convolution with a square kernel, "same" padding for odd ones, and stride 1.
     pub fn same(kernel: usize, epilogue: Epilogue) -> Self {
-        Conv2d { kernel, stride: 1, padding: Padding::same(kernel / 2), input_dilation: 1, epilogue }
+        Conv2d { kernel: [kernel; 2], stride: 1, padding: Padding::same(kernel / 2), input_dilation: 1, epilogue }
     }
 
     fn window(&self, op: &str, x: &TensorType) -> Result<Window> {
@@ -46,15 +47,15 @@ impl Conv2d {
         let [_, height, width, channels] = x.shape[..] else {
             return Err(Error::shape(op, format!("x must be [B, H, W, C], is {x}")));
         };
-        let size = |n: usize, a: usize, b: usize| {
+        let (p, [rows, cols]) = (self.padding, self.kernel);
+        let size = |n: usize, kernel: usize, a: usize, b: usize| {
             let padded = (n.max(1) - 1) * self.input_dilation + 1 + a + b;
-            (padded.checked_sub(self.kernel)).map(|n| n / self.stride + 1)
+            (padded.checked_sub(kernel)).filter(|_| kernel > 0 && self.stride > 0).map(|n| n / self.stride + 1)
         };
-        let p = self.padding;
-        let (Some(out_height), Some(out_width), true) =
-            (size(height, p.top, p.bottom), size(width, p.left, p.right), self.kernel > 0 && self.stride > 0)
+        let (Some(out_height), Some(out_width)) =
+            (size(height, rows, p.top, p.bottom), size(width, cols, p.left, p.right))
         else {
-            return Err(Error::shape(op, format!("a {0}×{0} kernel does not fit into {x} with {p:?}", self.kernel)));
+            return Err(Error::shape(op, format!("a {rows}×{cols} kernel does not fit into {x} with {p:?}")));
         };
         let (kernel, stride, dilation) = (self.kernel, self.stride, self.input_dilation);
         let (pad_top, pad_left) = (p.top, p.left);
@@ -63,7 +64,7 @@ impl Conv2d {
 
     /// A 1×1 convolution that reads every pixel once: a plain matrix product.
     fn is_pointwise(&self) -> bool {
-        self.kernel == 1 && self.stride == 1 && self.input_dilation == 1 && self.padding == Padding::default()
+        self.kernel == [1, 1] && self.stride == 1 && self.input_dilation == 1 && self.padding == Padding::default()
     }
 }
 
@@ -75,7 +76,8 @@ fn window_scalars(launch: Launch, w: &Window) -> Launch {
         w.channels,
         w.out_height,
         w.out_width,
-        w.kernel,
+        w.kernel[0],
+        w.kernel[1],
         w.stride,
         w.pad_top,
         w.pad_left,
@@ -92,15 +94,15 @@ fn window_of(args: &Args, at: usize) -> Window {
         channels: s(2),
         out_height: s(3),
         out_width: s(4),
-        kernel: s(5),
-        stride: s(6),
-        pad_top: s(7),
-        pad_left: s(8),
-        dilation: s(9),
+        kernel: [s(5), s(6)],
+        stride: s(7),
+        pad_top: s(8),
+        pad_left: s(9),
+        dilation: s(10),
     }
 }
 
-const WINDOW_SCALARS: usize = 10;
+const WINDOW_SCALARS: usize = 11;
 
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
@@ -111,8 +113,8 @@ impl Op for Conv2d {
         expect_inputs(self.name(), inputs, 2 + self.epilogue.operands())?;
         let [k, n] = expect_weight(self.name(), inputs[1])?;
         let w = self.window(self.name(), inputs[0])?;
-        if k != self.kernel * self.kernel * w.channels {
-            let reason = format!("a weight of {} does not fit x {} and kernel {}", inputs[1], inputs[0], self.kernel);
+        if k != w.taps() * w.channels {
+            let reason = format!("a weight of {} does not fit x {} and kernel {:?}", inputs[1], inputs[0], self.kernel);
             return Err(Error::shape(self.name(), reason));
         }
         let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
@@ -159,26 +161,31 @@ impl Conv2d {
         if self.input_dilation != 1 {
             return Err(Error::unsupported("the gradient of a dilated conv2d", "only gradients use input dilation"));
         }
-        let (k, p) = (self.kernel, self.padding);
-        let taps = k * k;
-        let turned = g.apply(TransposeWeight { taps }, &[w])?;
+        let ([rows, cols], p) = (self.kernel, self.padding);
+        let turned = g.apply(TransposeWeight { taps: rows * cols }, &[w])?;
         let (size, out) = (g.shape(x).to_vec(), g.shape(dy).to_vec());
         // What is missing at the far side so that the gradient has x's size; negative if the last pixels were never read.
-        let far = |n: usize, m: usize, near: usize| {
+        let far = |n: usize, m: usize, k: usize, near: usize| {
             let dilated = (m - 1) * self.stride + 1;
             (n + k - 1).checked_sub(dilated + (k - 1 - near.min(k - 1)))
         };
-        let (near_top, near_left) = ((k - 1).checked_sub(p.top), (k - 1).checked_sub(p.left));
+        let (near_top, near_left) = ((rows - 1).checked_sub(p.top), (cols - 1).checked_sub(p.left));
         let (Some(top), Some(left), Some(bottom), Some(right)) =
-            (near_top, near_left, far(size[1], out[1], p.top), far(size[2], out[2], p.left))
+            (near_top, near_left, far(size[1], out[1], rows, p.top), far(size[2], out[2], cols, p.left))
         else {
             return Err(Error::unsupported(
                 "the gradient of conv2d",
-                format!("padding {p:?} exceeds the {k}×{k} kernel"),
+                format!("padding {p:?} exceeds the {rows}×{cols} kernel"),
             ));
         };
         let padding = Padding { top, left, bottom, right };
-        let conv = Conv2d { kernel: k, stride: 1, padding, input_dilation: self.stride, epilogue: Epilogue::default() };
+        let conv = Conv2d {
+            kernel: self.kernel,
+            stride: 1,
+            padding,
+            input_dilation: self.stride,
+            epilogue: Epilogue::default(),
+        };
         g.apply(conv, &[dy, turned])
     }
 }
@@ -189,7 +196,7 @@ fn kernel(args: &Args) {
     let pixels = window.out_height * window.out_width;
     let epilogue = Epilogue::of(args, WINDOW_SCALARS + 2, pixels);
     let out = args.slice_mut::<f32>(args.len() - 1);
-    let (m, k) = (out.len() / n.max(1), window.kernel * window.kernel * window.channels);
+    let (m, k) = (out.len() / n.max(1), window.taps() * window.channels);
     let (x, w) = (args.slice(0), args.slice(1));
     if args.flag(WINDOW_SCALARS + 1) {
         gemm(&Matrix { data: x, stride: k }, w, [m, n, k], &epilogue, out);
@@ -216,7 +223,7 @@ impl Op for Conv2dWeightGrad {
         let out = TensorType { layout: Layout::Panels, ..TensorType::f32(self.shape.clone()) };
         let dy = [inputs[0].shape[0], w.out_height, w.out_width, out.cols()];
         super::expect_shape(self.name(), "dy", inputs[1], &dy)?;
-        if out.rows() != w.kernel * w.kernel * w.channels {
+        if out.rows() != w.taps() * w.channels {
             return Err(Error::shape(self.name(), format!("x {} does not make {out}", inputs[0])));
         }
         Ok(vec![out])
@@ -238,6 +245,6 @@ fn weight_grad_kernel(args: &Args) {
     let window = window_of(args, 0);
     let n = args.int(WINDOW_SCALARS);
     let dy = args.slice::<f32>(1);
-    let sizes = [dy.len() / n.max(1), n, window.kernel * window.kernel, window.channels];
+    let sizes = [dy.len() / n.max(1), n, window.taps(), window.channels];
     gemm::weight_grad(&Im2col { data: args.slice(0), window }, dy, sizes, args.slice_mut(2));
 }

@@ -218,6 +218,7 @@ fn forward(args: &Args) {
             Activation::Silu => apply(x, coefficients, y, |v| Activation::Silu.eval(v)),
             Activation::Gelu => apply(x, coefficients, y, |v| Activation::Gelu.eval(v)),
             Activation::GeluTanh => apply(x, coefficients, y, |v| Activation::GeluTanh.eval(v)),
+            Activation::Relu => apply(x, coefficients, y, |v| Activation::Relu.eval(v)),
         }
     };
     phases(&c, first, between, second);
@@ -334,6 +335,7 @@ fn backward(args: &Args) {
             Activation::Silu => upstream(x, dy, coefficients, dx, sums, |h| Activation::Silu.derivative(h)),
             Activation::Gelu => upstream(x, dy, coefficients, dx, sums, |h| Activation::Gelu.derivative(h)),
             Activation::GeluTanh => upstream(x, dy, coefficients, dx, sums, |h| Activation::GeluTanh.derivative(h)),
+            Activation::Relu => upstream(x, dy, coefficients, dx, sums, |h| Activation::Relu.derivative(h)),
         }
     };
     let between = |b: usize| {

@@ -139,6 +139,8 @@ pub struct Command {
     pub scalars: Vec<Scalar>,
     /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
+    /// Arguments that hold outputs of the op, whole after this launch.
+    pub outputs: Vec<usize>,
     pub op: &'static str,
     pub scope: Arc<str>,
     /// Cost of the op; zero for all but the first launch of one op.
@@ -445,7 +447,8 @@ impl<'a> Compiler<'a> {
         for (i, node) in self.live_nodes() {
             for (l, launch) in self.launches[i].iter().enumerate() {
                 let mut args = Vec::with_capacity(launch.args.len());
-                let mut writes = Vec::new();
+                let (mut writes, mut outputs) = (Vec::new(), Vec::new());
+                let last = l + 1 == self.launches[i].len();
                 for arg in &launch.args {
                     args.push(match arg {
                         Arg::Input(k) => self.slice(node.inputs[*k], buffers, plan)?,
@@ -453,6 +456,9 @@ impl<'a> Compiler<'a> {
                             // Later launches of an op may read what earlier ones wrote.
                             if l == 0 {
                                 writes.push(args.len());
+                            }
+                            if last {
+                                outputs.push(args.len());
                             }
                             self.slice(node.outputs[*k], buffers, plan)?
                         }
@@ -471,6 +477,7 @@ impl<'a> Compiler<'a> {
                     args,
                     scalars: launch.scalars.clone(),
                     writes,
+                    outputs,
                     op: node.op.name(),
                     scope: node.scope.clone(),
                     cost,
@@ -510,6 +517,7 @@ fn copy(target: Target, from: Slice, to: Slice) -> Command {
         args: vec![from, to],
         scalars: vec![],
         writes: vec![1],
+        outputs: vec![1],
         op: "copy",
         scope,
         cost,

@@ -219,10 +219,10 @@ fn poison(command: &Command, regions: &[Region], guard: usize) {
     }
 }
 
-/// Fails if a launch wrote a number that is none. Indices, seeds and labels are small integers or hashes that launches only
+/// Fails if a launch left a number that is none. Indices, seeds and labels are small integers or hashes that launches only
 /// read; what they write are f32.
 fn check_finite(program: &Program, command: &Command, regions: &[Region]) -> Result<()> {
-    for r in command.writes.iter().filter_map(|w| regions.get(*w)) {
+    for r in command.outputs.iter().filter_map(|w| regions.get(*w)) {
         // SAFETY: the region lies in the arena, aligned for f32, nothing runs, and every bit pattern is an f32.
         let numbers = unsafe { std::slice::from_raw_parts(r.ptr.cast::<f32>(), r.bytes / 4) };
         if let Some(value) = numbers.iter().find(|v| !v.is_finite()) {

@@ -1,13 +1,13 @@
 use crate::harness::{Case, Tensor, f32s, panels};
 use crate::linear::{all_epilogues, finish};
-use langevin::ops::{Conv2d, Epilogue, Padding};
+use langevin::ops::{Activation, Conv2d, Epilogue, Padding};
 
 fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
     let [b, h, w, c] = i[0].shape[..] else { unreachable!() };
     let n = *i[1].shape.last().unwrap();
-    let (k, p, d) = (conv.kernel, conv.padding, conv.input_dilation);
-    let oh = ((h - 1) * d + 1 + p.top + p.bottom - k) / conv.stride + 1;
-    let ow = ((w - 1) * d + 1 + p.left + p.right - k) / conv.stride + 1;
+    let ([k0, k1], p, d) = (conv.kernel, conv.padding, conv.input_dilation);
+    let oh = ((h - 1) * d + 1 + p.top + p.bottom - k0) / conv.stride + 1;
+    let ow = ((w - 1) * d + 1 + p.left + p.right - k1) / conv.stride + 1;
     let mut y = Tensor::zeros([b, oh, ow, n]);
     let inside = |at: usize, pad: usize, size: usize| {
         let at = at as isize - pad as isize;
@@ -16,8 +16,8 @@ fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
     for s in 0..b {
         for oy in 0..oh {
             for ox in 0..ow {
-                for ky in 0..k {
-                    for kx in 0..k {
+                for ky in 0..k0 {
+                    for kx in 0..k1 {
                         let (Some(iy), Some(ix)) =
                             (inside(oy * conv.stride + ky, p.top, h), inside(ox * conv.stride + kx, p.left, w))
                         else {
@@ -26,7 +26,7 @@ fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
                         for co in 0..n {
                             for ci in 0..c {
                                 *y.at_mut(&[s, oy, ox, co]) +=
-                                    i[0].at(&[s, iy, ix, ci]) * i[1].data[((ky * k + kx) * c + ci) * n + co];
+                                    i[0].at(&[s, iy, ix, ci]) * i[1].data[((ky * k1 + kx) * c + ci) * n + co];
                             }
                         }
                     }
@@ -40,7 +40,7 @@ fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
 
 fn check(conv: Conv2d, [b, h, w, c, n]: [usize; 5]) {
     let e = conv.epilogue;
-    let mut inputs = vec![f32s(&[b, h, w, c], 1), panels(&[conv.kernel * conv.kernel, c, n], 2)];
+    let mut inputs = vec![f32s(&[b, h, w, c], 1), panels(&[conv.kernel[0] * conv.kernel[1], c, n], 2)];
     let shape = reference(
         Conv2d { epilogue: Epilogue::default(), ..conv },
         &inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect::<Vec<_>>(),
@@ -72,16 +72,32 @@ fn kernels_strides_and_padding() {
         check(Conv2d::same(1, Epilogue::bias()), size);
         check(Conv2d::same(5, Epilogue::default()), size);
         check(down, size);
-        check(Conv2d { kernel: 1, padding: Padding::default(), ..down }, size);
+        check(Conv2d { kernel: [1; 2], padding: Padding::default(), ..down }, size);
         check(Conv2d { input_dilation: 2, ..plain }, size);
         if size[1] > 1 {
             check(Conv2d { padding: asymmetric, ..down }, size);
-            check(Conv2d { kernel: 2, padding: Padding::default(), ..down }, size);
-            check(Conv2d { kernel: 2, stride: 1, padding: asymmetric, ..down }, size);
+            check(Conv2d { kernel: [2; 2], padding: Padding::default(), ..down }, size);
+            check(Conv2d { kernel: [2; 2], stride: 1, padding: asymmetric, ..down }, size);
         }
     }
     check(plain, [2, 12, 12, 40, 35]);
     check(down, [2, 12, 12, 40, 35]);
+}
+
+/// Kernels of one row or one column and of uneven sides, padded as they keep the size or not at all.
+#[test]
+fn rectangular_kernels() {
+    for kernel in [[1, 7], [7, 1], [1, 3], [3, 1], [2, 5]] {
+        let [top, left] = kernel.map(|k| k / 2);
+        let same = Padding { top, left, bottom: kernel[0] - 1 - top, right: kernel[1] - 1 - left };
+        for padding in [same, Padding::default()] {
+            for stride in [1, 2] {
+                let conv = Conv2d { kernel, stride, padding, ..Conv2d::same(1, Epilogue::bias()) };
+                check(conv, [2, 7, 8, 3, 5]);
+            }
+        }
+        check(Conv2d { kernel, padding: same, ..Conv2d::same(1, Epilogue::bias()) }, [2, 12, 13, 20, 35]);
+    }
 }
 
 #[test]
@@ -89,4 +105,6 @@ fn epilogues() {
     for e in all_epilogues() {
         check(Conv2d::same(3, e), [2, 4, 3, 3, 5]);
     }
+    // Large, so that no finite difference is taken across the edge of ReLU.
+    check(Conv2d::same(3, Epilogue { activation: Activation::Relu, ..Epilogue::bias() }), [2, 12, 12, 40, 35]);
 }

@@ -63,6 +63,13 @@ fn group_norm() {
     }
 }
 
+/// Not by finite differences: some would be taken across the edge.
+#[test]
+fn group_norm_with_relu() {
+    let (op, shape) = (op(3, Activation::Relu, true), [2, 5, 4, 12]);
+    Case::new(format!("{op:?}"), op, inputs(&shape, true, 0.3, 1.0), |i| reference(op, i)).forward_only().check();
+}
+
 #[test]
 fn large_group_norms() {
     // Several chunks a sample, with samples and with chunks as tasks.
@@ -111,7 +118,8 @@ fn grad_reference(op: GroupNorm, i: &[Tensor]) -> Vec<Tensor> {
                 let p = (s * rows + k / width) * c + ch;
                 let norm = (x.data[p] - mean) * rstd;
                 let h = modulated(i, op.modulate, s, ch, norm);
-                let d = 1e-5;
+                // Small, so that next to no element lies within it of the edge of ReLU.
+                let d = 1e-8;
                 let e = dy.data[p] * (act(op.activation, h + d) - act(op.activation, h - d)) / (2.0 * d);
                 let scale = if op.modulate { 1.0 + i[3].data[s * c + ch] } else { 1.0 };
                 *dn = e * scale * i[1].data[ch];
@@ -136,8 +144,9 @@ fn grad_reference(op: GroupNorm, i: &[Tensor]) -> Vec<Tensor> {
 
 #[test]
 fn large_group_norm_gradients() {
-    for (shape, groups, modulate) in [(vec![1, 33, 31, 96], 32, false), (vec![4, 20, 20, 100], 4, true)] {
-        let op = op(groups, Activation::Silu, modulate);
+    let cases = [(vec![1, 33, 31, 96], 32, false), (vec![4, 20, 20, 100], 4, true)];
+    for ((shape, groups, modulate), act) in cases.into_iter().zip([Activation::Silu, Activation::Relu]) {
+        let op = op(groups, act, modulate);
         let mut inputs = inputs(&shape, modulate, 0.5, 1.0);
         let tensors: Vec<Tensor> = inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
         let stats = reference(op, &tensors).remove(1);

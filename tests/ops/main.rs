@@ -19,6 +19,7 @@ mod loss;
 mod matmul;
 mod optimizer;
 mod permute;
+mod pool;
 mod precondition;
 mod random;
 mod resample;
