@@ -266,7 +266,7 @@ pub fn save(
     write_atomic(folder.join("config.json"), texts.config.as_bytes())
 }
 
-fn read_text(path: &Path) -> Result<String> {
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     if size > MAX_CONFIG_BYTES {
         return Err(Error::format(path, format!("{size} bytes are too many for a configuration")));

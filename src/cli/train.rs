@@ -76,12 +76,7 @@ pub struct TrainArgs {
 
 pub fn run(args: TrainArgs, output: Output) -> Result<()> {
     let device: Device = args.device.parse()?;
-    let dtype = match args.save_dtype.as_str() {
-        "f32" => Dtype::F32,
-        "f16" => Dtype::F16,
-        "bf16" => Dtype::BF16,
-        other => return Err(Error::invalid("--save-dtype", format!("`{other}` is none of f32, f16, bf16"))),
-    };
+    let dtype = weight_type(&args.save_dtype)?;
     let (config, path) = network_config(&args.network)?;
     let data = Dataset::open(&args.data, &DatasetOptions::default())?;
     output.note(format!("{} images of {}×{}×{}", data.n, data.height, data.width, data.channels));
@@ -124,6 +119,16 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
         json!({ "out": args.out, "steps": args.steps, "seconds": seconds }),
     );
     Ok(())
+}
+
+/// The type of saved weights that a word names.
+pub fn weight_type(name: &str) -> Result<Dtype> {
+    match name {
+        "f32" => Ok(Dtype::F32),
+        "f16" => Ok(Dtype::F16),
+        "bf16" => Ok(Dtype::BF16),
+        other => Err(Error::invalid("--save-dtype", format!("`{other}` is none of f32, f16, bf16"))),
+    }
 }
 
 impl TrainArgs {
