@@ -537,7 +537,7 @@ fn training_refuses_what_does_not_fit() {
 /// A safetensors file of `n` grey images of 28×28, dark with a bright bar that lies (class 0) or stands (class 1).
 fn samples(place: &Place, name: &str, n: usize, first: usize, labelled: bool) {
     let pixel = |i: usize, y: usize, x: usize| {
-        let (along, across) = if i % 2 == 0 { (y, x) } else { (x, y) };
+        let (along, across) = if i.is_multiple_of(2) { (y, x) } else { (x, y) };
         if along / 4 == (i * 5 + first) % 7 && across > i % 11 { 0.8 } else { -0.9 }
     };
     let data = f32_bytes((0..n).flat_map(|i| (0..784).map(move |p| pixel(i, p / 28, p % 28))));

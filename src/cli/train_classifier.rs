@@ -14,12 +14,12 @@ use std::time::Instant;
 
 /// Train a small classifier on a labelled data set, for `langevin eval --features`
 ///
-/// 94,000 weights, 64 features. Ten epochs are enough for digits; small colour images take twenty, and --flip helps where left
-/// and right mean nothing.
+/// 94,000 weights, 64 features. A distance needs features that know the data, not the best of classifiers: the default steps take
+/// minutes. --flip helps where left and right mean the same.
 ///
 /// Examples:
 ///   langevin train-classifier --data t10k-images-idx3-ubyte.gz --holdout 1000 --out digits-classifier
-///   langevin train-classifier --data cifar10-train.zip --steps 6000 --flip --out cifar-classifier
+///   langevin train-classifier --data cifar10-train.zip --steps 3000 --flip --out cifar-classifier
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct TrainClassifierArgs {
