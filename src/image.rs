@@ -181,7 +181,7 @@ impl Image {
 }
 
 /// The inverse of the datasets' x / 127.5 − 1, rounded to the nearest.
-fn to_byte(value: f32) -> u8 {
+pub(crate) fn to_byte(value: f32) -> u8 {
     ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
 }
 

@@ -9,7 +9,8 @@
 //!    A sampler or a training step is a function that returns one, see [`methods`].
 //! 5. A [`Session`](schedule::Session) holds the arena and runs the schedule on a [`Device`].
 //!
-//! To sample images from a model, start at [`sampler`]; to train one, at [`trainer`]; to write an op, at [`graph::Op`].
+//! To sample images from a model, start at [`sampler`]; to train one, at [`trainer`]; to judge samples, at
+//! [`evaluator`]; to write an op, at [`graph::Op`].
 //! `docs/architecture.md` in the repository describes the parts and why they are so.
 //!
 //! The five steps by hand, for y = silu(x · W) and its gradient:
@@ -54,12 +55,15 @@
 //! ```
 
 pub mod bench;
+pub mod classifier;
 pub mod cli;
 pub mod cpu;
 pub mod data;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod eval;
+pub mod evaluator;
 pub mod features;
 pub mod files;
 pub mod graph;

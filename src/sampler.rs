@@ -212,6 +212,11 @@ impl Sampler<'_> {
         self.session.schedule()
     }
 
+    /// The class of each image; none if the model has no classes.
+    pub fn classes(&self) -> &[usize] {
+        &self.plan.classes
+    }
+
     fn load_weights(&mut self) -> Result<()> {
         for (prefix, model) in [("main", Some(self.model)), ("guide", self.request.guide)] {
             let Some(model) = model else { continue };

@@ -544,3 +544,111 @@ fn training_refuses_what_does_not_fit() {
     place.fail(1, "train --out run --resume", &["data set has changed"]);
     place.fail(1, &format!("train --network {} --data nowhere --out other", small.display()), &["nowhere"]);
 }
+
+// --- eval --------------------------------------------------------------------------------------------------------
+
+/// A safetensors file of `n` grey images of 28×28, dark with a bright bar that lies (class 0) or stands (class 1).
+fn samples(place: &Place, name: &str, n: usize, first: usize, labelled: bool) {
+    let pixel = |i: usize, y: usize, x: usize| {
+        let (along, across) = if i.is_multiple_of(2) { (y, x) } else { (x, y) };
+        if along / 4 == (i * 5 + first) % 7 && across > i % 11 { 0.8 } else { -0.9 }
+    };
+    let data = f32_bytes((0..n).flat_map(|i| (0..784).map(move |p| pixel(i, p / 28, p % 28))));
+    let end = data.len() as u64;
+    let labels: Vec<u8> = (0..n).flat_map(|i| (i as i64 % 2).to_le_bytes()).collect();
+    let mut header = entry("sample", "F32", &format!("[{n},1,28,28]"), 0, end);
+    if labelled {
+        header += &format!(",{}", entry("class_labels", "I64", &format!("[{n}]"), end, end + labels.len() as u64));
+    }
+    let labels = if labelled { labels } else { vec![] };
+    place.write(name, safetensors(&format!("{{{header}}}"), &[data, labels].concat()));
+}
+
+/// The same images as a data set: IDX with labels.
+fn digits(place: &Place, n: usize) {
+    let image = |i: usize| (0..784).map(move |p| ((p * (i + 3) / 7) % 251) as u8);
+    place.write(
+        "train-images-idx3-ubyte",
+        support::idx(&[n as u32, 28, 28], &(0..n).flat_map(image).collect::<Vec<_>>()),
+    );
+    let labels: Vec<u8> = (0..n).map(|i| (i % 2) as u8).collect();
+    place.write("train-labels-idx1-ubyte", support::idx(&[n as u32], &labels));
+}
+
+#[test]
+fn eval_measures_samples_and_keeps_the_reference() {
+    let place = Place::new();
+    samples(&place, "samples.safetensors", 30, 0, true);
+    digits(&place, 40);
+    let line =
+        "eval --samples samples.safetensors --reference train-images-idx3-ubyte --cache ref.safetensors --bootstrap 5";
+    let first = place.json(&format!("{line} --json"));
+    let value = |out: &serde_json::Value, name: &str| {
+        let rows = out["metrics"].as_array().unwrap();
+        rows.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no {name}: {out}")).clone()
+    };
+    let fd = value(&first, "fd-classifier");
+    assert!(fd["value"].as_f64().unwrap() > 0.1 && fd["interval"].is_array());
+    for name in
+        ["precision", "coverage", "is-classifier", "memorised", "class-share/9", "class-agreement", "fd-classifier/1"]
+    {
+        assert!(value(&first, name)["value"].is_number());
+    }
+    assert!(first["notes"].to_string().contains("singular"));
+    // The cache alone says the same.
+    let cached = place.json(&line.replace("--reference train-images-idx3-ubyte", "--json"));
+    assert_eq!(cached["metrics"], first["metrics"]);
+    let table = place.run(&format!("{line} --quiet --metrics fd,is"));
+    assert!(table.contains("fd-classifier ") && table.contains(" to ") && table.lines().count() == 3, "{table}");
+    // A model's own samples know their classes.
+    let model = "eval --model mnist-unet --steps 2 --n 6 --batch 6 --cache ref.safetensors --bootstrap 0 --json";
+    let drawn = place.json(model);
+    assert_eq!((drawn["samples"].as_u64(), value(&drawn, "class-agreement")["interval"].is_null()), (Some(6), true));
+}
+
+#[test]
+fn eval_refuses_what_it_cannot_measure() {
+    let place = Place::new();
+    samples(&place, "samples.safetensors", 8, 0, false);
+    digits(&place, 40);
+    let line = "eval --samples samples.safetensors --reference train-images-idx3-ubyte";
+    place.fail(1, &format!("{line} --metrics per-class"), &["per-class", "no labels"]);
+    place.fail(1, &format!("{line} --metrics fid"), &["fid", "prdc"]);
+    place.fail(1, &format!("{line} --features nowhere"), &["nowhere"]);
+    place.fail(1, &format!("{line} --bootstrap 1000000"), &["--bootstrap"]);
+    place.fail(1, "eval --samples samples.safetensors --cache none.safetensors", &["none.safetensors"]);
+    place.fail(2, "eval --samples samples.safetensors", &["--reference"]);
+    place.fail(2, &format!("{line} --model mnist-unet"), &["--model"]);
+    // Another reference under the same cache.
+    place.run(&format!("{line} --cache ref.safetensors --metrics fd --bootstrap 0 --quiet"));
+    digits(&place, 39);
+    place.fail(1, &format!("{line} --cache ref.safetensors"), &["ref.safetensors", "other data"]);
+    // One image, NaN, wrong sizes.
+    samples(&place, "one.safetensors", 1, 0, false);
+    let few = line.replace("samples.", "one.");
+    place.fail(1, &format!("{few} --metrics fd"), &["more than one image"]);
+    let nan = safetensors(&format!("{{{}}}", entry("sample", "F32", "[2,1,1,1]", 0, 8)), &f32_bytes([f32::NAN, 0.0]));
+    place.write("nan.safetensors", nan);
+    place.fail(1, &line.replace("samples.", "nan."), &["NaN"]);
+    let small = safetensors(&format!("{{{}}}", entry("sample", "F32", "[2,1,1,1]", 0, 8)), &f32_bytes([0.5, 0.0]));
+    place.write("small.safetensors", small);
+    place.fail(1, &line.replace("samples.", "small."), &["1×1×1", "28×28×1", "train-classifier"]);
+    place.write("other.safetensors", safetensors(&format!("{{{}}}", entry("x", "F32", "[1]", 0, 4)), &[0; 4]));
+    place.fail(1, &line.replace("samples.", "other."), &["sample", "missing"]);
+}
+
+#[test]
+fn a_classifier_trains_and_measures() {
+    let place = Place::new();
+    digits(&place, 40);
+    let line = "train-classifier --data train-images-idx3-ubyte --steps 3 --batch 8 --out classifier";
+    let out = place.json(&format!("{line} --holdout 10 --json"));
+    assert!((0.0..=1.0).contains(&out["accuracy"].as_f64().unwrap()));
+    place.run(
+        "eval --samples train-images-idx3-ubyte --reference train-images-idx3-ubyte --features classifier --quiet",
+    );
+    place.fail(1, &format!("{line} --holdout 33"), &["--batch", "7 images"]);
+    place.fail(1, &format!("{line} --save-dtype i8"), &["--save-dtype"]);
+    std::fs::remove_file(place.path("train-labels-idx1-ubyte")).unwrap();
+    place.fail(1, line, &["no labels"]);
+}

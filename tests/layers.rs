@@ -15,17 +15,26 @@ const LAYERS: &[&[&str]] = &[
     &["device"],
     &["schedule"],
     &["nn"],
-    &["files", "image", "weights", "data", "diffusion"],
+    &["files", "image", "weights", "data", "diffusion", "eval"],
     &["methods"],
     &["model"],
     &["features"],
     &["sampler", "trainer", "bench"],
     &["run"],
+    &["classifier"],
+    &["evaluator"],
     &["cli"],
 ];
 
 /// Who among neighbours may import whom.
-const BESIDE: &[(&str, &str)] = &[("weights", "files"), ("data", "files"), ("data", "weights"), ("image", "files")];
+const BESIDE: &[(&str, &str)] = &[
+    ("weights", "files"),
+    ("data", "files"),
+    ("data", "weights"),
+    ("image", "files"),
+    ("eval", "files"),
+    ("eval", "weights"),
+];
 
 /// Pairs that the order would allow and the design does not: devices know launches, not ops; noise levels and readers of
 /// files know nothing of networks.
@@ -42,6 +51,9 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("methods", "data"),
     ("methods", "weights"),
     ("methods", "image"),
+    ("methods", "eval"),
+    ("eval", "nn"),
+    ("eval", "schedule"),
 ];
 
 fn layer(module: &str) -> usize {

@@ -2,12 +2,14 @@
 
 mod bench;
 mod devices;
+mod eval;
 mod forward;
 mod inspect;
 mod plan;
 mod progress;
 mod sample;
 mod train;
+mod train_classifier;
 
 use crate::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -36,6 +38,8 @@ struct Cli {
 enum Command {
     Sample(sample::SampleArgs),
     Train(train::TrainArgs),
+    Eval(Box<eval::EvalArgs>),
+    TrainClassifier(train_classifier::TrainClassifierArgs),
     Forward(forward::ForwardArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
@@ -87,6 +91,8 @@ pub fn run() -> ExitCode {
     let result = set_up(&cli).and_then(|()| match cli.command {
         Command::Sample(args) => sample::run(args, output),
         Command::Train(args) => train::run(args, output),
+        Command::Eval(args) => eval::run(*args, output),
+        Command::TrainClassifier(args) => train_classifier::run(args, output),
         Command::Forward(args) => forward::run(args, output),
         Command::Plan(args) => plan::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),

@@ -70,9 +70,9 @@ pub struct RequestArgs {
     /// Classes, repeated over the images [default: all in turn]
     #[arg(long, value_delimiter = ',')]
     classes: Vec<usize>,
-    /// Number of images
-    #[arg(long, short, default_value_t = 20)]
-    n: usize,
+    /// Number of images [default: 20; eval: 1000]
+    #[arg(long, short)]
+    pub n: Option<usize>,
     /// Images computed at a time; changes none of them
     #[arg(long, default_value_t = 20)]
     batch: usize,
@@ -139,7 +139,7 @@ impl RequestArgs {
         request.options = Options { eta: self.eta, churn, guidance_interval };
         request.guide = files.guide.as_ref();
         request.classes = self.classes.clone();
-        (request.n, request.batch) = (self.n, self.batch);
+        (request.n, request.batch) = (self.n.unwrap_or(request.n), self.batch);
         request.size = self.size.as_deref().and_then(|s| Some([*s.first()?, *s.get(1)?]));
         request.seed = self.seed;
         if let Some(path) = &self.latents {

@@ -149,7 +149,7 @@ impl Rows for Im2col<'_> {
     fn lines<'a>(&'a self, row0: usize, count: usize, k0: usize, mut f: impl FnMut(usize, Option<&'a [f32]>)) {
         let (w, c) = (&self.window, self.window.channels);
         let (tap, from) = (k0 / c, k0 % c);
-        let (ky, kx) = (tap / w.kernel, tap % w.kernel);
+        let (ky, kx) = (tap / w.kernel[1], tap % w.kernel[1]);
         let [mut image, mut y, mut x] = w.corner(row0);
         for i in 0..count {
             f(i, w.pixel([image, y, x], ky, kx).map(|at| &self.data[at + from..at + c]));
@@ -788,8 +788,8 @@ mod tests {
             let at = (out * w.stride + tap).checked_sub(pad)?;
             (at % w.dilation == 0 && at / w.dilation < size).then_some(at / w.dilation)
         };
-        let y = inside(at / w.out_width, tap / w.kernel, w.pad_top, w.height);
-        let x_at = inside(at % w.out_width, tap % w.kernel, w.pad_left, w.width);
+        let y = inside(at / w.out_width, tap / w.kernel[1], w.pad_top, w.height);
+        let x_at = inside(at % w.out_width, tap % w.kernel[1], w.pad_left, w.width);
         let (Some(y), Some(x_at)) = (y, x_at) else { return 0.0 };
         x[((image * w.height + y) * w.width + x_at) * c + k % c] as f64
     }
@@ -802,7 +802,7 @@ mod tests {
             channels,
             out_height: height,
             out_width: width,
-            kernel: 3,
+            kernel: [3, 3],
             stride: 1,
             pad_top: 1,
             pad_left: 1,

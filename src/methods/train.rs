@@ -221,19 +221,19 @@ fn sum_program(regions: &Regions, sum: BufferId, how: TrainLowering, buffers: &m
 }
 
 /// Regions that hold all parameters one after the other.
-struct Regions {
-    params: BufferId,
-    grads: BufferId,
+pub(super) struct Regions {
+    pub params: BufferId,
+    pub grads: BufferId,
     moments: [BufferId; 2],
     emas: Vec<BufferId>,
     ty: TensorType,
     /// Parameters and gradients by their ports' names.
-    views: HashMap<String, BufferId>,
-    offsets: Vec<(Parameter, usize)>,
+    pub views: HashMap<String, BufferId>,
+    pub offsets: Vec<(Parameter, usize)>,
 }
 
 impl Regions {
-    fn declare(network: &Built, emas: usize, buffers: &mut Buffers) -> Result<Regions> {
+    pub fn declare(network: &Built, emas: usize, buffers: &mut Buffers) -> Result<Regions> {
         let mut offsets = Vec::new();
         let mut total = 0;
         for p in network.parameters.iter().filter(|p| p.trainable) {
@@ -325,7 +325,7 @@ fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, reco
     Ok(fuse(&g, Purpose::Inference)?.0)
 }
 
-fn optimizer_program(
+pub(super) fn optimizer_program(
     regions: &Regions,
     gradient: BufferId,
     how: TrainLowering,

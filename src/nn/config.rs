@@ -244,7 +244,7 @@ impl Fields {
 }
 
 /// A norm's groups must divide its channels.
-fn check_groups(fields: &Fields, field: &str, groups: usize, channels: &[usize]) -> Result<()> {
+pub(super) fn check_groups(fields: &Fields, field: &str, groups: usize, channels: &[usize]) -> Result<()> {
     match channels.iter().find(|c| *c % groups != 0) {
         Some(c) => Err(fields.fail(field, format!("{groups} groups do not divide {c} channels"))),
         None => Ok(()),

@@ -1,5 +1,6 @@
 //! Networks: from a model's `config.json` to a graph and the list of its parameters under their public names.
 
+mod classifier;
 mod config;
 mod dinov2;
 mod dit;
@@ -12,6 +13,7 @@ mod unet;
 mod unet2d;
 mod unet2d_condition;
 
+pub use classifier::ClassifierConfig;
 pub use config::{
     ClassEmbedding, Config, DitConfig, EdmConfig, EmbeddingConfig, FeedForward, Level, Mid, Sampler, TextTime,
     TimeEmbedding, Unet2dConditionConfig, Unet2dConfig, UnetConfig,

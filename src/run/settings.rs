@@ -7,7 +7,7 @@ use crate::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Weightin
 use crate::nn::{Config, Network};
 use crate::ops::OptimizerKind;
 use crate::trainer::{Ema, LrSchedule, TrainConfig};
-use crate::weights::Dtype;
+use crate::weights::{Dtype, weight_type};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -315,12 +315,7 @@ impl Settings {
 
     /// The type of exported weights.
     pub fn export_dtype(&self) -> Result<Dtype> {
-        match self.save_dtype.as_str() {
-            "f32" => Ok(Dtype::F32),
-            "f16" => Ok(Dtype::F16),
-            "bf16" => Ok(Dtype::BF16),
-            other => Err(Error::invalid("save_dtype", format!("`{other}` is none of f32, f16, bf16"))),
-        }
+        weight_type(&self.save_dtype)
     }
 }
 

@@ -334,7 +334,7 @@ fn write_weights(
 }
 
 /// A parameter's first numbers, in the file's order.
-fn draw(p: &Parameter, seed: u64, number: u32) -> Vec<f32> {
+pub(crate) fn draw(p: &Parameter, seed: u64, number: u32) -> Vec<f32> {
     let uniform = |i: u32| crate::methods::train::init_uniforms(seed, number, i);
     let of = |i: usize| match p.init {
         Init::Zeros => 0.0,

@@ -6,6 +6,7 @@ mod activation;
 mod attention;
 mod concat;
 mod conv2d;
+mod cross_entropy;
 mod elementwise;
 mod embedding;
 mod gate;
