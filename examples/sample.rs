@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let model = Model::open(args.next().unwrap_or_else(|| "mnist-unet".into()))?;
+    let model = Model::open(args.next().unwrap_or_else(|| "mnist-dit".into()))?;
     let out = args.next().unwrap_or_else(|| "example.png".into());
 
     let request = SampleRequest { n: 20, seed: 7, ..SampleRequest::new(&model) };

@@ -3,7 +3,7 @@
 //! ```no_run
 //! use langevin::{Device, Model, sampler::SampleRequest};
 //!
-//! let model = Model::open("mnist-unet")?;
+//! let model = Model::open("mnist-dit")?;
 //! let request = SampleRequest { n: 4, classes: vec![3], guidance_scale: 2.0, ..SampleRequest::new(&model) };
 //! let images = request.prepare(&model, Device::auto())?.run(&mut |progress| {
 //!     println!("{} of {} steps", progress.step, progress.steps);

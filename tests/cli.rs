@@ -264,7 +264,9 @@ fn other_commands_answer() {
     assert_eq!(devices["auto"], "cpu");
     assert!(devices["devices"].as_array().unwrap().iter().any(|d| d["name"] == "cuda" && d["available"] == false));
     assert!(place.run("completions bash").contains("_langevin"));
-    for command in ["sample", "train", "forward", "plan", "inspect", "bench", "devices", "completions"] {
+    for command in
+        ["sample", "train", "compare", "eval", "forward", "plan", "inspect", "bench", "devices", "completions"]
+    {
         assert!(place.run("--help").contains(command));
         assert!(!place.run(&format!("{command} --help")).is_empty());
     }
@@ -648,7 +650,7 @@ fn a_classifier_trains_and_measures() {
         "eval --samples train-images-idx3-ubyte --reference train-images-idx3-ubyte --features classifier --quiet",
     );
     place.fail(1, &format!("{line} --holdout 33"), &["--batch", "7 images"]);
-    place.fail(1, &format!("{line} --save-dtype i8"), &["--save-dtype"]);
+    place.fail(1, &format!("{line} --save-dtype i8"), &["save_dtype"]);
     std::fs::remove_file(place.path("train-labels-idx1-ubyte")).unwrap();
     place.fail(1, line, &["no labels"]);
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use langevin::data::Dataset;
-use langevin::run::{Entry, Run, Settings, plot, read_log};
+use langevin::run::{Entry, Run, Settings, read_log};
 use langevin::{Device, Error};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -174,10 +174,20 @@ fn what_is_watched_does_not_change_the_weights() {
             .count()
     };
     assert_eq!((events(&plain), events(&watched)), (1, 0));
-    // Two runs in one picture.
-    plot(place.0.path(), &[&plain, &watched]).unwrap();
-    let svg = std::fs::read_to_string(place.path("log.svg")).unwrap();
+    // Two runs in one table and one picture.
+    let out = Command::new(env!("CARGO_BIN_EXE_langevin"))
+        .args(["compare", "--n", "2", "--out"])
+        .args([&place.path("both"), &plain, &watched])
+        .output()
+        .unwrap();
+    let table = String::from_utf8(out.stdout).unwrap();
+    let line = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {table}"));
+    assert!(line("step").contains("20 of 20  ") && line("log_every").trim().ends_with('1'), "{table}");
+    assert!(!table.contains("\nlr "), "settings that agree are left out: {table}");
+    let svg = std::fs::read_to_string(place.path("both/log.svg")).unwrap();
     assert!(svg.contains("plain") && svg.contains("watched"));
+    let png = std::fs::read(place.path("both/samples.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
 }
 
 /// The log's bins hold all samples: their mean, weighted by counts that it does not tell, lies between the extremes; and the

@@ -162,7 +162,7 @@ fn the_null_class_is_not_for_data() {
         let made = Trainer::new(config, network, Path::new("config.json"), data.clone(), Device::Cpu);
         assert_eq!(made.is_ok(), fits, "{network}");
         if let Err(e) = made {
-            assert!(e.to_string().contains("--data: has label 2"), "{e}");
+            assert!(e.to_string().contains("data: has label 2"), "{e}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: every subcommand is a thin layer over the library.
 
 mod bench;
+mod compare;
 mod devices;
 mod eval;
 mod forward;
@@ -36,10 +37,11 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Sample(sample::SampleArgs),
+    Sample(Box<sample::SampleArgs>),
     Train(train::TrainArgs),
     Eval(Box<eval::EvalArgs>),
     TrainClassifier(train_classifier::TrainClassifierArgs),
+    Compare(compare::CompareArgs),
     Forward(forward::ForwardArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
@@ -89,10 +91,11 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let output = Output { quiet: cli.quiet, json: cli.json };
     let result = set_up(&cli).and_then(|()| match cli.command {
-        Command::Sample(args) => sample::run(args, output),
+        Command::Sample(args) => sample::run(*args, output),
         Command::Train(args) => train::run(args, output),
         Command::Eval(args) => eval::run(*args, output),
         Command::TrainClassifier(args) => train_classifier::run(args, output),
+        Command::Compare(args) => compare::run(args, output),
         Command::Forward(args) => forward::run(args, output),
         Command::Plan(args) => plan::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),

@@ -43,8 +43,8 @@ pub struct SampleArgs {
 /// What `sample` and `plan sample` share.
 #[derive(Args, Debug)]
 pub struct RequestArgs {
-    /// Model folder in diffusers' layout, or an embedded model: mnist-unet, mnist-unet-weak, mnist-dit
-    #[arg(long, default_value = "mnist-unet")]
+    /// Model folder in diffusers' layout, or an embedded model: mnist-dit, mnist-unet, mnist-unet-weak
+    #[arg(long, default_value = "mnist-dit")]
     pub model: PathBuf,
     /// ddim, ddpm, euler, euler-a, heun, dpmpp-2m, dpmpp-2m-sde or unipc [default: heun for EDM networks, else ddim]
     #[arg(long)]

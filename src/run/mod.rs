@@ -17,12 +17,14 @@
 //! Everything that changes the weights is a function of the settings, the data and the step's number, so that a run that was
 //! killed at any moment goes on from its last checkpoint as if nothing had happened, bit for bit.
 
+mod compare;
 mod events;
 mod folder;
 mod log;
 mod plots;
 mod settings;
 
+pub use compare::{Summary, differences};
 pub use folder::RunFolder;
 pub use log::{BIN_EDGES, Entry, read_log};
 pub use plots::plot;

@@ -149,7 +149,7 @@ settings! {
         checkpoint_every: usize = 0, free;
         /// Checkpoints to keep; older ones are removed
         keep: usize = 2, free;
-        /// Steps after which the model is exported for good, into step-<step>
+        /// Steps after which the model is exported for good, into the folder step-N
         save_at: Vec<usize> = vec![], free;
         /// Type of exported weights: f32, f16 or bf16
         save_dtype: String = "f32".into(), free;

@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_named() {
-        let cases: [(&str, fn(&mut TrainConfig)); 8] = [
+        type Change = fn(&mut TrainConfig);
+        let cases: [(&str, Change); 8] = [
             ("batch", |c| c.batch = 0),
             ("accumulate", |c| c.accumulate = 7),
             ("lr", |c| c.learning_rate = f64::NAN),

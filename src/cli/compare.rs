@@ -1,0 +1,99 @@
+//! `langevin compare`
+
+use super::Output;
+use crate::image::{BatchShape, grid};
+use crate::model::Model;
+use crate::run::{Summary, differences, plot};
+use crate::sampler::{Images, SampleRequest};
+use crate::{Device, Error, Result};
+use clap::Args;
+use serde_json::json;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Put training runs side by side: a table, their logs in one picture, samples from the same latents
+///
+/// Writes log.svg and samples.png (a row for each run that has a checkpoint) into --out.
+///
+/// Example: langevin compare runs/a runs/b --out comparison
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// Folders of runs
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Folder for the pictures
+    #[arg(long, default_value = ".")]
+    out: PathBuf,
+    /// Samples of each run; 0: none
+    #[arg(long, default_value_t = 8)]
+    n: usize,
+    #[arg(long, default_value_t = 1.0)]
+    guidance: f64,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+pub fn run(args: CompareArgs, output: Output) -> Result<()> {
+    let device: Device = args.device.parse()?;
+    let runs = args.runs.iter().map(|path| Summary::read(path)).collect::<Result<Vec<_>>>()?;
+    let differ = differences(&runs)?;
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    let begun: Vec<&Path> = runs.iter().filter(|r| r.last.is_some()).map(|r| r.path.as_path()).collect();
+    if !begun.is_empty() {
+        plot(&args.out, &begun)?;
+    }
+    let rows: Vec<&Path> = runs.iter().map(|r| r.path.as_path()).filter(|p| p.join("model").is_dir()).collect();
+    if args.n > 0 && !rows.is_empty() {
+        let sets = rows.iter().map(|path| samples(path, &args, device)).collect::<Result<Vec<_>>>()?;
+        picture(&sets, &rows, args.n)?.save_png(args.out.join("samples.png"))?;
+    }
+    let settings: serde_json::Map<_, _> = differ.iter().map(|(key, values)| (key.clone(), json!(values))).collect();
+    output.result(table(&runs, &differ), json!({ "runs": runs, "settings": settings }));
+    Ok(())
+}
+
+fn samples(run: &Path, args: &CompareArgs, device: Device) -> Result<Images> {
+    let model = Model::open(run)?;
+    let defaults = SampleRequest::new(&model);
+    let (n, guidance_scale, seed) = (args.n, args.guidance, args.seed);
+    let request = SampleRequest { n, batch: n.min(defaults.batch), guidance_scale, seed, ..defaults };
+    request.prepare(&model, device)?.run(&mut |_| super::check_interrupt())
+}
+
+/// A row of pictures for each run.
+fn picture(sets: &[Images], rows: &[&Path], columns: usize) -> Result<crate::image::Image> {
+    let [_, c, h, w] = sets[0].shape;
+    if let Some(other) = sets.iter().position(|s| s.shape != sets[0].shape) {
+        let reason = format!("{} and {} draw images of different sizes", rows[0].display(), rows[other].display());
+        return Err(Error::invalid("compare", format!("{reason}; --n 0 leaves them out")));
+    }
+    let data: Vec<f32> = sets.iter().flat_map(|s| s.data.iter().copied()).collect();
+    grid(&data, BatchShape::nchw(columns * sets.len(), c, h, w), columns, 2)
+}
+
+fn table(runs: &[Summary], differ: &[(String, Vec<String>)]) -> String {
+    let number = |v: Option<f64>| v.map_or_else(|| "-".to_string(), |v| format!("{v:.5}"));
+    let mut lines = vec![("run".to_string(), runs.iter().map(|r| r.path.display().to_string()).collect::<Vec<_>>())];
+    let mut line =
+        |name: &str, cell: &dyn Fn(&Summary) -> String| lines.push((name.into(), runs.iter().map(cell).collect()));
+    line("step", &|r| format!("{} of {}", r.last.as_ref().map_or(0, |e| e.step), r.steps));
+    line("images", &|r| r.last.as_ref().map_or(0, |e| e.images).to_string());
+    line("loss", &|r| number(r.last.as_ref().map(|e| e.loss)));
+    line("least loss", &|r| number(r.least_loss));
+    line("grad norm", &|r| number(r.last.as_ref().map(|e| e.grad_norm)));
+    line("images/s", &|r| r.last.as_ref().map_or("-".into(), |e| format!("{:.1}", e.images_per_second)));
+    lines.extend(differ.iter().cloned());
+    let name = lines.iter().map(|(n, _)| n.chars().count()).max().unwrap_or(0);
+    let width = lines.iter().flat_map(|(_, cells)| cells).map(|c| c.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (key, cells) in lines {
+        let _ = write!(text, "{key:name$}");
+        cells.iter().for_each(|cell| {
+            let _ = write!(text, "  {cell:>width$}");
+        });
+        text.push('\n');
+    }
+    text.trim_end().to_owned()
+}
