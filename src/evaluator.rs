@@ -131,7 +131,7 @@ impl FeatureExtractor {
     /// The statistics of a set of real images.
     pub fn reference(&mut self, data: &Dataset, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Reference> {
         let features = self.extract("the reference images", data, progress)?.features;
-        let origin = Origin { network: self.fingerprint.clone(), data: fingerprint(data) };
+        let origin = Origin { network: self.fingerprint.clone(), data: data_fingerprint(data) };
         Reference::new(origin, features, data.labels.clone())
     }
 
@@ -146,11 +146,9 @@ impl FeatureExtractor {
     }
 }
 
-/// Size and checksums of a data set: another set has another one, but for chance.
-pub fn fingerprint(data: &Dataset) -> String {
-    let Dataset { n, height, width, channels, .. } = data;
-    let labels: Vec<u8> = data.labels.iter().flatten().flat_map(|l| l.to_le_bytes()).collect();
-    format!("{n}x{height}x{width}x{channels}-{:08x}-{:08x}", checksum([&data.images[..]]), checksum([&labels[..]]))
+/// A data set's [`Dataset::fingerprint`] as a reference's file holds it.
+pub fn data_fingerprint(data: &Dataset) -> String {
+    format!("{:032x}", data.fingerprint())
 }
 
 fn fingerprint_weights(weights: &Weights) -> Result<u32> {

@@ -6,7 +6,7 @@ use langevin::eval::{
     Bootstrap, ClassProbabilities, Features, Frechet, Moments, NEIGHBOURS, Origin, Reference, nearest, nearest_others,
     neighbourhood, quantile,
 };
-use langevin::evaluator::{Extracted, FeatureExtractor, Metric, evaluate, fingerprint, pictures};
+use langevin::evaluator::{Extracted, FeatureExtractor, Metric, data_fingerprint, evaluate, pictures};
 use langevin::sampler::Images;
 use langevin::weights::Dtype;
 use langevin::{Device, Error};
@@ -268,7 +268,7 @@ fn what_cannot_be_measured_is_said() {
     let error = network.extract("the samples", &wide, &mut |_| Ok(())).unwrap_err().to_string();
     assert!(error.contains("28×14×1") && error.contains("train-classifier"), "{error}");
     assert!(ClassifierTrainer::new(ClassifierTrainConfig::default(), &data, Device::Cpu).is_err(), "no labels");
-    assert_ne!(fingerprint(&data), fingerprint(&one));
+    assert_ne!(data_fingerprint(&data), data_fingerprint(&one));
     let nan = Images { data: vec![f32::NAN; 4], shape: [1, 1, 2, 2] };
     assert!(pictures(&nan, None).is_err());
     let colour = Images { data: vec![-1.0, 1.0, 0.0, 2.0, -3.0, 1.0], shape: [1, 3, 1, 2] };

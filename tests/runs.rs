@@ -210,6 +210,17 @@ fn the_log_says_what_happened() {
     assert!(text.contains("# Peak learning rate\nlr = 0.001\n"), "{text}");
 }
 
+/// Killed after the last checkpoint and before the export of its model.
+#[test]
+fn a_finished_run_has_its_model() {
+    let place = Place::new();
+    let run = place.train("run", |s| s.steps = 3);
+    let before = weights(&run, "model");
+    std::fs::remove_dir_all(run.join("model")).unwrap();
+    Run::resume(&run, |s| Ok(s.clone()), Device::Cpu).unwrap().finish(&mut |_, _| Ok(())).unwrap();
+    assert_eq!(weights(&run, "model"), before);
+}
+
 #[test]
 fn one_process_at_a_time() {
     let place = Place::new();

@@ -6,7 +6,7 @@ use super::sample::RequestArgs;
 use crate::classifier::EMBEDDED;
 use crate::data::{Dataset, DatasetOptions};
 use crate::eval::{Bootstrap, Reference};
-use crate::evaluator::{Evaluation, FeatureExtractor, Metric, evaluate, fingerprint, pictures};
+use crate::evaluator::{Evaluation, FeatureExtractor, Metric, data_fingerprint, evaluate, pictures};
 use crate::files::AtomicFile;
 use crate::sampler::Images;
 use crate::weights::Weights;
@@ -112,7 +112,7 @@ fn reference(args: &EvalArgs, network: &mut FeatureExtractor, output: Output) ->
     let data = args.reference.as_ref().map(|path| Dataset::open(path, &DatasetOptions::default())).transpose()?;
     let cache = args.cache.as_deref();
     if let Some(cache) = cache.filter(|c| data.is_none() || c.exists()) {
-        let data = data.as_ref().map(fingerprint);
+        let data = data.as_ref().map(data_fingerprint);
         let reference = Reference::open(cache, network.fingerprint(), data.as_deref())?;
         output.note(format!("{} reference images from {}", reference.features.n(), cache.display()));
         return Ok(reference);

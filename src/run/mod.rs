@@ -139,19 +139,20 @@ impl Run {
                 events.write(entry)?;
             }
             let watched = watch(self, &report);
-            let checkpoint = last || due(self.settings.checkpoint_every);
-            if checkpoint || watched.is_err() {
-                self.checkpoint()?;
-            }
-            watched?;
+            // Before the checkpoint: a kill in between repeats them, the other way round it would lose them.
             if self.settings.save_at.contains(&report.step) {
                 self.export_to(&self.folder.path().join(format!("step-{}", report.step)), 0)?;
             }
             if due(self.settings.grid_every) || (last && self.settings.grid_every > 0) {
-                self.grid(report.step, !checkpoint)?;
+                self.grid(report.step)?;
             }
+            if watched.is_err() || (due(self.settings.checkpoint_every) && !last) {
+                self.checkpoint()?;
+            }
+            watched?;
         }
-        Ok(())
+        // Also where a run was killed between its last checkpoint and its last export.
+        self.checkpoint()
     }
 
     /// Saves all that resuming needs, the averaged weights as models, and the plots.
@@ -178,11 +179,9 @@ impl Run {
     }
 
     /// Samples from the first average, from the same latents each time. Nothing of the training changes.
-    fn grid(&mut self, step: usize, export: bool) -> Result<()> {
+    fn grid(&mut self, step: usize) -> Result<()> {
         let folder = self.model_folder(0);
-        if export {
-            self.export_to(&folder, 0)?;
-        }
+        self.export_to(&folder, 0)?;
         let model = Model::open(&folder)?;
         let n = self.settings.grid_n.max(1);
         let defaults = SampleRequest::new(&model);
