@@ -106,8 +106,18 @@ impl Trainer {
         self.training.offsets.iter().map(|(p, _)| p.elements()).sum()
     }
 
-    /// One step on the next batch. An error leaves the weights as they were before it.
+    /// One step on the next batch. After an error the next call tries the same step again; the weights are as they were, but
+    /// where only the loss overflowed and its gradient did not.
     pub fn step(&mut self) -> Result<StepReport> {
+        let report = self.try_step();
+        if report.is_err() {
+            // It is ahead by the batch of the failed step.
+            self.loader = None;
+        }
+        report
+    }
+
+    fn try_step(&mut self) -> Result<StepReport> {
         let (levels, data_wait) = self.write_batch()?;
         self.session.check_numerics(self.config.check_numerics);
         self.session.run(&mut |_, _| Ok(())).map_err(|e| self.at_step(e))?;
