@@ -2,9 +2,9 @@
 
 use crate::diffusion::{SamplerConfig, SamplerKind, Space};
 use crate::files::write_atomic;
-use crate::nn::{Built, Config, InputSpec, Network, Parameter};
+use crate::nn::{Adapter, Built, Config, InputSpec, LowRank, Network, Parameter, adaptable_layers, adapter_parameter};
 use crate::schedule::{BufferId, Session};
-use crate::weights::{Dtype, TensorSpec, Weights, WriteOptions, write};
+use crate::weights::{Dtype, LoraFile, TensorSpec, Weights, WriteOptions, write};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,16 @@ pub struct Model {
     scheduler: Option<(PathBuf, String)>,
     path: PathBuf,
     embedded: bool,
+    adapters: Vec<Attached>,
+}
+
+/// A LoRA on a model: what it adds to the graph, and where its weights are.
+#[derive(Debug)]
+struct Attached {
+    adapter: Adapter,
+    file: LoraFile,
+    /// The first factor, see [`Adapter::scale`].
+    scale: f32,
 }
 
 /// Models that ship with the library, trained by langevin itself on MNIST; see `assets/README.md`.
@@ -81,8 +91,8 @@ impl Embedded {
 }
 
 impl Model {
-    /// Opens a folder in the layout of diffusers (`config.json` and safetensors), an embedded model by its name, or the model
-    /// in a run's folder.
+    /// Opens a folder in the layout of diffusers (`config.json` and safetensors), an embedded model by its name, the model in a
+    /// run's folder, or a folder that PEFT saved an adapter in: the model that it names, adapted.
     pub fn open(path: impl AsRef<Path>) -> Result<Model> {
         let path = path.as_ref();
         if let Some(embedded) = Embedded::ALL.into_iter().find(|e| Path::new(e.name()) == path && !path.exists()) {
@@ -93,15 +103,88 @@ impl Model {
             let reason = format!("is neither a model folder nor one of the embedded models ({names})");
             return Err(Error::format(path, reason));
         }
-        let inner = path.join("model");
-        let path = if !path.join("config.json").is_file() && inner.is_dir() { inner.as_path() } else { path };
+        let path = &model_folder(path);
+        if !path.join("config.json").is_file() && LoraFile::is_adapter_folder(path) {
+            return Model::open_adapted(path);
+        }
         let config_path = path.join("config.json");
         let config = read_text(&config_path)?;
         let network = Network::from_config(&config, &config_path)?;
-        let candidates = [path.join("scheduler_config.json"), path.join("../scheduler/scheduler_config.json")];
-        let scheduler = candidates.into_iter().find(|p| p.is_file());
-        let scheduler = scheduler.map(|p| read_text(&p).map(|text| (p, text))).transpose()?;
-        Ok(Model { network, weights: Weights::open(path)?, config, scheduler, path: path.to_owned(), embedded: false })
+        let scheduler = scheduler_beside(path)?;
+        let (weights, path) = (Weights::open(path)?, path.to_owned());
+        Ok(Model { network, weights, config, scheduler, path, embedded: false, adapters: vec![] })
+    }
+
+    /// The model of an adapter's folder.
+    fn open_adapted(path: &Path) -> Result<Model> {
+        let file = LoraFile::open(path)?;
+        let missing = || {
+            let reason = "its adapter_config.json names no base model; open that model and add this as a LoRA";
+            Error::format(path, reason)
+        };
+        let base = file.base().ok_or_else(missing)?.to_owned();
+        if LoraFile::is_adapter_folder(&base) {
+            return Err(Error::format(path, format!("its base model {} is an adapter too", base.display())));
+        }
+        let mut model = Model::open(&base)?;
+        model.attach(file, 1.0)?;
+        model.scheduler = scheduler_beside(path)?.or(model.scheduler);
+        Ok(Model { path: path.to_owned(), embedded: false, ..model })
+    }
+
+    /// Adds a LoRA: a safetensors file under kohya's, PEFT's or diffusers' names, or a folder that PEFT saved. It is not merged:
+    /// `scale` (1: as trained, any sign) is a number in the arena. Several may be added; the numbers of the first one's
+    /// parameters are those of `lora0/…`, and so on.
+    ///
+    /// # Errors
+    /// Those of [`LoraFile::open`]; [`Error::Format`] listing pairs whose layers this network does not have;
+    /// [`Error::Tensor`] for one whose shape does not fit.
+    pub fn with_lora(mut self, path: impl AsRef<Path>, scale: f64) -> Result<Model> {
+        self.attach(LoraFile::open(path)?, scale)?;
+        Ok(self)
+    }
+
+    fn attach(&mut self, file: LoraFile, scale: f64) -> Result<()> {
+        if !scale.is_finite() {
+            return Err(Error::invalid("lora", format!("a scale of {scale} is not finite")));
+        }
+        let [height, width] = self.network.sample_size().unwrap_or([64, 64]);
+        let built = self.network.build(&InputSpec::new(1, height, width))?;
+        let layers = adaptable_layers(&built.parameters);
+        let mut adapter = Adapter { name: format!("lora{}", self.adapters.len()), layers: Default::default() };
+        let mut unknown = Vec::new();
+        for pair in file.pairs() {
+            let Some(layer) = layers.iter().find(|l| pair.adapts(&l.name)) else {
+                unknown.push(pair.down.as_str());
+                continue;
+            };
+            let low = LowRank { rank: pair.rank, alpha: pair.alpha };
+            if adapter.layers.insert(layer.name.clone(), low).is_some() {
+                let reason = format!("is a second pair for `{}`", layer.name);
+                return Err(Error::tensor(file.weights().path(), &pair.down, reason));
+            }
+        }
+        if !unknown.is_empty() {
+            let names = unknown.iter().take(20).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+            let more = if unknown.len() > 20 { format!(" and {} more", unknown.len() - 20) } else { String::new() };
+            let reason = format!("this {} has no layers for {names}{more}", self.network.class_name());
+            return Err(Error::format(file.weights().path(), reason));
+        }
+        let attached = Attached { adapter, file, scale: scale as f32 };
+        let adapted = [attached.adapter.clone()];
+        let built = self.network.build_adapted(&InputSpec::new(1, height, width), &adapted)?;
+        for p in &built.parameters {
+            if let (Some(name), weights) = (attached.tensor(&p.name), attached.file.weights()) {
+                self.check_tensor(p, weights, &name)?;
+            }
+        }
+        self.adapters.push(attached);
+        Ok(())
+    }
+
+    /// The LoRAs on it, in the order in which they were added.
+    pub fn adapters(&self) -> impl ExactSizeIterator<Item = &Adapter> {
+        self.adapters.iter().map(|a| &a.adapter)
     }
 
     /// A model that ships with the library.
@@ -116,6 +199,7 @@ impl Model {
             scheduler: scheduler.map(|text| (path.join("scheduler_config.json"), text.into())),
             path,
             embedded: true,
+            adapters: vec![],
         })
     }
 
@@ -176,7 +260,8 @@ impl Model {
     /// The network's graph for one batch and size, its weights checked against the files: every tensor there, none too many,
     /// all of the right shape.
     pub fn build(&self, spec: &InputSpec) -> Result<Built> {
-        let built = self.network.build(spec)?;
+        let adapters: Vec<Adapter> = self.adapters().cloned().collect();
+        let built = self.network.build_adapted(spec, &adapters)?;
         self.check(&built)?;
         Ok(built)
     }
@@ -193,12 +278,12 @@ impl Model {
         let mut known: std::collections::HashSet<String> = built.fixed.iter().map(|f| f.name.clone()).collect();
         known.extend(built.ignored.iter().cloned());
         let mut missing = Vec::new();
-        for p in &built.parameters {
+        for p in built.parameters.iter().filter(|p| adapter_parameter(&p.name).is_none()) {
             let Some(name) = self.file_name(p) else {
                 missing.push(p.name.as_str());
                 continue;
             };
-            self.check_parameter(p, &name)?;
+            self.check_tensor(p, &self.weights, &name)?;
             known.insert(name);
         }
         let path = self.weights.path();
@@ -217,8 +302,8 @@ impl Model {
 
     /// Fails unless the tensor that holds a parameter has its shape, and numbers that can be weights: integers are quantised
     /// ones, which mean nothing without their scales.
-    fn check_parameter(&self, p: &Parameter, name: &str) -> Result<()> {
-        let Some(info) = self.weights.info(name) else { return Ok(()) };
+    fn check_tensor(&self, p: &Parameter, weights: &Weights, name: &str) -> Result<()> {
+        let Some(info) = weights.info(name) else { return Ok(()) };
         let class = self.network.class_name();
         let reason = if !p.accepts(&info.shape) {
             format!("has shape {:?}, {class} needs {:?}", info.shape, p.shape)
@@ -227,7 +312,7 @@ impl Model {
         } else {
             return Ok(());
         };
-        Err(Error::tensor(self.weights.path(), name, reason))
+        Err(Error::tensor(weights.path(), name, reason))
     }
 
     /// Writes parameters into a session's buffers. The files' pages are let go as soon as they were read.
@@ -246,17 +331,54 @@ impl Model {
 
     /// A parameter's numbers in the file's order.
     pub fn read(&self, p: &Parameter, out: &mut Vec<f32>) -> Result<()> {
-        let missing = || Error::tensor(self.weights.path(), &p.name, "is missing");
-        let name = self.file_name(p).ok_or_else(missing)?;
         out.resize(p.elements(), 0.0);
-        self.weights.read_f32_into(&name, out)?;
-        self.weights.release(&name);
+        let mut weights = &self.weights;
+        let mut name = self.file_name(p);
+        if let Some(attached) = self.adapters.iter().find(|a| a.owns(p)) {
+            if p.name == attached.adapter.scale() {
+                out.fill(attached.scale);
+                return Ok(());
+            }
+            (weights, name) = (attached.file.weights(), attached.tensor(&p.name));
+        }
+        let name = name.ok_or_else(|| Error::tensor(weights.path(), &p.name, "is missing"))?;
+        weights.read_f32_into(&name, out)?;
+        weights.release(&name);
         Ok(())
     }
 }
 
-/// The text of a network's configuration and what to call it in errors: of a config.json, of the one in a folder, of an
-/// embedded model, or of the preset `edm-cifar10`.
+impl Attached {
+    fn owns(&self, p: &Parameter) -> bool {
+        adapter_parameter(&p.name).is_some_and(|(adapter, _)| adapter == self.adapter.name)
+    }
+
+    /// The name in the file of one of the adapter's weights.
+    fn tensor(&self, parameter: &str) -> Option<String> {
+        let half = |halves: &[String; 2]| halves.iter().position(|name| name == parameter);
+        self.adapter.layers.keys().find_map(|layer| {
+            let half = half(&self.adapter.weights(layer))?;
+            let pair = self.file.pairs().iter().find(|p| p.adapts(layer))?;
+            Some([&pair.down, &pair.up][half].clone())
+        })
+    }
+}
+
+/// The scheduler's configuration in a model's folder, or in the folder beside it.
+fn scheduler_beside(folder: &Path) -> Result<Option<(PathBuf, String)>> {
+    let candidates = [folder.join("scheduler_config.json"), folder.join("../scheduler/scheduler_config.json")];
+    let found = candidates.into_iter().find(|p| p.is_file());
+    found.map(|p| read_text(&p).map(|text| (p, text))).transpose()
+}
+
+/// A model's folder, where that of the run that trains it may be meant.
+fn model_folder(path: &Path) -> PathBuf {
+    let inner = path.join("model");
+    if !path.join("config.json").is_file() && inner.is_dir() { inner } else { path.to_owned() }
+}
+
+/// The text of a network's configuration and what to call it in errors: of a config.json, of the one in a model's or a run's
+/// folder, of an embedded model, or of the preset `edm-cifar10`.
 pub fn network_text(network: &Path) -> Result<(String, PathBuf)> {
     let named = |name: &str| Path::new(name) == network && !network.exists();
     if let Some(embedded) = Embedded::ALL.into_iter().find(|e| named(e.name())) {
@@ -265,7 +387,7 @@ pub fn network_text(network: &Path) -> Result<(String, PathBuf)> {
     if named("edm-cifar10") {
         return Ok((include_str!("../presets/edm-cifar10.json").to_owned(), network.to_owned()));
     }
-    let path = if network.is_dir() { network.join("config.json") } else { network.to_owned() };
+    let path = if network.is_dir() { model_folder(network).join("config.json") } else { network.to_owned() };
     let text = read_text(&path)?;
     Ok((text, path))
 }

@@ -1,6 +1,7 @@
 //! `langevin forward`
 
 use super::Output;
+use super::lora::LoraArgs;
 use crate::graph::Graph;
 use crate::methods::forward::forward;
 use crate::model::Model;
@@ -25,6 +26,8 @@ pub struct ForwardArgs {
     /// Model folder in diffusers' layout, or an embedded model
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// Safetensors file with the inputs
     #[arg(long)]
     inputs: PathBuf,
@@ -47,7 +50,7 @@ pub struct ForwardArgs {
 pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     let device: Device = args.device.parse()?;
     check_dtype(&args.dtype, device)?;
-    let model = Model::open(&args.model)?;
+    let model = args.lora.add_to(Model::open(&args.model)?)?;
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
     let built = model.build(&spec)?;

@@ -6,6 +6,7 @@ mod devices;
 mod eval;
 mod forward;
 mod inspect;
+mod lora;
 mod plan;
 mod progress;
 mod sample;

@@ -1,6 +1,7 @@
 //! `langevin sample`
 
 use super::Output;
+use super::lora::LoraArgs;
 use super::progress::Progress;
 use crate::diffusion::{Churn, Interval, Options, SamplerConfig, SamplerKind};
 use crate::files::AtomicFile;
@@ -46,6 +47,8 @@ pub struct RequestArgs {
     /// Model folder in diffusers' layout, or an embedded model: mnist-dit, mnist-unet, mnist-unet-weak
     #[arg(long, default_value = "mnist-dit")]
     pub model: PathBuf,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// ddim, ddpm, euler, euler-a, heun, dpmpp-2m, dpmpp-2m-sde or unipc [default: heun for EDM networks, else ddim]
     #[arg(long)]
     sampler: Option<String>,
@@ -115,7 +118,7 @@ pub struct RequestFiles {
 impl RequestArgs {
     pub fn open(&self) -> Result<RequestFiles> {
         Ok(RequestFiles {
-            model: Model::open(&self.model)?,
+            model: self.lora.add_to(Model::open(&self.model)?)?,
             guide: self.guide.as_ref().map(Model::open).transpose()?,
             conditioning: self.conditioning.as_ref().map(Weights::open).transpose()?,
         })

@@ -109,8 +109,10 @@ fn value(text: &str, default: &Value) -> Result<Value, String> {
         Value::Boolean(_) => {
             text.parse().map(Value::Boolean).map_err(|_| format!("`{text}` is neither true nor false"))
         }
-        Value::Array(_) => {
-            let items = text.split(',').filter(|t| !t.trim().is_empty()).map(number);
+        Value::Array(defaults) => {
+            let words = matches!(defaults.first(), Some(Value::String(_)));
+            let item = |t: &str| if words { Ok(Value::String(t.trim().into())) } else { number(t) };
+            let items = text.split(',').filter(|t| !t.trim().is_empty()).map(item);
             items.collect::<Result<Vec<_>, _>>().map(Value::Array)
         }
         Value::Integer(_) => match number(text)? {

@@ -73,7 +73,7 @@ impl ClassifierConfig {
         let spec = InputSpec::new(batch, self.size[0], self.size[1]);
         spec.check(self.channels.iter().copied().max().unwrap_or(1).max(self.in_channels))?;
         let norm = Norm { groups: self.groups, eps: 1e-5 };
-        let mut b = Builder::new(&spec);
+        let mut b = Builder::new(&spec, &[]);
         let x = b.sample(self.in_channels);
         let mut x = b.conv("conv_in", x, Window::same(3), Layer::new(*first))?;
         for (level, channels) in rest.iter().enumerate() {

@@ -68,7 +68,7 @@ impl Dinov2Config {
         }
         let spec = InputSpec::new(batch, self.size, self.size);
         spec.check(self.inner.max(self.hidden).div_ceil(self.patch * self.patch) + 3)?;
-        let mut b = Builder::new(&spec);
+        let mut b = Builder::new(&spec, &[]);
         let x = b.sample(3);
         let mut x = b.scoped("embeddings", |b| self.embed(b, x))?;
         for i in 0..self.layers {

@@ -63,7 +63,7 @@ impl InceptionConfig {
     pub fn build(&self, batch: usize) -> Result<Built> {
         let spec = InputSpec::new(batch, Self::SIZE, Self::SIZE);
         spec.check(self.width(64))?;
-        let mut b = Builder::new(&spec);
+        let mut b = Builder::new(&spec, &[]);
         let x = b.sample(3);
         let x = self.stem(&mut b, x)?;
         let x = self.blocks(&mut b, x)?;

@@ -2,6 +2,7 @@
 //!
 //! Images are `[B, H, W, C]`, sequences `[B, N, C]`, embeddings `[B, C]`.
 
+use super::adapter::Adapter;
 use super::config::FeedForward;
 use super::params::{FixedTensor, Import, Init, Parameter};
 use super::{Built, InputSpec};
@@ -9,7 +10,7 @@ use crate::Result;
 use crate::graph::{Graph, Value};
 use crate::ops::{
     Activate, Activation, Attention, Concat, Conv2d, Dropout, Embedding, Epilogue, Geglu, GroupNorm, LayerNorm, Linear,
-    Padding, Resample, Reshape, Slice,
+    Padding, Resample, Reshape, Slice, lora,
 };
 use crate::tensor::TensorType;
 
@@ -26,6 +27,8 @@ pub struct Builder {
     dropout: Option<(f32, Value, Value)>,
     /// The number of the next dropout: each draws from its own stream.
     stream: u32,
+    /// What is added to layers, and the input of each that scales it.
+    adapters: Vec<(Adapter, Value)>,
 }
 
 /// A convolution or a linear layer, with what its epilogue adds: `(xW + bias + sample_bias + residual) · scale`.
@@ -94,6 +97,16 @@ impl Layer {
     }
 }
 
+/// The second half of a layer's adapters.
+#[derive(Clone, Copy)]
+struct Up {
+    outputs: usize,
+    import: Import,
+    pointwise: bool,
+    /// Of what the layer adds up.
+    factor: f32,
+}
+
 /// Kernel (rows, columns), stride and padding of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -157,9 +170,9 @@ pub struct AttentionLayer {
 }
 
 impl Builder {
-    /// An empty network.
-    pub fn new(spec: &InputSpec) -> Self {
-        Builder {
+    /// An empty network, whose layers `adapters` adapt. An adapter's factor is the parameter [`Adapter::scale`].
+    pub fn new(spec: &InputSpec, adapters: &[Adapter]) -> Self {
+        let mut b = Builder {
             graph: Graph::new(),
             spec: *spec,
             path: vec![],
@@ -168,7 +181,14 @@ impl Builder {
             ignored: vec![],
             dropout: None,
             stream: 0,
+            adapters: vec![],
+        };
+        for adapter in adapters {
+            let scale = b.declare(adapter.scale(), &[1], TensorType::f32([1]), Import::Plain, Init::Ones);
+            b.freeze_last();
+            b.adapters.push((adapter.clone(), scale));
         }
+        b
     }
 
     /// Names the output and hands over what was built.
@@ -210,18 +230,26 @@ impl Builder {
 
     /// Declares a parameter under the current scope.
     pub fn parameter(&mut self, leaf: &str, shape: &[usize], ty: TensorType, import: Import, init: Init) -> Value {
-        let name = self.public_name(leaf);
+        self.declare(self.public_name(leaf), shape, ty, import, init)
+    }
+
+    fn declare(&mut self, name: String, shape: &[usize], ty: TensorType, import: Import, init: Init) -> Value {
         let value = self.graph.parameter(&name, ty.clone());
         self.parameters.push(Parameter { name, shape: shape.to_vec(), ty, import, init, trainable: true });
         value
     }
 
-    /// Declares random frequencies `[n]`, which are not trained.
-    pub fn frequencies(&mut self, leaf: &str, n: usize) -> Value {
-        let value = self.parameter(leaf, &[n], TensorType::f32([n]), Import::Plain, Init::Normal(16.0));
+    /// The parameter declared last is not trained.
+    fn freeze_last(&mut self) {
         if let Some(p) = self.parameters.last_mut() {
             p.trainable = false;
         }
+    }
+
+    /// Declares random frequencies `[n]`, which are not trained.
+    pub fn frequencies(&mut self, leaf: &str, n: usize) -> Value {
+        let value = self.parameter(leaf, &[n], TensorType::f32([n]), Import::Plain, Init::Normal(16.0));
+        self.freeze_last();
         value
     }
 
@@ -322,7 +350,15 @@ impl Builder {
             let init = layer.init.unwrap_or(Init::Uniform(bound));
             let mut operands = vec![x, b.parameter("weight", &shape, TensorType::panels([k, n]), import, init)];
             b.operands(&mut operands, &layer, bias_import, bound);
-            b.graph.apply(Linear(layer.epilogue()), &operands)
+            let base = b.graph.apply(Linear(layer.epilogue()), &operands)?;
+            let pointwise = layer.weight != WeightKind::Matrix;
+            let up = Up { outputs: n, import, pointwise, factor: layer.scale };
+            b.adapted(base, up, |b, name, rank, scale| {
+                let shape = if pointwise { vec![rank, k, 1, 1] } else { vec![rank, k] };
+                let ty = TensorType::panels([k, rank]);
+                let down = b.declare(name, &shape, ty, Import::Transpose, Init::Uniform(bound));
+                b.graph.apply(Linear(Epilogue { scale, ..Epilogue::default() }), &[x, down])
+            })
         })
     }
 
@@ -337,8 +373,39 @@ impl Builder {
             let mut operands = vec![x, b.parameter("weight", &[n, c, rows, cols], ty, Import::Conv, init)];
             b.operands(&mut operands, &layer, Import::Plain, bound);
             let Window { stride, padding, .. } = window;
-            b.graph.apply(Conv2d { kernel, stride, padding, input_dilation: 1, epilogue: layer.epilogue() }, &operands)
+            let conv = |epilogue| Conv2d { kernel, stride, padding, input_dilation: 1, epilogue };
+            let base = b.graph.apply(conv(layer.epilogue()), &operands)?;
+            let up = Up { outputs: n, import: Import::Transpose, pointwise: true, factor: layer.scale };
+            b.adapted(base, up, |b, name, rank, scale| {
+                let (shape, ty) = ([rank, c, rows, cols], TensorType::panels([rows * cols, c, rank]));
+                let down = b.declare(name, &shape, ty, Import::Conv, Init::Uniform(bound));
+                b.graph.apply(conv(Epilogue { scale, ..Epilogue::default() }), &[x, down])
+            })
         })
+    }
+
+    /// What the adapters of the layer in scope make of its output: base + factor · (alpha/rank) · scale · up(down(x)) for each.
+    /// `down` is told the weight's name, the rank, and a factor for its product. An adapter's weights begin as in the paper:
+    /// the first like a layer's, the second zero.
+    fn adapted(
+        &mut self,
+        base: Value,
+        up: Up,
+        down: impl Fn(&mut Self, String, usize, f32) -> Result<Value>,
+    ) -> Result<Value> {
+        let layer = self.path.join(".");
+        let mut y = base;
+        for i in 0..self.adapters.len() {
+            let (adapter, scale) = &self.adapters[i];
+            let (Some(&low), scale) = (adapter.layers.get(&layer), *scale) else { continue };
+            let [down_name, up_name] = adapter.weights(&layer);
+            let narrow = down(self, down_name, low.rank, up.factor * low.alpha / low.rank as f32)?;
+            let (rank, n) = (low.rank, up.outputs);
+            let shape = if up.pointwise { vec![n, rank, 1, 1] } else { vec![n, rank] };
+            let weight = self.declare(up_name, &shape, TensorType::panels([rank, n]), up.import, Init::Zeros);
+            y = lora(&mut self.graph, narrow, weight, scale, y)?;
+        }
+        Ok(y)
     }
 
     /// Bias, sample bias and residual, those that are there. A bias starts as its weight does: at zero with one of its

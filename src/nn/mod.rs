@@ -1,5 +1,6 @@
 //! Networks: from a model's `config.json` to a graph and the list of its parameters under their public names.
 
+mod adapter;
 mod classifier;
 mod config;
 mod dinov2;
@@ -13,6 +14,7 @@ mod unet;
 mod unet2d;
 mod unet2d_condition;
 
+pub use adapter::{AdaptableLayer, Adapter, LowRank, adaptable_layers, adapter_parameter};
 pub use classifier::ClassifierConfig;
 pub use config::{
     ClassEmbedding, Config, DitConfig, EdmConfig, EmbeddingConfig, FeedForward, Level, Mid, Sampler, TextTime,
@@ -174,6 +176,14 @@ impl Network {
 
     /// The graph for one batch and size.
     pub fn build(&self, spec: &InputSpec) -> Result<Built> {
+        self.build_adapted(spec, &[])
+    }
+
+    /// The same with adapters, whose weights become parameters of their own.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming a layer that an adapter adapts and the network does not have.
+    pub fn build_adapted(&self, spec: &InputSpec, adapters: &[Adapter]) -> Result<Built> {
         let [inputs, outputs] = self.channels();
         let widest = match &self.config {
             Config::Unet2d(c) => 2 * c.unet.channels.iter().copied().max().unwrap_or(1),
@@ -182,12 +192,14 @@ impl Network {
             Config::Edm(c) => 2 * c.model_channels * c.channel_mult.iter().copied().max().unwrap_or(1),
         };
         spec.check(widest.max(inputs).max(outputs))?;
-        let b = Builder::new(spec);
-        match &self.config {
+        let b = Builder::new(spec, adapters);
+        let built = match &self.config {
             Config::Unet2d(c) => unet2d::build(c, b),
             Config::Unet2dCondition(c) => unet2d_condition::build(c, b),
             Config::Dit(c) => dit::build(c, b),
             Config::Edm(c) => song_unet::build(c, b),
-        }
+        }?;
+        adapters.iter().try_for_each(|adapter| adapter.check(&built.parameters))?;
+        Ok(built)
     }
 }

@@ -203,12 +203,19 @@ impl Run {
 
 /// Data, network and trainer for settings.
 fn trainer(settings: &Settings, device: Device) -> Result<(Trainer, DataId)> {
-    for (key, value) in [("network", &settings.network), ("data", &settings.data)] {
-        if value.is_empty() {
-            return Err(Error::invalid(format!("--{key}"), "is not given, and there is no default"));
+    let from = (!settings.from.is_empty()).then(|| Model::open(&settings.from)).transpose()?;
+    let given = |key: &str, value: &str| match value.is_empty() {
+        true => Err(Error::invalid(format!("--{key}"), "is not given, and there is no default")),
+        false => Ok(()),
+    };
+    given("data", &settings.data)?;
+    let (text, path) = match &from {
+        Some(model) if settings.network.is_empty() => (model.config().to_owned(), model.path().to_owned()),
+        _ => {
+            given("network", &settings.network)?;
+            network_text(Path::new(&settings.network))?
         }
-    }
-    let (text, path) = network_text(Path::new(&settings.network))?;
+    };
     let network = Network::from_config(&text, &path)?;
     let config = settings.train_config(&network)?;
     settings.export_dtype()?;
@@ -217,8 +224,8 @@ fn trainer(settings: &Settings, device: Device) -> Result<(Trainer, DataId)> {
     let data = Arc::new(Dataset::open(Path::new(&settings.data), &options)?);
     let id = DataId::of(&data);
     let mut trainer = Trainer::new(config, &text, &path, data, device)?;
-    if !settings.from.is_empty() {
-        trainer.start_from(&Model::open(&settings.from)?)?;
+    if let Some(model) = &from {
+        trainer.start_from(model)?;
     }
     Ok((trainer, id))
 }

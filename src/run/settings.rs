@@ -6,7 +6,7 @@
 use crate::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Weighting};
 use crate::nn::{Config, Network};
 use crate::ops::OptimizerKind;
-use crate::trainer::{Ema, LrSchedule, TrainConfig};
+use crate::trainer::{Ema, LoraConfig, LrSchedule, TrainConfig};
 use crate::weights::{Dtype, weight_type};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -55,12 +55,20 @@ macro_rules! settings {
 
 settings! {
     "Network" {
-        /// The network: a config.json, a folder with one, or the name of an embedded model or preset network
+        /// The network: a config.json, a folder with one, or the name of an embedded model or preset network [default: that of `from`]
         network: String = String::new();
         /// Start from this model's weights (a folder or an embedded model) instead of random ones
         from: String = String::new();
         /// Run each block's forward pass again in the backward pass, and keep less
         recompute: bool = false;
+    }
+    "Adapter" {
+        /// Train a low-rank adapter (LoRA) of this rank on the model of `from`, whose weights stay as they are; 0: train all weights
+        lora_rank: usize = 0;
+        /// The adapter adds lora_alpha / lora_rank times its product; 0: as much as the rank
+        lora_alpha: f64 = 0.0;
+        /// What is adapted: attention, mlp, conv, all, or ends of layers' names such as to_q
+        lora_targets: Vec<String> = vec!["attention".into()];
     }
     "Data" {
         /// Images: EDM-style zip, IDX (.gz), CIFAR binary, WebDataset tar, or folder of class folders
@@ -246,12 +254,25 @@ impl Settings {
             flip: self.flip,
             class_balanced: self.class_balanced,
             objective: Some(self.objective(network)?),
+            lora: self.lora()?,
             recompute: self.recompute,
             check_numerics: self.check_numerics,
             seed: self.seed,
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// The adapter that is trained, if one is.
+    fn lora(&self) -> Result<Option<LoraConfig>> {
+        if self.lora_rank == 0 {
+            return Ok(None);
+        }
+        if self.from.is_empty() {
+            return Err(Error::invalid("lora_rank", "an adapter is trained on a model: `from` must name one"));
+        }
+        let alpha = if self.lora_alpha == 0.0 { self.lora_rank as f64 } else { self.lora_alpha };
+        Ok(Some(LoraConfig { rank: self.lora_rank, alpha, targets: self.lora_targets.clone() }))
     }
 
     /// What is learned.

@@ -1,6 +1,7 @@
 //! What a training run depends on besides its network and its data.
 
 use crate::diffusion::Objective;
+use crate::nn::{AdaptableLayer, Adapter, LowRank};
 use crate::ops::{OptimizerKind, power_ema_decay, power_ema_gamma};
 use crate::{Error, Result};
 use std::str::FromStr;
@@ -38,6 +39,8 @@ pub struct TrainConfig {
     pub class_balanced: bool,
     /// What the network is to learn [default: EDM's objective for EDM networks, noise prediction for all others].
     pub objective: Option<Objective>,
+    /// Train a low-rank adapter and leave the network's own weights as they are.
+    pub lora: Option<LoraConfig>,
     /// Run each block's forward pass again in the backward pass, and keep less.
     pub recompute: bool,
     /// Look for NaN and infinity behind every op. Slow.
@@ -64,10 +67,74 @@ impl Default for TrainConfig {
             flip: 0.0,
             class_balanced: false,
             objective: None,
+            lora: None,
             recompute: false,
             check_numerics: false,
             seed: 0,
         }
+    }
+}
+
+/// Which layers a low-rank adapter is trained for, and how wide it is.   (Hu et al. 2022)
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// At least 1.
+    pub rank: usize,
+    /// The adapter adds alpha/rank · up · down. Greater than 0.
+    pub alpha: f64,
+    /// `attention`, `mlp`, `conv`, `all`, or the end of layers' names (`to_q`, `attn2.to_k`); a layer that any of them names is
+    /// adapted.
+    pub targets: Vec<String>,
+}
+
+impl LoraConfig {
+    /// The adapter for the layers among `layers` that the targets name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a target that names no layer of the network.
+    pub fn adapter(&self, layers: &[AdaptableLayer]) -> Result<Adapter> {
+        let low = LowRank { rank: self.rank, alpha: self.alpha as f32 };
+        let mut adapter = Adapter { name: "lora".into(), layers: Default::default() };
+        for target in &self.targets {
+            let named: Vec<_> = layers.iter().filter(|l| is_target(target, l, layers)).collect();
+            if named.is_empty() {
+                return Err(Error::invalid("lora_targets", format!("`{target}` names no layer of this network")));
+            }
+            adapter.layers.extend(named.into_iter().map(|l| (l.name.clone(), low)));
+        }
+        Ok(adapter)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(1..=4096).contains(&self.rank) {
+            return Err(Error::invalid("lora_rank", format!("{} is not from 1 to 4096", self.rank)));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(Error::invalid("lora_alpha", format!("{} is not a number above 0", self.alpha)));
+        }
+        match self.targets.is_empty() {
+            true => Err(Error::invalid("lora_targets", "names no layers")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// True if `target` names the layer.
+fn is_target(target: &str, layer: &AdaptableLayer, layers: &[AdaptableLayer]) -> bool {
+    let name = layer.name.as_str();
+    let ends = |leaf: &str| name == leaf || name.strip_suffix(leaf).is_some_and(|rest| rest.ends_with('.'));
+    match target {
+        "all" => true,
+        "conv" => matches!(layer.shape[..], [_, _, rows, cols] if rows * cols > 1),
+        "mlp" => ends("ff.net.0.proj") || ends("ff.net.2"),
+        "attention" => {
+            // EDM's attention has `qkv` and, beside it, `proj`.
+            let beside = |leaf: &str| {
+                name.strip_suffix("proj").is_some_and(|rest| layers.iter().any(|l| l.name == format!("{rest}{leaf}")))
+            };
+            ["to_q", "to_k", "to_v", "to_out.0", "qkv"].into_iter().any(ends) || beside("qkv")
+        }
+        other => ends(other),
     }
 }
 
@@ -157,6 +224,7 @@ impl TrainConfig {
         if let Some((what, v, lo, hi)) = finite.iter().find(|(_, v, lo, hi)| !(lo..=hi).contains(&v)) {
             return Err(Error::invalid(*what, format!("{v} is not from {lo} to {hi}")));
         }
+        self.lora.iter().try_for_each(LoraConfig::check)?;
         if !(1..=4).contains(&self.emas.len()) {
             return Err(Error::invalid("ema_half_life", "one to four averages are kept, with those of ema_std"));
         }

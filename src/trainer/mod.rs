@@ -3,18 +3,19 @@
 mod config;
 mod state;
 
-pub use config::{Ema, LrSchedule, TrainConfig};
+pub use config::{Ema, LoraConfig, LrSchedule, TrainConfig};
 
 use crate::data::{Dataset, Loader, LoaderConfig, Order};
 use crate::device::Device;
 use crate::diffusion::{Levels, NoiseLevel, Objective};
+use crate::files::write_atomic;
 use crate::methods::train::{TrainLowering, Training, drops_label, noise_level, train};
 use crate::model::{Model, ModelTexts, save};
-use crate::nn::{Built, Config, Init, InputSpec, Network, Parameter};
+use crate::nn::{Adapter, Built, Config, Init, InputSpec, Network, Parameter, adaptable_layers, adapter_parameter};
 use crate::passes::autodiff::Recompute;
 use crate::schedule::{BufferId, Options, Session};
 use crate::tensor::TensorType;
-use crate::weights::Dtype;
+use crate::weights::{Dtype, LoraSpec, write_lora};
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Trainer {
     data: Arc<Dataset>,
     built: Built,
     network_config: String,
+    /// The adapter that is trained, and the path of the model that it adapts.
+    lora: Option<(Adapter, String)>,
     objective: Objective,
     none: Option<i32>,
     training: Training,
@@ -65,7 +68,7 @@ impl Trainer {
         check_data(&network, &data, &config)?;
         let part = config.batch / config.accumulate;
         let spec = InputSpec::new(part, data.height, data.width).training();
-        let built = network.build(&spec)?;
+        let (built, adapter) = build(&network, &spec, config.lora.as_ref())?;
         let objective = objective(&network, &config)?;
         let images = TensorType::f32([config.batch, data.height, data.width, data.channels]);
         let how = TrainLowering {
@@ -82,14 +85,27 @@ impl Trainer {
         write_weights(&built, &training, &mut session, first)?;
         let none = network.null_class().map(|n| n as i32);
         let network_config = config_json.to_owned();
-        Ok(Trainer { config, data, built, network_config, objective, none, training, session, loader: None, step: 0 })
+        let lora = adapter.map(|adapter| (adapter, String::new()));
+        let (loader, step) = (None, 0);
+        Ok(Trainer { config, data, built, network_config, lora, objective, none, training, session, loader, step })
     }
 
-    /// Starts from a model's weights instead of drawn ones; before the first step.
+    /// Starts from a model's weights instead of drawn ones; before the first step. An adapter begins as if it were not there.
     pub fn start_from(&mut self, model: &Model) -> Result<()> {
+        if model.adapters().len() > 0 {
+            let reason = format!("{} is an adapter; a model with all its weights is needed", model.path().display());
+            return Err(Error::invalid("from", reason));
+        }
         // Checks that the model's files hold this network.
         model.build(&InputSpec::new(1, self.data.height, self.data.width))?;
-        write_weights(&self.built, &self.training, &mut self.session, |_, p| {
+        if let Some((_, base)) = &mut self.lora {
+            *base = absolute(model)?;
+        }
+        let seed = self.config.seed;
+        write_weights(&self.built, &self.training, &mut self.session, |number, p| {
+            if adapter_parameter(&p.name).is_some() {
+                return Ok(draw(p, seed, number as u32));
+            }
             let mut numbers = Vec::new();
             model.read(p, &mut numbers)?;
             Ok(numbers)
@@ -220,7 +236,8 @@ impl Trainer {
         Ok((levels, wait))
     }
 
-    /// Writes average number `ema` of the weights as a model folder, with the scheduler that goes with the objective.
+    /// Writes average number `ema` of the weights as a model folder, with the scheduler that goes with the objective; of an
+    /// adapter, the folder that PEFT opens, which names the model that it was trained on.
     pub fn save(&mut self, folder: &Path, dtype: Dtype, ema: usize) -> Result<()> {
         let Some(id) = self.training.emas.get(ema) else {
             return Err(Error::invalid(
@@ -232,6 +249,23 @@ impl Trainer {
         let offsets = &self.training.offsets;
         let session = &mut self.session;
         let scheduler = self.objective.scheduler_config().map(|s| format!("{s:#}\n"));
+        if let (Some((adapter, base)), Some(lora)) = (&self.lora, &self.config.lora) {
+            let of = |name: &str| offsets.iter().find(|(p, _)| p.name == name);
+            let shape = |name: &String| of(name).map_or(vec![], |(p, _)| p.shape.clone());
+            let shapes = |layer: &String| adapter.weights(layer).each_ref().map(shape);
+            let layers: Vec<_> = adapter.layers.keys().map(|layer| (layer.clone(), shapes(layer))).collect();
+            let spec = LoraSpec { layers: &layers, rank: lora.rank, alpha: lora.alpha as f32, base, dtype };
+            if let Some(scheduler) = &scheduler {
+                std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+                write_atomic(folder.join("scheduler_config.json"), scheduler.as_bytes())?;
+            }
+            return write_lora(folder, spec, |layer, half| {
+                let name = &adapter.weights(layer)[half];
+                let missing = || Error::Verify { pass: "training", reason: format!("`{name}` is not trained") };
+                let (p, at) = of(name).ok_or_else(missing)?;
+                Ok(p.from_arena(&region[*at..at + p.ty.stored()]))
+            });
+        }
         let texts = ModelTexts { config: &self.network_config, scheduler: scheduler.as_deref() };
         save(folder, texts, &self.built, dtype, |p| match offsets.iter().find(|(q, _)| q.name == p.name) {
             Some((_, at)) => Ok(p.from_arena(&region[*at..at + p.ty.stored()])),
@@ -241,6 +275,27 @@ impl Trainer {
             }
         })
     }
+}
+
+/// The network for training: all of it, or an adapter on it.
+fn build(network: &Network, spec: &InputSpec, lora: Option<&LoraConfig>) -> Result<(Built, Option<Adapter>)> {
+    let built = network.build(spec)?;
+    let Some(lora) = lora else { return Ok((built, None)) };
+    let adapter = lora.adapter(&adaptable_layers(&built.parameters))?;
+    let mut built = network.build_adapted(spec, std::slice::from_ref(&adapter))?;
+    for p in &mut built.parameters {
+        p.trainable &= adapter_parameter(&p.name).is_some();
+    }
+    Ok((built, Some(adapter)))
+}
+
+/// A model's path that stays right in another folder; an embedded model's name.
+fn absolute(model: &Model) -> Result<String> {
+    if model.is_embedded() {
+        return Ok(model.path().display().to_string());
+    }
+    let path = model.path();
+    Ok(std::path::absolute(path).map_err(|e| Error::io(path, e))?.display().to_string())
 }
 
 /// The buffer of a parameter that is not trained.

@@ -24,8 +24,8 @@ impl Trainer {
             .collect()
     }
 
-    /// Names in the file, with their parameters: `params.<parameter>`, `m.…`, `v.…`, `ema0.…`, and `fixed.…` for what is not
-    /// trained.
+    /// Names in the file, with their parameters: `params.<parameter>`, `m.…`, `v.…`, `ema0.…`, and `fixed.…` for what is drawn
+    /// and not trained. The weights of a model that an adapter is trained on are in that model's files.
     fn state_tensors(&self) -> Vec<(String, Place, Parameter)> {
         let mut tensors = Vec::new();
         for (prefix, region) in self.regions() {
@@ -33,7 +33,7 @@ impl Trainer {
                 tensors.push((format!("{prefix}.{}", p.name), Place::Region(region, *at), p.clone()));
             }
         }
-        for p in self.built.parameters.iter().filter(|p| !p.trainable) {
+        for p in self.built.parameters.iter().filter(|p| !p.trainable && self.lora.is_none()) {
             tensors.push((format!("fixed.{}", p.name), Place::Own, p.clone()));
         }
         tensors

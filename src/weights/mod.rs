@@ -5,11 +5,13 @@
 mod convert;
 mod folder;
 mod header;
+mod lora;
 mod write;
 
 pub use folder::{ShardIndex, Weights};
 pub(crate) use header::shown;
 pub use header::{Header, TensorInfo};
+pub use lora::{LoraFile, LoraPair, LoraSpec, write_lora};
 pub use safetensors::Dtype;
 pub use write::{TensorSpec, WriteOptions, Writer, write};
 

@@ -1,6 +1,6 @@
 use crate::harness::{Case, Tensor, f32s, noise, relative, run_graph};
 use langevin::graph::Graph;
-use langevin::ops::{ScaleBy, lora};
+use langevin::ops::{Linear, ScaleBy, lora};
 use langevin::tensor::TensorType;
 
 #[test]
@@ -22,7 +22,8 @@ fn low_rank_branch() {
     let up = g.input("up", TensorType::panels([r, n]));
     let scale = g.input("scale", TensorType::f32([1]));
     let base = g.input("base", TensorType::f32([2, 3, n]));
-    let y = lora(&mut g, x, down, up, scale, base).unwrap();
+    let narrow = g.apply(Linear::default(), &[x, down]).unwrap();
+    let y = lora(&mut g, narrow, up, scale, base).unwrap();
     g.output("y", y);
     let sizes = [("x", m * k), ("down", k * r), ("up", r * n), ("scale", 1), ("base", m * n)];
     let data: Vec<(String, Vec<f64>)> =
