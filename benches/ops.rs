@@ -21,8 +21,8 @@ fn prepare(op: impl Op, inputs: &[TensorType]) -> langevin::Result<(Session, lan
     let ids: Vec<_> = (0..inputs.len()).filter_map(|i| schedule.buffers.find(&format!("in{i}"))).collect();
     let mut session = Session::new(Device::auto(), schedule)?;
     for id in ids {
-        let numbers = session.buffer::<f32>(id)?.iter_mut().enumerate();
-        numbers.for_each(|(i, v)| *v = ((i * 37) % 101) as f32 * 2e-3 - 0.1);
+        let number = |i: usize| ((i * 37) % 101) as f32 * 2e-3 - 0.1;
+        session.fill(id, |numbers| numbers.iter_mut().enumerate().for_each(|(i, v)| *v = number(i)))?;
     }
     Ok((session, cost))
 }

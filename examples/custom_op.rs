@@ -89,8 +89,8 @@ fn main() -> Result<()> {
     let error = |got: &[f32], f: &dyn Fn(f64) -> f64| {
         got.iter().zip(&xs).map(|(v, x)| (*v as f64 - f(*x as f64)).abs()).fold(0.0, f64::max)
     };
-    let forward = error(session.buffer(y)?, &exact);
-    let backward = error(session.buffer(dx)?, &|x| 1.5 * slope(x));
+    let forward = error(&session.read(y)?, &exact);
+    let backward = error(&session.read(dx)?, &|x| 1.5 * slope(x));
     println!("largest error: {forward:.1e} forward, {backward:.1e} backward");
     assert!(forward < 1e-5 && backward < 1e-5);
     Ok(())

@@ -51,11 +51,11 @@ fn main() -> Result<()> {
     let mut session = Session::new(device, schedule)?;
     session.write(x, &[1.0f32; WIDTH])?;
     session.write(bias, &[-0.5f32; WIDTH])?;
-    session.buffer::<f32>(weight)?.fill(1.0 / WIDTH as f32);
+    session.fill(weight, |numbers: &mut [f32]| numbers.fill(1.0 / WIDTH as f32))?;
     session.run(&mut |session, event| {
         match event {
-            Event::Row(row) => println!("row {row}: x = {:.4}", session.buffer::<f32>(x)?[0]),
-            Event::Host(_) => println!("done:  x = {:.4}", session.buffer::<f32>(x)?[0]),
+            Event::Row(row) => println!("row {row}: x = {:.4}", session.read::<f32>(x)?[0]),
+            Event::Host(_) => println!("done:  x = {:.4}", session.read::<f32>(x)?[0]),
         }
         Ok(())
     })

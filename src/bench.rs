@@ -64,7 +64,8 @@ pub struct KernelTime {
 
 /// What [`measure`] runs: a case of [`CASES`] with small numbers in every buffer.
 pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
-    let mut session = Session::new(device, schedule(case, batch, device)?)?;
+    let schedule = schedule(case, batch, &device)?;
+    let mut session = Session::new(device, schedule)?;
     fill(&mut session)?;
     Ok(session)
 }
@@ -107,7 +108,7 @@ pub fn measure(
     let ms_median = times[times.len() / 2];
     Ok(Measurement {
         case: case.into(),
-        device: device.name(),
+        device: session.device().name(),
         batch,
         ms_median,
         ms_min: times[0],
@@ -131,7 +132,7 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
     }
 }
 
-fn schedule(case: &str, batch: usize, device: Device) -> Result<Schedule> {
+fn schedule(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
     let (config, size) = match case {
         "unet" | "unet-train" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
@@ -163,9 +164,8 @@ fn fill(session: &mut Session) -> Result<()> {
     for buffer in buffers.all() {
         let Some(id) = buffers.find(&buffer.name) else { continue };
         if buffer.ty.dtype == DType::F32 && buffer.name.as_ref() != "constant" {
-            let data = session.buffer::<f32>(id)?;
             let noise = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32;
-            data.iter_mut().enumerate().for_each(|(i, v)| *v = 0.04 * noise(i) + 1e-3);
+            session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = 0.04 * noise(i) + 1e-3))?;
         }
     }
     if session.schedule().rows.columns == Training::columns(0) {

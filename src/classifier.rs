@@ -161,9 +161,9 @@ impl<'a> ClassifierTrainer<'a> {
         };
         let training = classify(&built, how)?;
         let mut session = Session::new(device, training.schedule.clone())?;
-        let region = session.buffer::<f32>(training.params)?;
         for (number, (p, at)) in training.offsets.iter().enumerate() {
-            p.to_arena(&draw(p, config.seed, number as u32), &mut region[*at..at + p.ty.stored()]);
+            let numbers = draw(p, config.seed, number as u32);
+            session.fill_part(training.params, *at, p.ty.stored(), |stored| p.to_arena(&numbers, stored))?;
         }
         Ok(ClassifierTrainer { config, network, built, data, labels, training, session, step: 0 })
     }
@@ -174,20 +174,22 @@ impl<'a> ClassifierTrainer<'a> {
         let (n, first) = ((self.data.n - c.holdout) as u64, (self.step * c.batch) as u64);
         let samples = first..first + c.batch as u64;
         let indices: Vec<usize> = samples.map(|s| permute(s % n, s / n, c.seed, n) as usize).collect();
-        let images = self.session.buffer::<f32>(self.training.images)?;
-        self.data.batch_f32_into(&indices, images)?;
-        if c.flip {
-            for image in images.chunks_exact_mut(self.data.image_len()).step_by(2) {
-                mirror(image, self.data.width, self.data.channels);
+        let data = self.data;
+        self.session.fill(self.training.images, |images| {
+            data.batch_f32_into(&indices, images)?;
+            let flipped = if c.flip { &mut *images } else { &mut [] };
+            for image in flipped.chunks_exact_mut(data.image_len()).step_by(2) {
+                mirror(image, data.width, data.channels);
             }
-        }
+            Ok(())
+        })??;
         let labels: Vec<i32> = indices.iter().map(|i| self.labels[*i] as i32).collect();
         self.session.write(self.training.labels, &labels)?;
         let row = [c.rate(self.step), 0.9, 0.999, 1e-8, c.weight_decay, self.step as f64 + 1.0, 1.0, 1.0];
         self.session.set_rows(row.iter().map(|v| *v as f32).collect())?;
         self.session.run(&mut |_, _| Ok(()))?;
         self.step += 1;
-        let losses = self.session.buffer::<f32>(self.training.losses)?;
+        let losses = self.session.read::<f32>(self.training.losses)?;
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
         if loss.is_finite() {
             Ok(loss)
@@ -198,7 +200,7 @@ impl<'a> ClassifierTrainer<'a> {
 
     /// Writes the weights as a model folder.
     pub fn save(&mut self, folder: &Path, dtype: Dtype) -> Result<()> {
-        let region = self.session.buffer::<f32>(self.training.params)?;
+        let region = self.session.read::<f32>(self.training.params)?;
         let offsets = &self.training.offsets;
         let texts = ModelTexts { config: &self.network.to_json(), scheduler: None };
         save(folder, texts, &self.built, dtype, |p| {

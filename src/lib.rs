@@ -45,12 +45,12 @@
 //! let mut session = Session::new(device, schedule)?;
 //! session.write(x, &[1.0f32, -1.0])?;
 //! session.write(dy, &[1.0f32; 3])?;
-//! to_layout(&w_type, &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0], session.buffer(w)?);
+//! session.fill(w, |stored| to_layout(&w_type, &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0], stored))?;
 //! session.run(&mut |_session, _event| Ok(()))?;
 //!
 //! // x · W = 0, so y = 0; silu'(0) = 1/2, so dx = ½ · (1 + 2 + 3).
-//! assert_eq!(session.buffer::<f32>(y)?, [0.0; 3]);
-//! assert_eq!(session.buffer::<f32>(dx)?, [3.0; 2]);
+//! assert_eq!(session.read::<f32>(y)?, [0.0; 3]);
+//! assert_eq!(session.read::<f32>(dx)?, [3.0; 2]);
 //! # Ok::<(), langevin::Error>(())
 //! ```
 

@@ -324,7 +324,7 @@ impl Model {
         let mut staging = Vec::new();
         for (id, p) in places {
             self.read(p, &mut staging)?;
-            p.to_arena(&staging, session.buffer(id)?);
+            session.fill(id, |stored| p.to_arena(&staging, stored))?;
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ impl<'a> SampleRequest<'a> {
 
     /// Builds the schedule, makes the arena and loads the weights.
     pub fn prepare(self, model: &'a Model, device: Device) -> Result<Sampler<'a>> {
-        let plan = self.plan(model, device)?;
+        let plan = self.plan(model, &device)?;
         let session = Session::new(device, plan.sampling.schedule.clone())?;
         let mut sampler = Sampler { request: self, model, plan, session };
         sampler.load_weights()?;
@@ -123,11 +123,11 @@ impl<'a> SampleRequest<'a> {
     }
 
     /// The schedule and what was fused in it; nothing is allocated.
-    pub fn lower(&self, model: &Model, device: Device) -> Result<Sampling> {
+    pub fn lower(&self, model: &Model, device: &Device) -> Result<Sampling> {
         Ok(self.plan(model, device)?.sampling)
     }
 
-    fn plan(&self, model: &Model, device: Device) -> Result<SamplePlan> {
+    fn plan(&self, model: &Model, device: &Device) -> Result<SamplePlan> {
         let classes = self.check(model)?;
         let trajectory = self.trajectory(model)?;
         let size = self.size.or(model.network().sample_size());
@@ -244,11 +244,11 @@ impl Sampler<'_> {
                 }
                 Event::Host(_) => Ok(()),
             })?;
-            let result = self.session.buffer::<f32>(self.plan.sampling.result)?;
+            let result = self.session.read::<f32>(self.plan.sampling.result)?;
             if let Some(bad) = result.iter().find(|v| !v.is_finite()) {
                 return Err(Error::NotFinite { what: "the sampled latents".into(), value: *bad, step });
             }
-            let nchw = nhwc_to_nchw(result, [batch, h, w, c]);
+            let nchw = nhwc_to_nchw(&result, [batch, h, w, c]);
             images.extend_from_slice(&nchw[..batch.min(n - first) * c * h * w]);
         }
         Ok(Images { data: images, shape: [n, c, h, w] })
@@ -265,8 +265,8 @@ impl Sampler<'_> {
         for first in (0..n).step_by(batch) {
             self.write_inputs(first)?;
             self.session.run_program(0)?;
-            let drawn = self.session.buffer::<f32>(self.plan.sampling.latents)?;
-            let nchw = nhwc_to_nchw(drawn, [batch, h, w, c]);
+            let drawn = self.session.read::<f32>(self.plan.sampling.latents)?;
+            let nchw = nhwc_to_nchw(&drawn, [batch, h, w, c]);
             all.extend_from_slice(&nchw[..batch.min(n - first) * c * h * w]);
         }
         Ok(all)

@@ -134,12 +134,12 @@ impl Case {
         }
         for p in &built.parameters {
             let id = ids.find(&p.name).unwrap();
-            p.to_arena(&self.weights[&p.name].data, session.buffer(id).unwrap());
+            session.fill(id, |stored| p.to_arena(&self.weights[&p.name].data, stored)).unwrap();
         }
         session.run(&mut |_, _| Ok(())).unwrap();
         let read = |(name, _): &(std::sync::Arc<str>, Value)| {
             let id = ids.find(name).unwrap();
-            (name.to_string(), session.buffer::<f32>(id).unwrap().to_vec())
+            (name.to_string(), session.read::<f32>(id).unwrap())
         };
         graph.outputs().iter().map(read).collect()
     }

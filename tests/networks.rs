@@ -80,7 +80,8 @@ fn run(built: &Built, fill: impl Fn(&str, &[usize]) -> Vec<f32>) -> Vec<f32> {
     schedule.steps.push(Step::Run(p));
     let mut session = Session::new(Device::Cpu, schedule).unwrap().poisoned();
     for p in &built.parameters {
-        p.to_arena(&fill(&p.name, &p.shape), session.buffer(ids.find(&p.name).unwrap()).unwrap());
+        let (id, numbers) = (ids.find(&p.name).unwrap(), fill(&p.name, &p.shape));
+        session.fill(id, |stored| p.to_arena(&numbers, stored)).unwrap();
     }
     for (value, name) in graph.inputs() {
         let (data, id) = (fill(name, graph.shape(value)), ids.find(name).unwrap());
@@ -91,7 +92,7 @@ fn run(built: &Built, fill: impl Fn(&str, &[usize]) -> Vec<f32>) -> Vec<f32> {
         }
     }
     session.run(&mut |_, _| Ok(())).unwrap();
-    session.buffer::<f32>(output).unwrap().to_vec()
+    session.read::<f32>(output).unwrap()
 }
 
 /// Reproducible numbers that depend on the name, of about the size that keeps activations in range.

@@ -234,7 +234,7 @@ proptest! {
         for (name, _) in TARGETS {
             let Some(wanted) = wanted(name, &bound) else { continue };
             let id = session.schedule().buffers.find(name).unwrap();
-            let got = session.buffer::<f32>(id).unwrap();
+            let got = session.read::<f32>(id).unwrap();
             let close = got.iter().zip(&wanted).all(|(g, w)| (g - w).abs() <= 1e-3);
             prop_assert!(close, "{name}: {got:?} instead of {wanted:?}\n{}", interpreter.graph.print());
         }
@@ -277,7 +277,7 @@ fn a_schedule_runs_its_steps_in_order() {
     let (x, mut seen) = (c.x, Vec::new());
     c.session
         .run(&mut |session, event| {
-            seen.push((event, session.buffer::<f32>(x)?[0]));
+            seen.push((event, session.read::<f32>(x)?[0]));
             Ok(())
         })
         .unwrap();
@@ -285,7 +285,7 @@ fn a_schedule_runs_its_steps_in_order() {
     let after = [1.0, 3.0, 7.0, 15.0].map(|v| (Event::Host(9), v));
     let steps = rows.into_iter().zip(after).flat_map(|(a, b)| [a, b]);
     assert_eq!(seen, [(Event::Host(7), 0.0)].into_iter().chain(steps).collect::<Vec<_>>());
-    assert_eq!(c.session.buffer::<f32>(c.y).unwrap(), [15.0]);
+    assert_eq!(c.session.read::<f32>(c.y).unwrap(), [15.0]);
 }
 
 #[test]
@@ -293,11 +293,11 @@ fn a_cancelled_session_runs_again() {
     let mut c = counter();
     let cancel = c.session.run(&mut |_, event| if event == Event::Row(2) { Err(Error::Cancelled) } else { Ok(()) });
     assert!(matches!(cancel, Err(Error::Cancelled)));
-    assert_eq!(c.session.buffer::<f32>(c.x).unwrap(), [3.0]);
-    assert_eq!(c.session.buffer::<f32>(c.y).unwrap(), [0.0]);
+    assert_eq!(c.session.read::<f32>(c.x).unwrap(), [3.0]);
+    assert_eq!(c.session.read::<f32>(c.y).unwrap(), [0.0]);
     c.session.write(c.x, &[100.0f32]).unwrap();
     c.session.run(&mut |_, _| Ok(())).unwrap();
-    assert_eq!(c.session.buffer::<f32>(c.y).unwrap(), [115.0]);
+    assert_eq!(c.session.read::<f32>(c.y).unwrap(), [115.0]);
 }
 
 #[test]
@@ -306,12 +306,12 @@ fn the_host_may_change_what_comes_next() {
     let x = c.x;
     let zero = |session: &mut Session, event| if event == Event::Row(3) { session.write(x, &[0.0f32]) } else { Ok(()) };
     c.session.run(&mut { zero }).unwrap();
-    assert_eq!(c.session.buffer::<f32>(c.y).unwrap(), [8.0]);
+    assert_eq!(c.session.read::<f32>(c.y).unwrap(), [8.0]);
     c.session.set_rows(vec![1.0; 4]).unwrap();
     assert!(c.session.set_rows(vec![1.0; 5]).is_err());
     assert!(c.session.write(x, &[0.0f32; 2]).is_err());
     c.session.run(&mut |_, _| Ok(())).unwrap();
-    assert_eq!(c.session.buffer::<f32>(c.y).unwrap(), [12.0]);
+    assert_eq!(c.session.read::<f32>(c.y).unwrap(), [12.0]);
 }
 
 #[test]

@@ -182,7 +182,7 @@ fn answer(model: &Model) -> Vec<f32> {
     session.write(buffers.find("class_labels").unwrap(), &[0i32, 1]).unwrap();
     session.run(&mut |_, _| Ok(())).unwrap();
     let output = buffers.find(&format!("out/{}", built.output)).unwrap();
-    session.buffer::<f32>(output).unwrap().to_vec()
+    session.read::<f32>(output).unwrap()
 }
 
 fn saved(trainer: &mut Trainer, dtype: Dtype) -> (tempfile::TempDir, Model) {

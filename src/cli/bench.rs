@@ -40,7 +40,7 @@ pub fn run(args: BenchArgs, output: Output) -> Result<()> {
         return Err(Error::invalid("case", format!("`{unknown}` is none of {}", CASES.join(", "))));
     }
     for name in names {
-        let m = measure(&name, args.batch, args.runs, device, &mut check_interrupt)?;
+        let m = measure(&name, args.batch, args.runs, device.clone(), &mut check_interrupt)?;
         let json = serde_json::to_value(&m).map_err(|e| Error::invalid("--json", e.to_string()))?;
         output.result(describe(&m, args.kernels), json);
     }

@@ -46,7 +46,7 @@ pub fn run(args: CompareArgs, output: Output) -> Result<()> {
     }
     let rows: Vec<&Path> = runs.iter().map(|r| r.path.as_path()).filter(|p| p.join("model").is_dir()).collect();
     if args.n > 0 && !rows.is_empty() {
-        let sets = rows.iter().map(|path| samples(path, &args, device)).collect::<Result<Vec<_>>>()?;
+        let sets = rows.iter().map(|path| samples(path, &args, device.clone())).collect::<Result<Vec<_>>>()?;
         picture(&sets, &rows, args.n)?.save_png(args.out.join("samples.png"))?;
     }
     let settings: serde_json::Map<_, _> = differ.iter().map(|(key, values)| (key.clone(), json!(values))).collect();

@@ -72,7 +72,7 @@ pub fn run(args: EvalArgs, output: Output) -> Result<()> {
         return Err(Error::invalid("--bootstrap", format!("{} is not from 0 to {MAX_RESAMPLES}", args.bootstrap)));
     }
     let start = Instant::now();
-    let mut network = FeatureExtractor::open(&args.features, device)?;
+    let mut network = FeatureExtractor::open(&args.features, device.clone())?;
     let reference = reference(&args, &mut network, output)?;
     let samples = match &args.samples {
         Some(path) => open_samples(path)?,

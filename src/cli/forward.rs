@@ -49,7 +49,7 @@ pub struct ForwardArgs {
 
 pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     let device: Device = args.device.parse()?;
-    check_dtype(&args.dtype, device)?;
+    check_dtype(&args.dtype, &device)?;
     let model = args.lora.add_to(Model::open(&args.model)?)?;
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
@@ -66,7 +66,7 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
 }
 
 /// Fails unless the device computes in that type.
-pub fn check_dtype(name: &str, device: Device) -> Result<()> {
+pub fn check_dtype(name: &str, device: &Device) -> Result<()> {
     match name {
         "f32" => Ok(()),
         "f16" | "bf16" => {
@@ -196,7 +196,7 @@ fn save_outputs(path: &std::path::Path, built: &Built, session: &mut Session, ed
     let graph: &Graph = &built.graph;
     let take = |name: &str, session: &mut Session| -> Result<Option<Vec<f32>>> {
         match session.schedule().buffers.find(&format!("out/{name}")) {
-            Some(id) => Ok(Some(session.buffer::<f32>(id)?.to_vec())),
+            Some(id) => Ok(Some(session.read::<f32>(id)?)),
             None => Ok(None),
         }
     };

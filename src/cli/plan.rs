@@ -83,7 +83,7 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
         What::Sample { request, view } => {
             let device: Device = request.device.parse()?;
             let files = request.open()?;
-            let sampling = request.request(&files)?.lower(&files.model, device)?;
+            let sampling = request.request(&files)?.lower(&files.model, &device)?;
             if view.fusions {
                 output.result(sampling.fusions.join("\n"), serde_json::json!({ "fusions": sampling.fusions }));
                 return Ok(());

@@ -69,7 +69,7 @@ pub fn run(args: TrainClassifierArgs, output: Output) -> Result<()> {
         flip: args.flip,
         seed: args.seed,
     };
-    let mut trainer = ClassifierTrainer::new(config, &data, device)?;
+    let mut trainer = ClassifierTrainer::new(config, &data, device.clone())?;
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let start = Instant::now();
     let bar = Progress::new(output, args.steps as u64, "steps");

@@ -11,7 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A device that programs run on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Device {
     /// This machine's processor; threads are those of rayon's global pool.
@@ -49,14 +49,14 @@ impl Device {
     }
 
     /// What graphs are lowered for on this device.
-    pub fn target(self) -> Target {
+    pub fn target(&self) -> Target {
         match self {
             Device::Cpu => Target::Cpu,
         }
     }
 
     /// The device's name, as on the command line.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu => "cpu",
         }

@@ -155,7 +155,7 @@ impl FeatureNetwork {
                 let reason = format!("`{}` must be {:?}, has {} numbers", p.name, p.shape, numbers.len());
                 return Err(Error::shape("features", reason));
             }
-            p.to_arena(&numbers, session.buffer(id)?);
+            session.fill(id, |stored| p.to_arena(&numbers, stored))?;
         }
         let find = |name: &str| {
             buffers.find(name).ok_or_else(|| Error::shape("features", format!("the network has no `{name}`")))
@@ -194,12 +194,13 @@ impl Extractor {
         for images in images.chunks((self.batch * height * width * channels).max(1)) {
             let count = images.len() / (height * width * channels);
             let input = self.input;
-            let sample = self.session.buffer::<f32>(self.sample)?;
-            let images = images.par_chunks_exact(height * width * channels);
-            let places = sample.par_chunks_exact_mut(input.height * input.width * input.channels);
-            images.zip(places).for_each(|(image, place)| prepare(image, channels, &resize, &input, place));
+            self.session.fill(self.sample, |sample: &mut [f32]| {
+                let places = sample.par_chunks_exact_mut(input.height * input.width * input.channels);
+                let images = images.par_chunks_exact(height * width * channels);
+                images.zip(places).for_each(|(image, place)| prepare(image, channels, &resize, &input, place));
+            })?;
             self.session.run(&mut |_, _| Ok(()))?;
-            let features = &self.session.buffer::<f32>(self.features)?[..count * self.dim];
+            let features = self.session.read_part::<f32>(self.features, 0, count * self.dim)?;
             if let Some(at) = features.iter().position(|v| !v.is_finite()) {
                 let what = format!("a feature of image {}", out.n + at / self.dim);
                 return Err(Error::Device {
@@ -207,9 +208,9 @@ impl Extractor {
                     reason: format!("{what} is not finite"),
                 });
             }
-            out.data.extend_from_slice(features);
+            out.data.extend_from_slice(&features);
             if let (Some(id), Some(logits)) = (self.logits, &mut out.logits) {
-                let stored = self.session.buffer::<f32>(id)?;
+                let stored = self.session.read::<f32>(id)?;
                 logits.extend_from_slice(&stored[..count * (stored.len() / self.batch)]);
             }
             out.n += count;

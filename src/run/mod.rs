@@ -65,7 +65,7 @@ impl Run {
     /// network or the data.
     pub fn start(path: &Path, settings: Settings, device: Device) -> Result<Run> {
         let folder = RunFolder::create(path)?;
-        let (trainer, data) = trainer(&settings, device)?;
+        let (trainer, data) = trainer(&settings, device.clone())?;
         folder.begin(&settings, &data)?;
         Run::new(folder, settings, trainer, Progress::default(), device)
     }
@@ -84,7 +84,7 @@ impl Run {
             let reason = format!("{} was started with other settings: {first}{more}", path.display());
             return Err(Error::invalid("--resume", reason));
         }
-        let (mut trainer, data) = trainer(&settings, device)?;
+        let (mut trainer, data) = trainer(&settings, device.clone())?;
         folder.check_data(&data)?;
         let progress = match folder.last_checkpoint()? {
             Some(checkpoint) => {
@@ -187,7 +187,7 @@ impl Run {
         let defaults = SampleRequest::new(&model);
         let guidance_scale = self.settings.grid_guidance;
         let request = SampleRequest { n, batch: n.min(defaults.batch), guidance_scale, ..defaults };
-        let images = request.prepare(&model, self.device)?.run(&mut |_| Ok(()))?;
+        let images = request.prepare(&model, self.device.clone())?.run(&mut |_| Ok(()))?;
         let image: Image = images.grid((n as f64).sqrt().ceil() as usize)?;
         if let Some(events) = &mut self.events {
             events.image(step, &image)?;

@@ -4,6 +4,7 @@ use super::{BufferId, Command, Program, Schedule, Slice, Space, Step};
 use crate::device::{Arena, Device};
 use crate::graph::{Args, Kernel, Region};
 use crate::{Error, Result};
+use bytemuck::Pod;
 use std::time::Instant;
 
 /// What the host is told while a schedule runs.
@@ -59,8 +60,8 @@ impl Session {
     }
 
     /// The device.
-    pub fn device(&self) -> Device {
-        self.device
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Bytes of the arena.
@@ -69,21 +70,63 @@ impl Session {
     }
 
     /// A buffer's numbers, in its layout.
-    pub fn buffer<T: bytemuck::Pod>(&mut self, id: BufferId) -> Result<&mut [T]> {
-        let b = self.schedule.buffers.get(id);
-        self.arena.slice_mut(b.offset, b.bytes() / size_of::<T>())
+    pub fn read<T: Pod>(&mut self, id: BufferId) -> Result<Vec<T>> {
+        self.read_part(id, 0, self.elements::<T>(id))
+    }
+
+    /// `count` of a buffer's numbers from number `skip` on.
+    pub fn read_part<T: Pod>(&mut self, id: BufferId, skip: usize, count: usize) -> Result<Vec<T>> {
+        let offset = self.place::<T>(id, skip, count)?;
+        Ok(self.arena.slice_mut::<T>(offset, count)?.to_vec())
     }
 
     /// Writes a buffer. `data` must have its size.
-    pub fn write<T: bytemuck::Pod>(&mut self, id: BufferId, data: &[T]) -> Result<()> {
-        let name = self.schedule.buffers.get(id).name.clone();
-        let buffer = self.buffer::<T>(id)?;
-        if buffer.len() != data.len() {
-            let reason = format!("buffer `{name}` holds {} numbers, got {}", buffer.len(), data.len());
+    pub fn write<T: Pod>(&mut self, id: BufferId, data: &[T]) -> Result<()> {
+        let elements = self.elements::<T>(id);
+        if elements != data.len() {
+            let name = &self.schedule.buffers.get(id).name;
+            let reason = format!("buffer `{name}` holds {elements} numbers, got {}", data.len());
             return Err(Error::Verify { pass: "session", reason });
         }
-        buffer.copy_from_slice(data);
-        Ok(())
+        self.write_part(id, 0, data)
+    }
+
+    /// Writes a buffer from number `skip` on.
+    pub fn write_part<T: Pod>(&mut self, id: BufferId, skip: usize, data: &[T]) -> Result<()> {
+        self.fill_part(id, skip, data.len(), |place| place.copy_from_slice(data))
+    }
+
+    /// Has `make` write a buffer's numbers straight to where the device takes them from. It must write all of them; what it
+    /// finds there is of no meaning.
+    pub fn fill<T: Pod, R>(&mut self, id: BufferId, make: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+        self.fill_part(id, 0, self.elements::<T>(id), make)
+    }
+
+    /// [`Session::fill`] for `count` numbers from number `skip` on.
+    pub fn fill_part<T: Pod, R>(
+        &mut self,
+        id: BufferId,
+        skip: usize,
+        count: usize,
+        make: impl FnOnce(&mut [T]) -> R,
+    ) -> Result<R> {
+        let offset = self.place::<T>(id, skip, count)?;
+        Ok(make(self.arena.slice_mut(offset, count)?))
+    }
+
+    /// How many numbers a buffer holds.
+    fn elements<T: Pod>(&self, id: BufferId) -> usize {
+        self.schedule.buffers.get(id).bytes() / size_of::<T>()
+    }
+
+    /// Where in the arena `count` numbers of a buffer lie, the first being number `skip`.
+    fn place<T: Pod>(&self, id: BufferId, skip: usize, count: usize) -> Result<usize> {
+        let (buffer, elements) = (self.schedule.buffers.get(id), self.elements::<T>(id));
+        if skip.checked_add(count).is_none_or(|end| end > elements) {
+            let reason = format!("numbers {skip}+{count} of buffer `{}`, which holds {elements}", buffer.name);
+            return Err(Error::Verify { pass: "session", reason });
+        }
+        Ok(buffer.offset + skip * size_of::<T>())
     }
 
     /// Replaces the row table, e.g. for the next stretch of a training run. It must fit the schedule.

@@ -137,9 +137,9 @@ impl Trainer {
         let (levels, data_wait) = self.write_batch()?;
         self.session.check_numerics(self.config.check_numerics);
         self.session.run(&mut |_, _| Ok(())).map_err(|e| self.at_step(e))?;
-        let losses = self.session.buffer::<f32>(self.training.losses)?.to_vec();
+        let losses = self.session.read::<f32>(self.training.losses)?;
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
-        let grad_norm = self.session.buffer::<f32>(self.training.grad_norm)?[0] / self.config.accumulate as f32;
+        let grad_norm = self.session.read::<f32>(self.training.grad_norm)?[0] / self.config.accumulate as f32;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.find_numeric_fault(loss, grad_norm));
         }
@@ -245,7 +245,7 @@ impl Trainer {
                 format!("{ema} is not below their number, {}", self.training.emas.len()),
             ));
         };
-        let region = self.session.buffer::<f32>(*id)?.to_vec();
+        let region = self.session.read::<f32>(*id)?;
         let offsets = &self.training.offsets;
         let session = &mut self.session;
         let scheduler = self.objective.scheduler_config().map(|s| format!("{s:#}\n"));
@@ -271,7 +271,7 @@ impl Trainer {
             Some((_, at)) => Ok(p.from_arena(&region[*at..at + p.ty.stored()])),
             None => {
                 let id = fixed_buffer(session, p)?;
-                Ok(p.from_arena(session.buffer(id)?))
+                Ok(p.from_arena(&session.read(id)?))
             }
         })
     }
@@ -386,12 +386,12 @@ fn write_weights(
         match training.offsets.iter().find(|(q, _)| q.name == p.name) {
             Some((_, at)) => {
                 for region in std::iter::once(training.params).chain(training.emas.iter().copied()) {
-                    p.to_arena(&numbers, &mut session.buffer::<f32>(region)?[*at..at + p.ty.stored()]);
+                    session.fill_part(region, *at, p.ty.stored(), |stored| p.to_arena(&numbers, stored))?;
                 }
             }
             None => {
                 let id = fixed_buffer(session, p)?;
-                p.to_arena(&numbers, session.buffer(id)?);
+                session.fill(id, |stored| p.to_arena(&numbers, stored))?;
             }
         }
     }

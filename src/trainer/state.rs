@@ -39,14 +39,11 @@ impl Trainer {
         tensors
     }
 
-    /// The stored numbers of a parameter.
-    fn stored(&mut self, place: Place, p: &Parameter) -> Result<&mut [f32]> {
+    /// The buffer that holds a parameter, and the number it starts with there.
+    fn find(&self, place: Place, p: &Parameter) -> Result<(BufferId, usize)> {
         match place {
-            Place::Region(id, at) => Ok(&mut self.session.buffer::<f32>(id)?[at..at + p.ty.stored()]),
-            Place::Own => {
-                let id = fixed_buffer(&self.session, p)?;
-                self.session.buffer(id)
-            }
+            Place::Region(id, at) => Ok((id, at)),
+            Place::Own => Ok((fixed_buffer(&self.session, p)?, 0)),
         }
     }
 
@@ -58,7 +55,8 @@ impl Trainer {
         let options = WriteOptions { metadata, max_shard_bytes: u64::MAX };
         let mut writer = Writer::create(file, specs, &options)?;
         for (name, place, p) in &tensors {
-            let numbers = p.from_arena(self.stored(*place, p)?);
+            let (id, at) = self.find(*place, p)?;
+            let numbers = p.from_arena(&self.session.read_part(id, at, p.ty.stored())?);
             writer.put_f32(name, &numbers)?;
         }
         writer.finish()
@@ -94,7 +92,8 @@ impl Trainer {
         for (name, place, p) in &tensors {
             numbers.resize(p.elements(), 0.0);
             weights.read_f32_into(name, &mut numbers)?;
-            p.to_arena(&numbers, self.stored(*place, p)?);
+            let (id, at) = self.find(*place, p)?;
+            self.session.fill_part(id, at, p.ty.stored(), |stored| p.to_arena(&numbers, stored))?;
             weights.release(name);
         }
         self.step = step;

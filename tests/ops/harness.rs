@@ -295,15 +295,15 @@ pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> std::collections::Ha
         let ty = g.ty(*v);
         let id = ids.find(name).unwrap();
         let numbers: Vec<f64> = if ty.dtype == DType::I32 {
-            session.buffer::<i32>(id).unwrap().iter().map(|v| *v as f64).collect()
+            session.read::<i32>(id).unwrap().iter().map(|v| *v as f64).collect()
         } else {
-            let stored = session.buffer::<f32>(id).unwrap();
+            let stored = session.read::<f32>(id).unwrap();
             if ty.layout == Layout::Panels {
                 let sum: f64 = stored.iter().map(|v| v.abs() as f64).sum();
-                let plain: f64 = from_layout(ty, stored).iter().map(|v| v.abs() as f64).sum();
+                let plain: f64 = from_layout(ty, &stored).iter().map(|v| v.abs() as f64).sum();
                 assert!((sum - plain).abs() <= 1e-6 * sum.max(1.0), "the padding of a weight is not zero");
             }
-            from_layout(ty, stored).iter().map(|v| *v as f64).collect()
+            from_layout(ty, &stored).iter().map(|v| *v as f64).collect()
         };
         out.insert(name.to_string(), numbers);
     }

@@ -111,7 +111,7 @@ fn training(kind: OptimizerKind, n: usize, rows: Vec<f32>) -> Training {
 impl Training {
     fn get(&mut self, name: &str) -> Vec<f64> {
         let id = self.session.schedule().buffers.find(name).unwrap();
-        self.session.buffer::<f32>(id).unwrap().iter().map(|v| *v as f64).collect()
+        self.session.read::<f32>(id).unwrap().iter().map(|v| *v as f64).collect()
     }
 
     fn set(&mut self, name: &str, data: &[f64]) {
