@@ -31,12 +31,18 @@ fn noise(n: usize, seed: &str) -> Vec<f32> {
 }
 
 fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+    save_noted(path, tensors, &[]);
+}
+
+fn save_noted(path: &Path, tensors: &BTreeMap<String, Tensor>, notes: &[(&str, String)]) {
+    let metadata = notes.iter().map(|(key, text)| (key.to_string(), text.clone())).collect();
+    let options = WriteOptions { metadata, ..WriteOptions::default() };
     let specs = tensors.iter().map(|(name, (shape, _))| TensorSpec::new(name, Dtype::F32, shape.clone())).collect();
     let put = |spec: &TensorSpec, out: &mut [f32]| {
         out.copy_from_slice(&tensors[&spec.name].1);
         Ok(())
     };
-    write(path, specs, &WriteOptions::default(), put).unwrap();
+    write(path, specs, &options, put).unwrap();
 }
 
 /// A layer's low-rank pair: ranks 1 to 3, alpha 2.
@@ -212,6 +218,16 @@ fn every_spelling_is_read() {
     let file = LoraFile::open(place.path("peft")).unwrap();
     let alpha = |layer: &str| file.pairs().iter().find(|p| p.adapts(layer)).unwrap().alpha;
     assert_eq!([alpha(&pairs[0].layer), alpha(&pairs[1].layer)], [2.0, 9.0]);
+
+    // Newer diffusers write PEFT's configuration into the header.
+    let mut noted = tensors(&pairs, DIFFUSERS);
+    noted.retain(|name, _| !name.ends_with(".alpha"));
+    let note =
+        |alpha: f32| format!(r#"{{"unet.peft_type": "LORA", "unet.lora_alpha": {alpha}, "unet.alpha_pattern": null}}"#);
+    save_noted(&place.path("noted.safetensors"), &noted, &[("lora_adapter_metadata", note(ALPHA))]);
+    assert_eq!(place.forward(case, &base, "--lora noted.safetensors=0.7"), expected);
+    save_noted(&place.path("noted.safetensors"), &noted, &[("lora_adapter_metadata", note(ALPHA / 2.0))]);
+    assert_eq!(place.forward(case, &base, "--lora noted.safetensors=1.4"), expected);
 
     // Files of diffusers hold the text encoder's as well; it is left alone.
     let mut with_text = tensors(&pairs, KOHYA);

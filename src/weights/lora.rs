@@ -13,6 +13,7 @@ use super::{Dtype, TensorInfo, TensorSpec, Weights, WriteOptions, Writer};
 use crate::files::write_atomic;
 use crate::{Error, Result};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,22 +105,28 @@ impl LoraFile {
     /// contradicts itself; [`Error::Config`] for forms of PEFT's adapters other than plain LoRA.
     pub fn open(path: impl AsRef<Path>) -> Result<LoraFile> {
         let path = path.as_ref();
-        let peft = path.is_dir().then(|| PeftConfig::read(&path.join(ADAPTER_CONFIG))).transpose()?;
-        let weights = if path.is_dir() { Weights::open(path.join(ADAPTER_MODEL))? } else { Weights::open(path)? };
+        let (weights, config) = match path.is_dir() {
+            true => {
+                let config = PeftConfig::read(&path.join(ADAPTER_CONFIG))?;
+                (Weights::open(path.join(ADAPTER_MODEL))?, Some(config))
+            }
+            false => {
+                let weights = Weights::open(path)?;
+                let config = PeftConfig::of_note(&weights)?;
+                (weights, config)
+            }
+        };
         let (gathered, text_tensors) = gather(&weights)?;
-        let note = DiffusersNote::read(&weights);
         let mut pairs = Vec::new();
         for (layer, parts) in gathered {
-            let fallback = match (&peft, &note) {
-                (Some(peft), _) => Some(peft.alpha(&layer)),
-                (None, note) => note.alpha(),
-            };
-            pairs.push(pair(&weights, layer, parts, fallback)?);
+            let alpha = config.as_ref().map(|c| c.alpha(&layer));
+            pairs.push(pair(&weights, layer, parts, alpha)?);
         }
-        if let Some(peft) = &peft {
-            pairs.iter_mut().for_each(|p| p.alpha *= peft.rank_factor(p.rank));
+        if config.as_ref().is_some_and(|c| c.use_rslora) {
+            // The factor of rank-stabilised LoRA is alpha/√rank.   (Kalajdzievski 2023)
+            pairs.iter_mut().for_each(|p| p.alpha *= (p.rank as f32).sqrt());
         }
-        let base = peft.and_then(|p| p.base_model_name_or_path).map(PathBuf::from);
+        let base = config.and_then(|p| p.base_model_name_or_path).map(PathBuf::from);
         Ok(LoraFile { weights, pairs, base, text_tensors })
     }
 
@@ -272,8 +279,8 @@ fn read_alpha(weights: &Weights, name: &str) -> Result<f32> {
 struct PeftConfig {
     peft_type: String,
     lora_alpha: f32,
-    #[serde(default)]
-    alpha_pattern: BTreeMap<String, f32>,
+    /// For layers whose names end so.
+    alpha_pattern: Option<BTreeMap<String, f32>>,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
@@ -290,7 +297,22 @@ impl PeftConfig {
             return Err(Error::format(path, format!("{size} bytes are too many for a configuration")));
         }
         let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let config: PeftConfig = serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()))?;
+        let json = serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()))?;
+        PeftConfig::checked(json, path)
+    }
+
+    /// The note in which newer diffusers keep it, each key behind its network's name.
+    fn of_note(weights: &Weights) -> Result<Option<PeftConfig>> {
+        let Some(text) = weights.metadata().get("lora_adapter_metadata") else { return Ok(None) };
+        let wrong = |e: serde_json::Error| Error::format(weights.path(), format!("lora_adapter_metadata: {e}"));
+        let note: Map<String, Value> = serde_json::from_str(text).map_err(wrong)?;
+        let own = |key: &str| ["unet.", "transformer."].iter().find_map(|p| key.strip_prefix(p)).map(String::from);
+        let json: Map<String, Value> = note.into_iter().filter_map(|(key, v)| Some((own(&key)?, v))).collect();
+        if json.is_empty() { Ok(None) } else { PeftConfig::checked(json.into(), weights.path()).map(Some) }
+    }
+
+    fn checked(json: Value, path: &Path) -> Result<PeftConfig> {
+        let config = PeftConfig::deserialize(json).map_err(|e| Error::format(path, e.to_string()))?;
         if config.peft_type != "LORA" {
             return Err(Error::config(path, "peft_type", format!("`{}` is not LORA", config.peft_type)));
         }
@@ -307,28 +329,9 @@ impl PeftConfig {
 
     fn alpha(&self, layer: &LayerName) -> f32 {
         let LayerName::Dotted(layer) = layer else { return self.lora_alpha };
-        let own = self.alpha_pattern.iter().find(|(key, _)| layer == *key || layer.ends_with(&format!(".{key}")));
-        own.map_or(self.lora_alpha, |(_, alpha)| *alpha)
-    }
-
-    /// √rank for rank-stabilised LoRA, whose factor is alpha/√rank (Kalajdzievski 2023).
-    fn rank_factor(&self, rank: usize) -> f32 {
-        if self.use_rslora { (rank as f32).sqrt() } else { 1.0 }
-    }
-}
-
-/// The note in which newer diffusers keep the adapter's configuration.
-struct DiffusersNote(Option<serde_json::Value>);
-
-impl DiffusersNote {
-    fn read(weights: &Weights) -> DiffusersNote {
-        DiffusersNote(weights.metadata().get("lora_adapter_metadata").and_then(|text| serde_json::from_str(text).ok()))
-    }
-
-    fn alpha(&self) -> Option<f32> {
-        let note = self.0.as_ref()?;
-        let alpha = ["unet.lora_alpha", "transformer.lora_alpha"].iter().find_map(|key| note.get(key))?;
-        alpha.as_f64().map(|alpha| alpha as f32)
+        let own = |key: &str| layer == key || layer.ends_with(&format!(".{key}"));
+        let pattern = self.alpha_pattern.iter().flatten().find(|(key, _)| own(key));
+        pattern.map_or(self.lora_alpha, |(_, alpha)| *alpha)
     }
 }
 
@@ -376,7 +379,7 @@ pub fn write_lora(
         }
         writer.finish()?;
     }
-    let config = serde_json::json!({
+    let config = json!({
         "base_model_name_or_path": spec.base,
         "peft_type": "LORA",
         "r": spec.rank,
