@@ -155,7 +155,8 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
 fn train(run: &mut Run, output: Output) -> Result<()> {
     let (steps, first) = (run.settings().steps, run.trainer().steps_done());
     let bar = Progress::new(output, steps as u64, "steps");
-    bar.advance(first as u64)?;
+    // An interrupt that came before the first step is seen behind it, where all processes hear of it.
+    let _ = bar.advance(first as u64);
     let mut smooth = None;
     let every = run.settings().log_every.max(1);
     let result = run.finish(&mut |run, report| {
