@@ -56,6 +56,7 @@ fn main() -> Result<()> {
         match event {
             Event::Row(row) => println!("row {row}: x = {:.4}", session.read::<f32>(x)?[0]),
             Event::Host(_) => println!("done:  x = {:.4}", session.read::<f32>(x)?[0]),
+            Event::Mark(_) => {}
         }
         Ok(())
     })

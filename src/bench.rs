@@ -151,6 +151,7 @@ fn schedule(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
         optimizer: OptimizerKind::AdamW,
         emas: 0,
         accumulate: 1,
+        bucket: None,
         recompute: Recompute::Off,
         options: Options::default(),
     };

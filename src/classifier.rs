@@ -156,6 +156,7 @@ impl<'a> ClassifierTrainer<'a> {
             optimizer: OptimizerKind::AdamW,
             accumulate: 1,
             emas: 0,
+            bucket: None,
             recompute: Recompute::Off,
             options: Options::default(),
         };

@@ -46,6 +46,9 @@ pub enum Error {
     /// A thread of langevin's ended early: a bug in langevin.
     #[error("the thread of {what} ended: {reason}")]
     Thread { what: &'static str, reason: String },
+    /// Another of the processes that train together stopped, and with it all of them.
+    #[error("process {rank}: {reason}")]
+    Rank { rank: usize, reason: String },
     /// A NaN or an infinity appeared where there must be none.
     #[error("{what} became {value} at step {step}")]
     NotFinite { what: String, value: f32, step: usize },

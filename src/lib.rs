@@ -57,6 +57,7 @@
 pub mod bench;
 pub mod classifier;
 pub mod cli;
+pub mod collective;
 pub mod cpu;
 pub mod data;
 pub mod device;

@@ -242,7 +242,7 @@ impl Sampler<'_> {
                     step += 1;
                     progress(Progress { step, steps, batch: batch.min(n - first) })
                 }
-                Event::Host(_) => Ok(()),
+                Event::Host(_) | Event::Mark(_) => Ok(()),
             })?;
             let result = self.session.read::<f32>(self.plan.sampling.result)?;
             if let Some(bad) = result.iter().find(|v| !v.is_finite()) {

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["device"],
     &["schedule"],
     &["nn"],
-    &["files", "image", "weights", "data", "diffusion", "eval"],
+    &["files", "image", "weights", "data", "diffusion", "eval", "collective"],
     &["methods"],
     &["model"],
     &["features"],

@@ -13,6 +13,7 @@ mod sample;
 mod train;
 mod train_classifier;
 
+use crate::collective;
 use crate::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -31,7 +32,7 @@ struct Cli {
     /// Print results as JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Threads of the CPU device [default: all]
+    /// Threads of the CPU device [default: all; a share of them where a launcher started several processes]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
 }
@@ -127,7 +128,7 @@ fn set_up(cli: &Cli) -> Result<()> {
             std::process::exit(130);
         }
     });
-    let Some(threads) = cli.threads else { return Ok(()) };
+    let Some(threads) = cli.threads.or_else(collective::threads) else { return Ok(()) };
     if threads == 0 {
         return Err(Error::invalid("--threads", "must be at least 1"));
     }

@@ -105,6 +105,7 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
                 optimizer: OptimizerKind::AdamW,
                 emas: 1,
                 accumulate: 1,
+                bucket: None,
                 recompute: if recompute { Recompute::Blocks } else { Recompute::Off },
                 options: Options::default(),
             };

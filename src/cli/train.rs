@@ -2,6 +2,7 @@
 
 use super::Output;
 use super::progress::Progress;
+use crate::collective::{agree, join};
 use crate::run::{Key, PRESETS, Run, Settings, parse, preset};
 use crate::{Device, Error, Result};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -20,6 +21,7 @@ use toml::{Table, Value};
 ///   langevin train --preset edm-cifar10 --data cifar10.zip --out runs/cifar --checkpoint-every 1000
 ///   langevin train --explain > run.toml && langevin train --config run.toml --out runs/mine
 ///   langevin train --resume --out runs/mine
+///   mpirun -n 4 --bind-to none langevin train --config run.toml --out runs/mine     # a build with the feature `mpi`
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct TrainArgs {
@@ -128,12 +130,17 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
         print!("{}", args.settings(None)?.to_toml()?);
         return Ok(());
     }
-    let device: Device = args.device.parse()?;
+    let mut ranks = join()?;
+    // Of several processes the first one speaks.
+    let (first, size) = (ranks.rank() == 0, ranks.size());
+    let output = Output { quiet: output.quiet || !first, json: output.json && first };
+    let device = agree(&mut *ranks, args.device.parse::<Device>())?;
     let Some(out) = &args.out else { return Err(Error::invalid("--out", "is missing")) };
     let mut run = if args.resume {
-        Run::resume(out, |before| args.settings(Some(before)), device)?
+        Run::resume_among(ranks, out, |before| args.settings(Some(before)), device)?
     } else {
-        Run::start(out, args.settings(None)?, device)?
+        let settings = agree(&mut *ranks, args.settings(None))?;
+        Run::start_among(ranks, out, settings, device)?
     };
     if run.skipped().count > 0 {
         output.note(format!("images: {}", run.skipped()));
@@ -141,13 +148,17 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
     let trainer = run.trainer();
     let (weights, mib) = (trainer.parameters(), trainer.session().arena_bytes() as f64 / 1048576.0);
     output.note(format!("{weights} weights, an arena of {mib:.0} MiB"));
+    if size > 1 {
+        output.note(format!("{size} processes; this one has {} threads", rayon::current_num_threads()));
+    }
     train(&mut run, output)
 }
 
 fn train(run: &mut Run, output: Output) -> Result<()> {
     let (steps, first) = (run.settings().steps, run.trainer().steps_done());
     let bar = Progress::new(output, steps as u64, "steps");
-    bar.advance(first as u64)?;
+    // An interrupt that came before the first step is seen behind it, where all processes hear of it.
+    let _ = bar.advance(first as u64);
     let mut smooth = None;
     let every = run.settings().log_every.max(1);
     let result = run.finish(&mut |run, report| {
@@ -174,7 +185,11 @@ fn train(run: &mut Run, output: Output) -> Result<()> {
             Err(e)
         }
         Ok(()) => {
-            output.result(format!("{done} steps: {out}"), json!({ "out": out, "steps": done }));
+            let ranks = run.trainer().ranks();
+            if ranks.rank() == 0 {
+                let json = json!({ "out": out, "steps": done, "ranks": ranks.size() });
+                output.result(format!("{done} steps: {out}"), json);
+            }
             Ok(())
         }
     }

@@ -26,13 +26,15 @@ pub struct LoaderConfig {
     pub flip: f64,
     /// Number of the first sample: 0, or where an earlier run ended.
     pub first_sample: u64,
+    /// Samples between a batch and the next that are left to other processes.
+    pub skip: u64,
     /// Batches that are made ahead, at least 1. Each takes the memory of its images in f32.
     pub prefetch: usize,
 }
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        LoaderConfig { batch: 1, order: Order::Plain, seed: 0, flip: 0.0, first_sample: 0, prefetch: 2 }
+        LoaderConfig { batch: 1, order: Order::Plain, seed: 0, flip: 0.0, first_sample: 0, skip: 0, prefetch: 2 }
     }
 }
 
@@ -66,16 +68,17 @@ impl Loader {
     pub fn new(data: Arc<Dataset>, config: LoaderConfig) -> Result<Self> {
         check(&data, &config)?;
         let sequence = Sequence::new(config.order, &data, config.seed)?;
-        Self::spawn(config.prefetch, config.first_sample, config.batch as u64, move |batch| {
+        Self::spawn(config.prefetch, config.first_sample, config.batch as u64, config.skip, move |batch| {
             fill(&data, &sequence, &config, batch)
         })
     }
 
-    /// Calls `fill` on a thread for batches of consecutive samples.
+    /// Calls `fill` on a thread for batches of consecutive samples, `skip` samples apart.
     fn spawn(
         prefetch: usize,
         first: u64,
         size: u64,
+        skip: u64,
         mut fill: impl FnMut(&mut Batch) -> Result<()> + Send + 'static,
     ) -> Result<Self> {
         // One more than lie in the channel is in the hands of the thread.
@@ -91,7 +94,7 @@ impl Loader {
                 let mut batch = recycled.try_recv().unwrap_or_default();
                 let made = end_of(next, size).and_then(|end| {
                     batch.samples = next..end;
-                    next = end;
+                    next = end.saturating_add(skip);
                     fill(&mut batch)
                 });
                 let failed = made.is_err();
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn errors_and_panics_of_the_thread_reach_the_caller() {
-        let mut loader = Loader::spawn(2, 10, 5, |batch| match batch.samples.start {
+        let mut loader = Loader::spawn(2, 10, 5, 0, |batch| match batch.samples.start {
             20 => Err(Error::invalid("test", "sample 20")),
             _ => Ok(()),
         })
@@ -236,7 +239,7 @@ mod tests {
         assert_eq!(loader.next().unwrap_err().to_string(), "test: sample 20");
         assert!(loader.next().unwrap_err().to_string().contains("earlier error"));
 
-        let mut loader = Loader::spawn(1, 0, 1, |batch| {
+        let mut loader = Loader::spawn(1, 0, 1, 0, |batch| {
             assert!(batch.samples.start < 2, "sample {}", batch.samples.start);
             Ok(())
         })
@@ -247,7 +250,7 @@ mod tests {
 
     #[test]
     fn sample_numbers_end_without_overflow() {
-        let mut loader = Loader::spawn(1, u64::MAX - 5, 4, |_| Ok(())).unwrap();
+        let mut loader = Loader::spawn(1, u64::MAX - 5, 4, 0, |_| Ok(())).unwrap();
         assert_eq!(loader.next().unwrap().samples.end, u64::MAX - 1);
         assert!(loader.next().unwrap_err().to_string().starts_with("first_sample"));
     }
@@ -256,7 +259,7 @@ mod tests {
     fn no_more_batches_are_made_ahead_than_asked_for_and_dropping_ends_the_thread() {
         let made = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counter = made.clone();
-        let loader = Loader::spawn(3, 0, 1, move |_| {
+        let loader = Loader::spawn(3, 0, 1, 0, move |_| {
             counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             Ok(())
         })

@@ -13,10 +13,11 @@ use crate::ops::{
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::passes::verify::verify;
-use crate::schedule::{BufferId, Buffers, Options, Program, Rows, Schedule, Step};
+use crate::schedule::{BufferId, Buffers, Mark, Options, Program, Rows, Schedule, Step};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Philox streams of training, far from those of dropout layers: noise on the device; on the host levels, label dropout
 /// and first weights.
@@ -55,11 +56,16 @@ pub struct TrainLowering {
     /// Number of weight averages.
     pub emas: usize,
     /// Parts of a step's images that are run one after the other, their gradients summed; 1: all at once. A scale of
-    /// 1/parts in the row makes the sum of the parts' mean gradients that of the whole batch.
+    /// 1/parts in the row makes the sum of the parts' mean gradients that of the whole batch; parts of all processes count.
     pub accumulate: usize,
     pub recompute: Recompute,
+    /// Elements of a bucket, if several processes sum their gradients; at least.
+    pub bucket: Option<usize>,
     pub options: Options,
 }
+
+/// The host step before the optimiser, where processes that train together must have summed their gradients.
+pub const SUMMED: u32 = 0;
 
 /// A training schedule and the names of what the host writes and reads.
 #[derive(Clone, Debug)]
@@ -79,6 +85,9 @@ pub struct Training {
     /// f32 `[B]`: the weighted loss of each sample; `[1]`: the gradient's norm.
     pub losses: BufferId,
     pub grad_norm: BufferId,
+    /// Pieces of the gradient, from the end to the start, which is the order in which the backward pass finishes them. Mark i
+    /// says that piece i is finished; the host must have summed all when it is called at [`SUMMED`]. None for one process.
+    pub buckets: Vec<BufferId>,
     /// Whole regions: parameters, then one for each average.
     pub params: BufferId,
     /// The optimiser's two moments.
@@ -119,13 +128,24 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
         Program::compile("forward and backward", &graph, how.target, &mut buffers, bind, how.options)?.with_nfe(1);
     let grad_norm = buffers.declare("grad_norm", TensorType::f32([1]));
     let mut programs = vec![step];
-    let mut body = vec![Step::Run(0)];
     let mut gradient = regions.grads;
     if how.accumulate > 1 {
         gradient = buffers.declare("grad_sum", regions.ty.clone());
-        programs.push(sum_program(&regions, gradient, how, &mut buffers)?);
+        programs.push(sum_program([gradient, regions.grads], how, &mut buffers)?);
+    }
+    let (mut last, mut buckets) = (0, Vec::new());
+    if let Some(bucket) = how.bucket {
+        let (program, pieces) = bucketed(programs[0].clone(), &regions, gradient, bucket, how, &mut buffers)?;
+        programs.push(program);
+        (last, buckets) = (programs.len() - 1, pieces);
+    }
+    let mut body = vec![Step::Run(last)];
+    if how.accumulate > 1 {
         ports.push(("losses".into(), losses));
-        body = accumulation(&regions, gradient, &ports, how.accumulate, &mut buffers)?;
+        body = accumulation(&regions, gradient, &ports, how.accumulate, last, &mut buffers)?;
+    }
+    if how.bucket.is_some() {
+        body.push(Step::Host(SUMMED));
     }
     programs.push(optimizer_program(&regions, gradient, how, hyper, grad_norm, &mut buffers)?);
     body.push(Step::Run(programs.len() - 1));
@@ -142,6 +162,7 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
         labels: port("class_labels"),
         losses: find("losses")?,
         grad_norm,
+        buckets,
         params: regions.params,
         moments: regions.moments,
         emas: regions.emas,
@@ -175,12 +196,14 @@ fn whole(port: &str) -> String {
     format!("step/{port}")
 }
 
-/// The steps that run all parts: each takes its share of the whole step's inputs, leaves its losses, adds its gradient.
+/// The steps that run all parts: each takes its share of the whole step's inputs, leaves its losses, adds its gradient. `last` is
+/// the program of the last part; if it is not that of the others, it adds its gradient itself.
 fn accumulation(
     regions: &Regions,
     sum: BufferId,
     ports: &[(String, BufferId)],
     parts: usize,
+    last: usize,
     buffers: &mut Buffers,
 ) -> Result<Vec<Step>> {
     let mut wholes = Vec::new();
@@ -202,21 +225,57 @@ fn accumulation(
                 false => steps.push(Step::Copy { from: view, to: *id }),
             }
         }
-        steps.push(Step::Run(0));
+        let program = if i + 1 == parts { last } else { 0 };
+        steps.push(Step::Run(program));
         steps.extend(after);
-        // The first part's gradient is the sum so far.
-        steps.push(if i == 0 { Step::Copy { from: regions.grads, to: sum } } else { Step::Run(1) });
+        match (program, i) {
+            // The first part's gradient is the sum so far.
+            (0, 0) => steps.push(Step::Copy { from: regions.grads, to: sum }),
+            (0, _) => steps.push(Step::Run(1)),
+            _ => {}
+        }
     }
     Ok(steps)
 }
 
+/// The forward and backward pass with a mark where each bucket of gradients is finished; where gradients are accumulated, after
+/// the bucket is added to `gradient`. The buckets of `gradient`, in the order of the marks.
+fn bucketed(
+    program: Program,
+    regions: &Regions,
+    gradient: BufferId,
+    bucket: usize,
+    how: TrainLowering,
+    buffers: &mut Buffers,
+) -> Result<(Program, Vec<BufferId>)> {
+    let (mut marks, mut sums, mut pieces) = (Vec::new(), Vec::new(), Vec::new());
+    let mut after = 0;
+    for (number, range) in regions.buckets(bucket).into_iter().enumerate() {
+        let ty = TensorType::f32([range.len()]);
+        let own = buffers.view(regions.grads, format!("bucket {number}"), range.start, ty.clone())?;
+        // Not before the bucket in front of it: all processes must come to one order, also where their kernels differ.
+        after = program.done_with(buffers.get(own)).max(after);
+        marks.push(Mark { after, number });
+        if gradient == regions.grads {
+            pieces.push(own);
+        } else {
+            let sum = buffers.view(gradient, format!("bucket sum {number}"), range.start, ty)?;
+            sums.push(sum_program([sum, own], how, buffers)?);
+            pieces.push(sum);
+        }
+    }
+    let sums = sums.iter().map(Some).chain(std::iter::repeat(None));
+    Ok((program.with_marks(marks.into_iter().zip(sums)), pieces))
+}
+
 /// sum ← sum + grads, in place.
-fn sum_program(regions: &Regions, sum: BufferId, how: TrainLowering, buffers: &mut Buffers) -> Result<Program> {
+fn sum_program([sum, grads]: [BufferId; 2], how: TrainLowering, buffers: &mut Buffers) -> Result<Program> {
     let mut g = Graph::new();
-    let [a, b] = ["sum", "grads"].map(|name| g.input(name, regions.ty.clone()));
+    let ty = buffers.get(sum).ty.clone();
+    let [a, b] = ["sum", "grads"].map(|name| g.input(name, ty.clone()));
     let total = g.apply(Binary::Add, &[a, b])?;
     g.output("new sum", total);
-    let bind = |port: &str| Some(if port == "grads" { regions.grads } else { sum });
+    let bind = |port: &str| Some(if port == "grads" { grads } else { sum });
     Program::compile("sum of gradients", &g, how.target, buffers, bind, how.options)
 }
 
@@ -256,6 +315,19 @@ impl Regions {
             views.insert(p.name.clone(), buffers.declare(&p.name, p.ty.clone()));
         }
         Ok(Regions { params, grads, moments, emas, ty, views, offsets })
+    }
+
+    /// Cuts a region between parameters into pieces of `bucket` elements or more, from its end to its start. What remains is
+    /// the piece at the start: the backward pass ends with it, and no time is left to sum it in.
+    fn buckets(&self, bucket: usize) -> Vec<Range<usize>> {
+        let (mut pieces, mut end) = (Vec::new(), self.ty.elements());
+        for (_, at) in self.offsets.iter().rev() {
+            if end - at >= bucket || *at == 0 {
+                pieces.push(*at..end);
+                end = *at;
+            }
+        }
+        pieces
     }
 }
 

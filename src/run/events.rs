@@ -89,6 +89,7 @@ impl Events {
             scalar("train/lr", entry.lr),
             scalar("speed/images_per_second", entry.images_per_second),
             scalar("speed/data_wait", entry.data_wait),
+            scalar("speed/sum_wait", entry.sum_wait),
             scalar("speed/memory_mib", entry.memory_mib),
         ];
         for (i, loss) in entry.loss_bins.iter().enumerate() {

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: File,
+    /// None if another process has it, which trains together with this one and does all the writing.
+    _lock: Option<File>,
 }
 
 /// What a checkpoint holds besides the trainer's state.
@@ -70,11 +71,16 @@ impl RunFolder {
         RunFolder::lock(path)
     }
 
+    /// The folder that another process, which trains together with this one, has locked.
+    pub(super) fn follow(path: &Path) -> RunFolder {
+        RunFolder { path: path.to_owned(), _lock: None }
+    }
+
     fn lock(path: &Path) -> Result<RunFolder> {
         let file = path.join("lock");
         let lock = File::options().create(true).append(true).open(&file).map_err(|e| Error::io(&file, e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(RunFolder { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(RunFolder { path: path.to_owned(), _lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => {
                 Err(Error::invalid("--out", format!("another process trains in {}", path.display())))
             }

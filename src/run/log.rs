@@ -33,8 +33,19 @@ pub struct Entry {
     pub images_per_second: f64,
     /// Mean seconds a step waited for data.
     pub data_wait: f64,
+    /// Processes that trained together.
+    #[serde(default = "one")]
+    pub ranks: usize,
+    /// Mean seconds a step waited for the sum of their gradients.
+    #[serde(default)]
+    pub sum_wait: f64,
     /// Memory of the process, MiB; 0 where the system does not tell.
     pub memory_mib: f64,
+}
+
+/// Logs did not always tell.
+fn one() -> usize {
+    1
 }
 
 /// What is gathered between two lines.
@@ -44,6 +55,8 @@ pub(super) struct Sums {
     loss: f64,
     grad_norm: f64,
     data_wait: f64,
+    #[serde(default)]
+    sum_wait: f64,
     bins: [(f64, usize); BINS],
 }
 
@@ -54,12 +67,13 @@ pub(super) struct Log {
     file: File,
     every: usize,
     batch: usize,
+    ranks: usize,
     progress: Progress,
 }
 
 impl Log {
     /// Opens the log to go on after `progress`; lines of later steps, which a killed run left, are dropped.
-    pub fn open(folder: &Path, every: usize, batch: usize, progress: Progress) -> Result<Log> {
+    pub fn open(folder: &Path, every: usize, batch: usize, ranks: usize, progress: Progress) -> Result<Log> {
         let path = folder.join("log.jsonl");
         if path.exists() {
             let kept = read_log(folder)?.into_iter().filter(|e| e.step <= progress.step);
@@ -67,7 +81,7 @@ impl Log {
             write_atomic(&path, lines?.concat().as_bytes())?;
         }
         let file = File::options().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Log { path, file, every: every.max(1), batch, progress })
+        Ok(Log { path, file, every: every.max(1), batch, ranks, progress })
     }
 
     /// What a checkpoint must keep of the log.
@@ -83,6 +97,7 @@ impl Log {
         sums.loss += report.loss as f64;
         sums.grad_norm += report.grad_norm as f64;
         sums.data_wait += report.data_wait;
+        sums.sum_wait += report.sum_wait;
         for (lambda, loss) in &report.samples {
             let bin = &mut sums.bins[BIN_EDGES.iter().filter(|edge| lambda >= edge).count()];
             *bin = (bin.0 + *loss as f64, bin.1 + 1);
@@ -101,6 +116,8 @@ impl Log {
             lr: report.learning_rate,
             images_per_second,
             data_wait: sums.data_wait / n,
+            ranks: self.ranks,
+            sum_wait: sums.sum_wait / n,
             memory_mib: memory_mib(),
         };
         let text = line(&self.path, &entry)?;

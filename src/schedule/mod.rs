@@ -4,7 +4,7 @@ mod program;
 mod report;
 mod session;
 
-pub use program::{Buffer, BufferId, Buffers, Command, Options, Program, Slice, Space};
+pub use program::{Buffer, BufferId, Buffers, Command, Mark, Options, Program, Slice, Space};
 pub use report::Report;
 pub use session::{Event, Session};
 

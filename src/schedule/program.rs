@@ -154,11 +154,22 @@ pub struct Options {
     pub guard: usize,
 }
 
+/// Where a program tells the host how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Commands that have run by then.
+    pub after: usize,
+    /// What the host is told.
+    pub number: usize,
+}
+
 /// A graph lowered for one device: data, printable, comparable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     pub name: String,
     pub commands: Vec<Command>,
+    /// In the order of the commands.
+    pub marks: Vec<Mark>,
     /// Scratch bytes that it takes, and that any plan would take.
     pub peak: usize,
     pub lower_bound: usize,
@@ -189,7 +200,32 @@ impl Program {
         let plan = c.plan();
         let commands = c.emit(buffers, &plan)?;
         let guard = options.guard;
-        Ok(Program { name, commands, peak: plan.peak, lower_bound: plan.lower_bound, nfe: 0, guard })
+        Ok(Program { name, commands, marks: vec![], peak: plan.peak, lower_bound: plan.lower_bound, nfe: 0, guard })
+    }
+
+    /// The number of commands after which none reads or writes `buffer` any more.
+    pub fn done_with(&self, buffer: &Buffer) -> usize {
+        let end = buffer.offset + buffer.bytes();
+        let touches = |s: &Slice| s.space == Space::Buffers && s.offset < end && buffer.offset < s.offset + s.bytes;
+        self.commands.iter().rposition(|c| c.args.iter().any(touches)).map_or(0, |last| last + 1)
+    }
+
+    /// Tells the host once the first `after` commands of each mark have run, the marks being in that order; runs the program
+    /// beside a mark before it does.
+    pub(crate) fn with_marks<'a>(mut self, more: impl IntoIterator<Item = (Mark, Option<&'a Program>)>) -> Program {
+        let commands = std::mem::take(&mut self.commands);
+        let mut done = 0;
+        for (mark, program) in more {
+            self.commands.extend_from_slice(&commands[done..mark.after]);
+            done = mark.after;
+            if let Some(program) = program {
+                self.commands.extend_from_slice(&program.commands);
+                self.peak = self.peak.max(program.peak);
+            }
+            self.marks.push(Mark { after: self.commands.len(), ..mark });
+        }
+        self.commands.extend_from_slice(&commands[done..]);
+        self
     }
 
     /// Marks that one run counts for `nfe` network evaluations.

@@ -1,10 +1,11 @@
 //! The executor: one arena, and a schedule run over it.
 
-use super::{BufferId, Command, Program, Schedule, Slice, Space, Step};
+use super::{BufferId, Command, Mark, Program, Schedule, Slice, Space, Step};
 use crate::device::{Arena, Device};
 use crate::graph::{Args, Kernel, Region};
 use crate::{Error, Result};
 use bytemuck::Pod;
+use std::ops::Range;
 use std::time::Instant;
 
 /// What the host is told while a schedule runs.
@@ -14,6 +15,8 @@ pub enum Event {
     Row(usize),
     /// A `Host` step with its number.
     Host(u32),
+    /// A program has come to a [`Mark`](super::Mark) with this number.
+    Mark(usize),
 }
 
 /// A schedule with its arena on a device.
@@ -80,6 +83,13 @@ impl Session {
         Ok(self.arena.slice_mut::<T>(offset, count)?.to_vec())
     }
 
+    /// A buffer's memory, for who reads and writes it while programs run that do not touch it. Only devices whose arena is host
+    /// memory have it.
+    pub fn memory(&mut self, id: BufferId) -> Result<Region> {
+        let b = self.schedule.buffers.get(id);
+        self.arena.region(b.offset, b.bytes())
+    }
+
     /// Writes a buffer. `data` must have its size.
     pub fn write<T: Pod>(&mut self, id: BufferId, data: &[T]) -> Result<()> {
         let elements = self.elements::<T>(id);
@@ -139,7 +149,7 @@ impl Session {
         Ok(())
     }
 
-    /// Runs all steps. `host` is called before every row and at every `Host` step; an error from it stops the run.
+    /// Runs all steps. `host` is called before every row, at every `Host` step and at every mark; an error from it stops the run.
     pub fn run(&mut self, host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
         // The steps leave the session while they run, so that `host` may have all of it.
         let steps = std::mem::take(&mut self.schedule.steps);
@@ -150,22 +160,36 @@ impl Session {
 
     /// Runs one program.
     pub fn run_program(&mut self, index: usize) -> Result<()> {
-        self.run_commands(index, &mut |_, _| {})
+        self.run_commands(index, 0..usize::MAX, &mut |_, _| {})
     }
 
     /// Runs one program; `timing` is told every command's number and seconds.
     pub fn time_program(&mut self, index: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
-        self.run_commands(index, timing)
+        self.run_commands(index, 0..usize::MAX, timing)
     }
 
-    fn run_commands(&mut self, index: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
+    /// Runs one program, and calls the host at its marks.
+    fn run_marked(&mut self, index: usize, host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
+        let mut done = 0;
+        let mark = |session: &Session, i| session.schedule.programs.get(index).and_then(|p| p.marks.get(i)).copied();
+        for i in 0.. {
+            let Some(Mark { after, number }) = mark(self, i) else { break };
+            self.run_commands(index, done..after, &mut |_, _| {})?;
+            host(self, Event::Mark(number))?;
+            done = after;
+        }
+        self.run_commands(index, done..usize::MAX, &mut |_, _| {})
+    }
+
+    /// Runs those commands of a program whose numbers lie in `range`.
+    fn run_commands(&mut self, index: usize, range: Range<usize>, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
         let Some(program) = self.schedule.programs.get(index) else {
             return Err(Error::Verify { pass: "session", reason: format!("there is no program {index}") });
         };
         let base = self.schedule.buffers.bytes();
         let guard = if self.poison { program.guard } else { 0 };
         let mut regions = Vec::new();
-        for (number, command) in program.commands.iter().enumerate() {
+        for (number, command) in program.commands.iter().enumerate().take(range.end).skip(range.start) {
             regions.clear();
             for slice in &command.args {
                 regions.push(region(&mut self.arena, base, slice)?);
@@ -191,7 +215,7 @@ impl Session {
     fn run_steps(&mut self, steps: &[Step], host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
         for step in steps {
             match step {
-                Step::Run(program) => self.run_program(*program)?,
+                Step::Run(program) => self.run_marked(*program, host)?,
                 Step::Host(hook) => host(self, Event::Host(*hook))?,
                 Step::Copy { from, to } => self.copy(*from, *to)?,
                 Step::Repeat { rows, body } => {

@@ -5,20 +5,22 @@ mod state;
 
 pub use config::{Ema, LoraConfig, LrSchedule, TrainConfig};
 
+use crate::collective::{Alone, Collective, Piece, agree};
 use crate::data::{Dataset, Loader, LoaderConfig, Order};
 use crate::device::Device;
 use crate::diffusion::{Levels, NoiseLevel, Objective};
 use crate::files::write_atomic;
-use crate::methods::train::{TrainLowering, Training, drops_label, noise_level, train};
+use crate::methods::train::{SUMMED, TrainLowering, Training, drops_label, noise_level, train};
 use crate::model::{Model, ModelTexts, save};
 use crate::nn::{Adapter, Built, Config, Init, InputSpec, Network, Parameter, adaptable_layers, adapter_parameter};
 use crate::passes::autodiff::Recompute;
-use crate::schedule::{BufferId, Options, Session};
+use crate::schedule::{BufferId, Event, Options, Session};
 use crate::tensor::TensorType;
 use crate::weights::{Dtype, LoraSpec, write_lora};
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a step reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,11 +36,18 @@ pub struct StepReport {
     pub samples: Vec<(f64, f32)>,
     /// Seconds that the step waited for data.
     pub data_wait: f64,
+    /// Seconds that the step waited, after the backward pass, for the sum of all processes' gradients.
+    pub sum_wait: f64,
 }
 
 /// Training on a device. Every step is a pure function of the configuration, the data and the step's number.
+///
+/// Several processes may train together, each with a trainer of its own: a step's samples are cut into one share a process, in
+/// the order of their numbers. All make the same calls, all get the same reports, weights and errors. What a sample is does not
+/// depend on who trains it, so that their number changes nothing but the order of sums.
 #[derive(Debug)]
 pub struct Trainer {
+    ranks: Box<dyn Collective>,
     config: TrainConfig,
     data: Arc<Dataset>,
     built: Built,
@@ -63,20 +72,52 @@ impl Trainer {
         data: Arc<Dataset>,
         device: Device,
     ) -> Result<Self> {
+        Trainer::among(Box::new(Alone), config, config_json, path, data, device)
+    }
+
+    /// The same for one of several processes.
+    ///
+    /// # Errors
+    /// Besides those of [`Trainer::new`], of whichever process, [`Error::Invalid`] if their number times `accumulate` does not
+    /// divide the batch.
+    pub fn among(
+        mut ranks: Box<dyn Collective>,
+        config: TrainConfig,
+        config_json: &str,
+        path: &Path,
+        data: Arc<Dataset>,
+        device: Device,
+    ) -> Result<Self> {
+        let made = Trainer::make(&*ranks, config, config_json, path, data, device);
+        let made = agree(&mut *ranks, made)?;
+        Ok(Trainer { ranks, ..made })
+    }
+
+    /// A trainer for one of `ranks` that does not know the others yet.
+    fn make(
+        ranks: &dyn Collective,
+        config: TrainConfig,
+        config_json: &str,
+        path: &Path,
+        data: Arc<Dataset>,
+        device: Device,
+    ) -> Result<Self> {
         config.check()?;
+        let share = share(&config, ranks.size())?;
         let network = Network::from_config(config_json, path)?;
         check_data(&network, &data, &config)?;
-        let part = config.batch / config.accumulate;
+        let part = share / config.accumulate;
         let spec = InputSpec::new(part, data.height, data.width).training();
         let (built, adapter) = build(&network, &spec, config.lora.as_ref())?;
         let objective = objective(&network, &config)?;
-        let images = TensorType::f32([config.batch, data.height, data.width, data.channels]);
+        let images = TensorType::f32([share, data.height, data.width, data.channels]);
         let how = TrainLowering {
             target: device.target(),
             optimizer: config.optimizer,
             emas: config.emas.len(),
             accumulate: config.accumulate,
             recompute: if config.recompute { Recompute::Blocks } else { Recompute::Off },
+            bucket: (ranks.size() > 1).then(|| ranks.bucket()),
             options: Options::default(),
         };
         let training = train(&built, &images, objective.prediction, how)?;
@@ -86,8 +127,20 @@ impl Trainer {
         let none = network.null_class().map(|n| n as i32);
         let network_config = config_json.to_owned();
         let lora = adapter.map(|adapter| (adapter, String::new()));
-        let (loader, step) = (None, 0);
-        Ok(Trainer { config, data, built, network_config, lora, objective, none, training, session, loader, step })
+        Ok(Trainer {
+            ranks: Box::new(Alone),
+            config,
+            data,
+            built,
+            network_config,
+            lora,
+            objective,
+            none,
+            training,
+            session,
+            loader: None,
+            step: 0,
+        })
     }
 
     /// Starts from a model's weights instead of drawn ones; before the first step. An adapter begins as if it were not there.
@@ -134,26 +187,74 @@ impl Trainer {
     }
 
     fn try_step(&mut self) -> Result<StepReport> {
-        let (levels, data_wait) = self.write_batch()?;
+        let written = self.write_batch();
         self.session.check_numerics(self.config.check_numerics);
-        self.session.run(&mut |_, _| Ok(())).map_err(|e| self.at_step(e))?;
-        let losses = self.session.read::<f32>(self.training.losses)?;
+        let pieces = self.pieces()?;
+        let mut meeting = Meeting { ranks: &mut *self.ranks, pieces, begun: 0, wait: None };
+        let ran = written.and_then(|data_wait| {
+            self.session.run(&mut |_, event| match event {
+                Event::Mark(_) => meeting.begin(),
+                Event::Host(SUMMED) => meeting.end(Ok(())),
+                _ => Ok(()),
+            })?;
+            Ok(data_wait)
+        });
+        // Who failed still owes its sums to the others, who learn there that it did.
+        let ran = if meeting.wait.is_none() { meeting.end(ran) } else { ran };
+        let sum_wait = meeting.wait.unwrap_or(0.0);
+        let data_wait = ran.map_err(|e| self.at_step(e))?;
+        let losses = self.losses()?;
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
-        let grad_norm = self.session.read::<f32>(self.training.grad_norm)?[0] / self.config.accumulate as f32;
+        let grad_norm = self.session.read::<f32>(self.training.grad_norm)?[0] / self.parts() as f32;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.find_numeric_fault(loss, grad_norm));
         }
         let learning_rate = self.config.rate(self.step);
         self.step += 1;
-        let samples = levels.iter().map(|l| l.level.lambda()).zip(losses).collect();
-        Ok(StepReport { step: self.step, loss, grad_norm, learning_rate, samples, data_wait })
+        let first = ((self.step - 1) * self.config.batch) as u64;
+        let lambda =
+            |(i, loss)| (noise_level(&self.objective, self.config.seed, first + i as u64).level.lambda(), loss);
+        let samples = losses.into_iter().enumerate().map(lambda).collect();
+        Ok(StepReport { step: self.step, loss, grad_norm, learning_rate, samples, data_wait, sum_wait })
+    }
+
+    /// Where the gradients are that processes sum, in the order of the marks.
+    fn pieces(&mut self) -> Result<Vec<Piece>> {
+        let session = &mut self.session;
+        let piece = |id: &BufferId| {
+            let memory = session.memory(*id)?;
+            // SAFETY: the buffer holds f32 in an arena that neither moves nor goes before the trainer; between a piece's
+            // mark and the end of the meeting no command touches it.
+            Ok(unsafe { Piece::new(memory.ptr.cast(), memory.bytes / size_of::<f32>()) })
+        };
+        self.training.buckets.iter().map(piece).collect()
+    }
+
+    /// The losses of all samples of the step that ran, on whichever process.
+    fn losses(&mut self) -> Result<Vec<f32>> {
+        let own = self.session.read::<f32>(self.training.losses)?;
+        let mut all = vec![0.0; own.len() * self.ranks.size()];
+        let first = own.len() * self.ranks.rank();
+        all[first..first + own.len()].copy_from_slice(&own);
+        self.ranks.sum(&mut all)?;
+        Ok(all)
+    }
+
+    /// Parts of a step's batch, on all processes. The gradient is the sum of their mean gradients, divided by their number.
+    fn parts(&self) -> usize {
+        self.config.accumulate * self.ranks.size()
     }
 
     /// Which op made a number that is none. The optimiser has left weights and moments alone, so that the step can be run
-    /// again, now with a look behind every op.
+    /// again, now with a look behind every op. Of several processes each looks at its own share and stops before the sum.
     fn find_numeric_fault(&mut self, loss: f32, grad_norm: f32) -> Error {
         self.session.check_numerics(true);
-        match self.session.run(&mut |_, _| Ok(())) {
+        let found = self.session.run(&mut |_, event| match event {
+            Event::Host(SUMMED) => Err(Error::Cancelled),
+            _ => Ok(()),
+        });
+        let found = if matches!(found, Err(Error::Cancelled)) { Ok(()) } else { found };
+        match agree(&mut *self.ranks, found) {
             Err(e) => self.at_step(e),
             Ok(()) if loss.is_finite() => {
                 Error::NotFinite { what: "the gradient's norm".into(), value: grad_norm, step: self.step + 1 }
@@ -168,6 +269,16 @@ impl Trainer {
             Error::NotFinite { what, value, .. } => Error::NotFinite { what, value, step: self.step + 1 },
             e => e,
         }
+    }
+
+    /// The processes that train together.
+    pub fn ranks(&self) -> &dyn Collective {
+        &*self.ranks
+    }
+
+    /// The same, for what they do together besides steps.
+    pub fn ranks_mut(&mut self) -> &mut dyn Collective {
+        &mut *self.ranks
     }
 
     /// Steps done.
@@ -188,13 +299,14 @@ impl Trainer {
         &self.objective
     }
 
-    /// Images, labels, levels, seeds and the optimiser's row of the next step; the levels, and the seconds that data took.
-    fn write_batch(&mut self) -> Result<(Vec<NoiseLevel>, f64)> {
+    /// Images, labels, levels and seeds of this process's share of the next step, and the optimiser's row; the seconds that data
+    /// took.
+    fn write_batch(&mut self) -> Result<f64> {
+        let parts = self.parts();
         let c = &self.config;
-        let first = (self.step * c.batch) as u64;
         let loader = match &mut self.loader {
             Some(loader) => loader,
-            none => none.insert(loader(self.data.clone(), c, first)?),
+            none => none.insert(loader(self.data.clone(), c, self.step, &*self.ranks)?),
         };
         let batch = loader.next()?;
         let samples: Vec<u64> = batch.samples.clone().collect();
@@ -225,7 +337,7 @@ impl Trainer {
             c.eps,
             c.weight_decay,
             self.step as f64 + 1.0,
-            1.0 / c.accumulate as f64,
+            1.0 / parts as f64,
             c.max_grad_norm,
         ];
         for ema in &c.emas {
@@ -233,7 +345,7 @@ impl Trainer {
         }
         row.push(self.step as f64);
         self.session.set_rows(row.iter().map(|v| *v as f32).collect())?;
-        Ok((levels, wait))
+        Ok(wait)
     }
 
     /// Writes average number `ema` of the weights as a model folder, with the scheduler that goes with the objective; of an
@@ -304,11 +416,52 @@ fn fixed_buffer(session: &Session, p: &Parameter) -> Result<BufferId> {
     session.schedule().buffers.find(&p.name).ok_or_else(missing)
 }
 
-/// Batches from sample `first_sample` on.
-fn loader(data: Arc<Dataset>, c: &TrainConfig, first_sample: u64) -> Result<Loader> {
+/// The images of a step that each of `ranks` processes trains.
+fn share(c: &TrainConfig, ranks: usize) -> Result<usize> {
+    if !c.batch.is_multiple_of(ranks * c.accumulate) {
+        let reason = format!("{} images are not for {ranks} processes in {} equal parts each", c.batch, c.accumulate);
+        return Err(Error::invalid("batch", reason));
+    }
+    Ok(c.batch / ranks)
+}
+
+/// This process's shares of the batches from step `step` on.
+fn loader(data: Arc<Dataset>, c: &TrainConfig, step: usize, ranks: &dyn Collective) -> Result<Loader> {
     let order = if c.class_balanced { Order::ClassBalanced } else { Order::Plain };
-    let config = LoaderConfig { batch: c.batch, order, seed: c.seed, flip: c.flip, first_sample, prefetch: 2 };
+    let batch = share(c, ranks.size())?;
+    let first_sample = (step * c.batch + ranks.rank() * batch) as u64;
+    let skip = (c.batch - batch) as u64;
+    let config = LoaderConfig { batch, order, seed: c.seed, flip: c.flip, first_sample, skip, prefetch: 2 };
     Loader::new(data, config)
+}
+
+/// What processes do together in one step. Each does all of it, also where it fails.
+struct Meeting<'a> {
+    ranks: &'a mut dyn Collective,
+    pieces: Vec<Piece>,
+    /// Pieces whose sum has begun.
+    begun: usize,
+    /// Seconds that the end took; none before it.
+    wait: Option<f64>,
+}
+
+impl Meeting<'_> {
+    /// Begins to sum the next piece.
+    fn begin(&mut self) -> Result<()> {
+        self.begun += 1;
+        self.ranks.start_sum(self.pieces[self.begun - 1])
+    }
+
+    /// Waits for the sums, then for everybody's word that it went well.
+    fn end<T>(&mut self, mine: Result<T>) -> Result<T> {
+        let start = Instant::now();
+        while self.begun < self.pieces.len() {
+            self.begin()?;
+        }
+        self.ranks.wait()?;
+        self.wait = Some(start.elapsed().as_secs_f64());
+        agree(self.ranks, mine)
+    }
 }
 
 /// The Philox key of a sample's noise: other seeds lead far away.

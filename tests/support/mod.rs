@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::io::Write;
+use std::path::Path;
 
 /// A safetensors file from its header text and data.
 pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
@@ -125,6 +126,16 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+/// 24 images of 8×8 with labels, bars that lie or stand, as `bars-images-idx3-ubyte` and `bars-labels-idx1-ubyte`.
+pub fn write_bars(folder: &Path) {
+    let (n, side) = (24u8, 8u8);
+    let pixel = |i: u8, y: u8, x: u8| if (if i.is_multiple_of(2) { y } else { x }) / 2 == i / 2 % 4 { 255 } else { 40 };
+    let images: Vec<u8> = (0..n).flat_map(|i| (0..side * side).map(move |p| pixel(i, p / side, p % side))).collect();
+    let labels: Vec<u8> = (0..n).map(|i| i % 2).collect();
+    std::fs::write(folder.join("bars-images-idx3-ubyte"), idx(&[n as u32, 8, 8], &images)).unwrap();
+    std::fs::write(folder.join("bars-labels-idx1-ubyte"), idx(&[n as u32], &labels)).unwrap();
 }
 
 /// An IDX file of unsigned bytes.
