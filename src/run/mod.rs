@@ -23,12 +23,14 @@ mod folder;
 mod log;
 mod plots;
 mod settings;
+mod status;
 
 pub use compare::{Summary, differences};
-pub use folder::RunFolder;
-pub use log::{BIN_EDGES, Entry, read_log};
+pub use folder::{DataId, RunFolder, is_run};
+pub use log::{BIN_EDGES, Entry, bin_name, read_log};
 pub use plots::plot;
 pub use settings::{Key, PRESETS, Settings, parse, preset};
+pub use status::{Average, Changed, NetworkStatus, State, Status};
 
 use crate::data::{Dataset, DatasetOptions, Skipped};
 use crate::image::Image;
@@ -38,7 +40,7 @@ use crate::sampler::SampleRequest;
 use crate::trainer::{StepReport, Trainer};
 use crate::{Device, Error, Result};
 use events::Events;
-use folder::{DataId, Progress};
+use folder::Progress;
 use log::Log;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,8 +176,7 @@ impl Run {
     }
 
     fn model_folder(&self, ema: usize) -> PathBuf {
-        let name = if ema == 0 { "model".to_string() } else { format!("model-ema{ema}") };
-        self.folder.path().join(name)
+        self.folder.path().join(model_name(ema))
     }
 
     /// Samples from the first average, from the same latents each time. Nothing of the training changes.
@@ -199,6 +200,11 @@ impl Run {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// The model folder of average number `ema`.
+fn model_name(ema: usize) -> String {
+    if ema == 0 { "model".into() } else { format!("model-ema{ema}") }
 }
 
 /// Data, network and trainer for settings.
