@@ -51,7 +51,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 const SIDE: u32 = 64;
 const IMAGE: usize = (SIDE * SIDE * 3) as usize;
 
-/// PNGs of noise in a zip, every tenth of them cut off if `broken`.
+/// PNGs of noise in a zip, every fifth of them grey and every tenth cut off if `broken`.
 fn noise(n: u32, broken: bool) -> Vec<u8> {
     let mut state = 1u32;
     let mut random = || {
@@ -60,7 +60,10 @@ fn noise(n: u32, broken: bool) -> Vec<u8> {
     };
     let mut image = |i: u32| {
         let pixels: Vec<u8> = (0..IMAGE).map(|_| random()).collect();
-        let mut file = png(SIDE, SIDE, png::ColorType::Rgb, &pixels);
+        let mut file = match i % 5 {
+            0 if broken => png(SIDE, SIDE, png::ColorType::Grayscale, &pixels[..IMAGE / 3]),
+            _ => png(SIDE, SIDE, png::ColorType::Rgb, &pixels),
+        };
         if broken && i % 10 == 1 {
             file.truncate(5000);
         }

@@ -219,7 +219,8 @@ fn trainer(settings: &Settings, device: Device) -> Result<(Trainer, DataId)> {
     let config = settings.train_config(&network)?;
     settings.export_dtype()?;
     let resize = (settings.resize > 0).then_some(settings.resize);
-    let options = DatasetOptions { resize, strict: settings.strict, ..DatasetOptions::default() };
+    let channels = (settings.channels > 0).then_some(settings.channels);
+    let options = DatasetOptions { resize, channels, strict: settings.strict, ..DatasetOptions::default() };
     let data = Arc::new(Dataset::open(Path::new(&settings.data), &options)?);
     let id = DataId::of(&data);
     let mut trainer = Trainer::new(config, &text, &path, data, device)?;

@@ -67,6 +67,8 @@ settings! {
         data: String = String::new();
         /// Resize the shorter side of every image to this many pixels and crop the centre square; 0: take images as they are
         resize: usize = 0;
+        /// Convert images to grey (1) or RGB (3); 0: RGB if any image is, grey ones among them converted
+        channels: usize = 0;
         /// Refuse broken images and images of another size instead of skipping them
         strict: bool = false;
         /// Probability of mirroring an image left to right
