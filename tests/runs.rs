@@ -217,6 +217,27 @@ fn the_log_says_what_happened() {
     assert!(text.contains("# Peak learning rate\nlr = 0.001\n"), "{text}");
 }
 
+/// Steps that last long enough for a batch to be made find theirs ready. How long that is depends on what else the machine does:
+/// steps are drawn out until it is enough.
+#[test]
+fn a_warm_step_does_not_wait_for_data() {
+    let place = Place::new();
+    let mut run = Run::start(&place.path("run"), Settings { log_every: 1, ..place.settings() }, Device::Cpu).unwrap();
+    let (mut pause, mut ready) = (Duration::from_millis(1), 0);
+    let result = run.finish(&mut |_, report| {
+        match report.data_wait {
+            0.0 => ready += 1,
+            _ => pause *= 2,
+        }
+        assert!(pause < Duration::from_secs(10), "step {} waited {} s for data", report.step, report.data_wait);
+        std::thread::sleep(pause);
+        if ready == 20 { Err(Error::Cancelled) } else { Ok(()) }
+    });
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    let log = read_log(&place.path("run")).unwrap();
+    assert!(log.iter().filter(|e| e.wait_share() == 0.0).count() == 20, "the log shows it");
+}
+
 /// What a run is, how far, and what its log says: while a process trains, after it was stopped, at the end.
 #[test]
 fn a_run_is_inspected() {
