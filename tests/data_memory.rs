@@ -98,6 +98,42 @@ fn a_dataset_takes_the_size_of_its_pixels() {
     }
 }
 
+/// Names the zip to the process that opens it.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const ZIP: &str = "LANGEVIN_TEST_ZIP";
+
+/// As the system counts it: what allocators keep of freed memory is in it. In a process of its own, whose allocator has nothing
+/// to spare from before.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn an_opened_dataset_takes_the_size_of_its_pixels_from_the_system() {
+    let resident = || -> f64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let field = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
+        1024.0 * field.trim().split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    if let Some(zip) = std::env::var_os(ZIP) {
+        rayon::broadcast(|_| ());
+        let before = resident();
+        let data = Dataset::open(zip, &DatasetOptions::default()).unwrap();
+        let (grown, pixels) = (resident() - before, data.images.len() as f64);
+        assert!((0.9..=1.05).contains(&(grown / pixels)), "{grown} bytes for {pixels}");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let n = 12_000;
+    let image = png(32, 32, png::ColorType::Rgb, &[100; 3072]);
+    let mut files: Vec<ZipFile> = (0..n).map(|i| ZipFile::new(&format!("00/{i:08}.png"), &image[..])).collect();
+    let labels: Vec<String> = (0..n).map(|i| format!(r#"["00/{i:08}.png",{}]"#, i % 10)).collect();
+    files.push(ZipFile::new("dataset.json", format!(r#"{{"labels":[{}]}}"#, labels.join(","))));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), zip(&files)).unwrap();
+    let this = "an_opened_dataset_takes_the_size_of_its_pixels_from_the_system";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let out = child.args(["--exact", this, "--nocapture"]).env(ZIP, file.path()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
 #[test]
 fn batches_are_made_without_allocating() {
     let _alone = ALONE.lock();
