@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What can be measured.
-pub const CASES: [&str; 6] = ["unet", "dit", "unet-train", "sd15", "mnist-unet", "mnist-dit"];
+pub const CASES: [&str; 7] = ["unet", "dit", "unet-train", "sd15", "mnist-unet", "mnist-dit", "mnist-unet-train"];
 
 /// The shape of google/ddpm-cifar10-32, 35.7 M weights.
 pub const DDPM_CIFAR10: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 32, "in_channels": 3, "out_channels": 3,
@@ -137,13 +137,13 @@ fn schedule(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
         "unet" | "unet-train" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
         "sd15" => (SD15, 64),
-        "mnist-unet" => (Embedded::Unet.config(), 28),
+        "mnist-unet" | "mnist-unet-train" => (Embedded::Unet.config(), 28),
         "mnist-dit" => (Embedded::Dit.config(), 28),
         _ => return Err(Error::invalid("case", format!("`{case}` is none of {}", CASES.join(", ")))),
     };
     let network = Network::from_config(config, case)?;
     let spec = InputSpec::new(batch, size, size);
-    if case != "unet-train" {
+    if !case.ends_with("-train") {
         return forward(&network.build(&spec)?, None, device.target(), Options::default());
     }
     let how = TrainLowering {
@@ -155,8 +155,9 @@ fn schedule(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
         recompute: Recompute::Off,
         options: Options::default(),
     };
-    let images = TensorType::f32([batch, size, size, 3]);
-    Ok(train(&network.build(&spec.training())?, &images, Prediction::Epsilon, how)?.schedule)
+    let images = TensorType::f32([batch, size, size, network.channels()[0]]);
+    let prediction = if case == "unet-train" { Prediction::Epsilon } else { Prediction::Sample };
+    Ok(train(&network.build(&spec.training())?, &images, prediction, how)?.schedule)
 }
 
 /// Small random numbers everywhere, so that nothing overflows and no value is denormal; an optimiser that works.

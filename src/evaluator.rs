@@ -4,13 +4,13 @@
 //! use langevin::Device;
 //! use langevin::classifier::Classifier;
 //! use langevin::data::{Dataset, DatasetOptions};
-//! use langevin::eval::Bootstrap;
+//! use langevin::eval::{Bootstrap, NEIGHBOURS};
 //! use langevin::evaluator::{FeatureExtractor, evaluate};
 //!
 //! let mut network = FeatureExtractor::classifier(Classifier::embedded()?, Device::auto())?;
 //! let [samples, real] = ["samples/", "t10k-images-idx3-ubyte.gz"].map(|p| Dataset::open(p, &DatasetOptions::default()));
 //! let (samples, real) = (samples?, real?);
-//! let reference = network.reference(&real, &mut |_| Ok(()))?;
+//! let reference = network.reference(&real, NEIGHBOURS, &mut |_| Ok(()))?;
 //! let features = network.extract("the samples", &samples, &mut |_| Ok(()))?;
 //! let bootstrap = Bootstrap { resamples: 100, seed: 0 };
 //! for row in evaluate(&network, &features, samples.labels.as_deref(), &reference, &[], bootstrap, &mut |_| Ok(()))?.rows {
@@ -23,8 +23,8 @@ use crate::classifier::{Classifier, EMBEDDED};
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::eval::{
-    Bootstrap, ClassProbabilities, Estimate, Features, Frechet, Moments, NEIGHBOURS, Origin, Reference, SPLITS,
-    nearest, neighbourhood, quantile,
+    Bootstrap, ClassProbabilities, Estimate, Features, Frechet, Moments, Origin, Reference, SPLITS, nearest,
+    neighbourhood, quantile,
 };
 use crate::features::{Extractor, FeatureNetwork, Input};
 use crate::image::to_byte;
@@ -128,11 +128,16 @@ impl FeatureExtractor {
         Ok(Extracted { features: Features::new(what, out.data, out.dim)?, logits })
     }
 
-    /// The statistics of a set of real images.
-    pub fn reference(&mut self, data: &Dataset, progress: &mut dyn FnMut(u64) -> Result<()>) -> Result<Reference> {
+    /// The statistics of a set of real images, with `k` neighbours of each.
+    pub fn reference(
+        &mut self,
+        data: &Dataset,
+        k: usize,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Reference> {
         let features = self.extract("the reference images", data, progress)?.features;
         let origin = Origin { network: self.fingerprint.clone(), data: data_fingerprint(data) };
-        Reference::new(origin, features, data.labels.clone())
+        Reference::new(origin, features, data.labels.clone(), k)
     }
 
     /// The share of images whose most probable class is their label.
@@ -284,11 +289,11 @@ impl Judge<'_> {
     /// Why a metric cannot be taken.
     fn obstacle(&self, metric: Metric) -> Option<String> {
         let (n, references) = (self.samples.features.n(), self.reference.features.n());
-        let fewest = n.min(references);
+        let (fewest, k) = (n.min(references), self.reference.k);
         match metric {
             Metric::Fd if fewest < 2 => Some(format!("a covariance needs more than one image, there is {fewest}")),
-            Metric::Prdc if fewest <= NEIGHBOURS => {
-                Some(format!("{NEIGHBOURS} nearest neighbours need more than {NEIGHBOURS} images, there are {fewest}"))
+            Metric::Prdc if fewest <= k => {
+                Some(format!("{k} nearest neighbours need more than {k} images, there are {fewest}"))
             }
             Metric::Nn if self.reference.near.is_none() => Some(format!("the reference has {references} images only")),
             Metric::Is | Metric::Classes if self.samples.logits.is_none() => {
@@ -379,7 +384,7 @@ impl Judge<'_> {
             Ok(quantile(&distances, 0.5))
         };
         evaluation.add("nn-distance", self.bootstrap.estimate(nearest.len(), median)?);
-        let mut own: Vec<f64> = near.iter().step_by(NEIGHBOURS).copied().collect();
+        let mut own: Vec<f64> = near.iter().step_by(self.reference.k).copied().collect();
         own.sort_by(f64::total_cmp);
         let bound = quantile(&own, 0.01);
         let copies: Vec<f64> = nearest.iter().map(|d| (*d < bound) as usize as f64).collect();

@@ -608,6 +608,39 @@ fn eval_measures_samples_and_keeps_the_reference() {
     assert_eq!((drawn["samples"].as_u64(), value(&drawn, "class-agreement")["interval"].is_null()), (Some(6), true));
 }
 
+/// A cache of other data, another network or another k is replaced, and the notes say so.
+#[test]
+fn eval_replaces_a_cache_that_does_not_fit() {
+    let place = Place::new();
+    samples(&place, "samples.safetensors", 30, 0, false);
+    digits(&place, 40);
+    let plain = "eval --samples samples.safetensors --reference train-images-idx3-ubyte --bootstrap 0";
+    let line = format!("{plain} --cache ref.safetensors");
+    place.run(&line);
+    let notes = |line: &str, words: &[&str]| {
+        let bytes = |place: &Place| std::fs::read(place.path("ref.safetensors")).unwrap();
+        let before = bytes(&place);
+        let out = place.command(line);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success() && words.iter().all(|w| text.contains(w)), "{line}: {text}");
+        // What came of it is what comes without a cache, and the cache now fits.
+        let uncached = line.replace(" --cache ref.safetensors", "");
+        assert_eq!(out.stdout, place.command(&uncached).stdout, "{line}");
+        assert_ne!(before, bytes(&place), "{line}");
+        let again = place.command(line);
+        assert!(!String::from_utf8_lossy(&again.stderr).contains("note: ref"), "{line}");
+        assert_eq!(again.stdout, out.stdout, "{line}");
+    };
+    notes(&format!("{line} --k 3"), &["ref.safetensors", "distances to 5 neighbours"]);
+    place.run("train-classifier --data train-images-idx3-ubyte --steps 1 --batch 8 --out net --quiet");
+    notes(&format!("{line} --features net"), &["was made by the network", "it is replaced"]);
+    digits(&place, 39);
+    notes(&format!("{line} --features net"), &["other data", "it is replaced"]);
+    let [three, five] = [3, 5].map(|k| place.json(&format!("{plain} --k {k} --metrics prdc --json")));
+    assert_eq!((&three["k"], &five["k"]), (&3.into(), &5.into()));
+    assert_ne!(three["metrics"], five["metrics"]);
+}
+
 #[test]
 fn eval_refuses_what_it_cannot_measure() {
     let place = Place::new();
@@ -621,10 +654,16 @@ fn eval_refuses_what_it_cannot_measure() {
     place.fail(1, "eval --samples samples.safetensors --cache none.safetensors", &["none.safetensors"]);
     place.fail(2, "eval --samples samples.safetensors", &["--reference"]);
     place.fail(2, &format!("{line} --model mnist-unet"), &["--model"]);
-    // Another reference under the same cache.
+    place.fail(1, &format!("{line} --k 0"), &["--k", "1 to"]);
+    // Other files are never replaced by a cache, and without real images a cache of another network cannot be.
+    let model = std::fs::read(golden("unet2d/inputs.safetensors")).unwrap();
+    place.write("model.safetensors", &model);
+    place.fail(1, &format!("{line} --cache model.safetensors"), &["model.safetensors", "reference statistics"]);
+    assert_eq!(std::fs::read(place.path("model.safetensors")).unwrap(), model);
     place.run(&format!("{line} --cache ref.safetensors --metrics fd --bootstrap 0 --quiet"));
-    digits(&place, 39);
-    place.fail(1, &format!("{line} --cache ref.safetensors"), &["ref.safetensors", "other data"]);
+    place.run("train-classifier --data train-images-idx3-ubyte --steps 1 --batch 8 --out net --quiet");
+    let other = "eval --samples samples.safetensors --cache ref.safetensors --features net";
+    place.fail(1, other, &["ref.safetensors", "was made by the network", "--reference"]);
     // One image, NaN, wrong sizes.
     samples(&place, "one.safetensors", 1, 0, false);
     let few = line.replace("samples.", "one.");

@@ -342,7 +342,7 @@ fn unusable_images_are_left_out_with_their_labels_or_refused() {
     let names: Vec<_> = d.skipped.first.iter().map(|s| s.name.as_str()).collect();
     assert_eq!((d.skipped.count, names), (4, vec!["01.png", "04.png", "06.png", "09.png"]));
     let line = d.skipped.to_string();
-    for part in ["4 skipped: `01.png` broken PNG", "`06.png` is empty", "`09.png` is 3x1 with 3 channels, but"] {
+    for part in ["4 skipped: `01.png` broken PNG", "`06.png` is empty", "`09.png` is 3x1, but the first image is 2x2"] {
         assert!(line.contains(part), "{line}");
     }
     let text = from_zip(&partly_broken(), &all()).unwrap_err().to_string();
@@ -382,9 +382,10 @@ fn images_are_resized_and_cropped_to_squares() {
     // 32 wide and 21 high: PIL's `resize((16, 16), LANCZOS, box=(5.5, 0, 26.5, 21))`.
     let files = [ZipFile::new("a.png", png(32, 21, png::ColorType::Rgb, &pixels[..32 * 21 * 3]))];
     let sixteen = DatasetOptions { resize: Some(16), ..all() };
-    let d = from_zip(&files, &sixteen).unwrap();
-    assert_eq!((d.height, d.width, d.channels), (16, 16, 3));
-    let worst = d.images.iter().zip(include_bytes!("data/cifar-00000-resized.rgb")).map(|(a, b)| a.abs_diff(*b)).max();
+    let rgb = from_zip(&files, &sixteen).unwrap();
+    assert_eq!((rgb.height, rgb.width, rgb.channels), (16, 16, 3));
+    let worst =
+        rgb.images.iter().zip(include_bytes!("data/cifar-00000-resized.rgb")).map(|(a, b)| a.abs_diff(*b)).max();
     // Both round to bytes between the two directions, but not in the same order of directions.
     assert!(worst <= Some(3), "differs by {worst:?} from PIL");
 
@@ -394,12 +395,94 @@ fn images_are_resized_and_cropped_to_squares() {
     let d = from_zip(&[grey(16, 16), grey(40, 20), grey(3, 7), grey(1, 50), grey(100, 16)], &sixteen).unwrap();
     assert_eq!((d.n, d.channels, d.skipped.count), (5, 1, 0));
     assert!(d.images.iter().all(|p| *p == 200), "one colour stays one colour");
-    let mixed = [grey(16, 16), files[0].clone()];
-    assert!(from_zip(&mixed, &sixteen).unwrap_err().to_string().contains("3 channels"));
+    // RGB is resized as it was without grey images before it.
+    let mixed = from_zip(&[grey(16, 16), grey(40, 20), files[0].clone()], &sixteen).unwrap();
+    assert_eq!((mixed.n, mixed.channels, mixed.image(2)), (3, 3, Some(&rgb.images[..])));
+    assert!(mixed.images[..2 * 768].iter().all(|p| *p == 200));
     for side in [0, 16_385] {
         let text = from_zip(&files, &DatasetOptions { resize: Some(side), ..all() }).unwrap_err().to_string();
         assert!(text.starts_with("resize:"), "{text}");
     }
+}
+
+/// One image each: grey, grey with alpha, RGB, RGBA, a palette.
+fn of_every_kind() -> [ZipFile; 5] {
+    let mut indexed = Vec::new();
+    let mut encoder = png::Encoder::new(&mut indexed, 2, 1);
+    encoder.set_color(png::ColorType::Indexed);
+    encoder.set_palette(vec![255, 0, 0, 0, 0, 255]);
+    encoder.write_header().unwrap().write_image_data(&[1, 0]).unwrap();
+    [
+        png(2, 1, png::ColorType::Grayscale, &[7, 8]),
+        png(2, 1, png::ColorType::GrayscaleAlpha, &[9, 255, 10, 255]),
+        png(2, 1, png::ColorType::Rgb, &[255, 255, 255, 0, 255, 0]),
+        png(2, 1, png::ColorType::Rgba, &[1, 2, 3, 255, 100, 100, 100, 255]),
+        indexed,
+    ]
+    .map(|bytes| ZipFile::new(&format!("{}.png", bytes.len()), bytes))
+}
+
+#[test]
+fn a_dataset_is_rgb_if_any_image_is_or_what_was_asked_for() {
+    let named = |order: &[usize]| -> Vec<ZipFile> {
+        let name = |(at, i): (usize, &usize)| ZipFile { name: format!("{at}.png"), ..of_every_kind()[*i].clone() };
+        order.iter().enumerate().map(name).collect()
+    };
+    let rgb = [
+        [7, 7, 7, 8, 8, 8],
+        [9, 9, 9, 10, 10, 10],
+        [255, 255, 255, 0, 255, 0],
+        [1, 2, 3, 100, 100, 100],
+        [0, 0, 255, 255, 0, 0],
+    ];
+    // PIL's `convert("L")`.
+    let grey = [[7, 8], [9, 10], [255, 150], [2, 100], [29, 76]];
+    for order in [[0, 1, 2, 3, 4], [3, 2, 1, 0, 4], [1, 0, 4, 3, 2]] {
+        for strict in [true, false] {
+            let options = DatasetOptions { strict, ..all() };
+            let d = from_zip(&named(&order), &options).unwrap();
+            assert_eq!((d.n, d.channels, d.skipped.count), (5, 3, 0));
+            assert_eq!(d.images, order.map(|i| rgb[i]).concat());
+            let d = from_zip(&named(&order), &DatasetOptions { channels: Some(1), ..options.clone() }).unwrap();
+            assert_eq!((d.channels, d.images), (1, order.map(|i| grey[i]).concat()));
+            let d = from_zip(&named(&[0, 1]), &options).unwrap();
+            assert_eq!((d.channels, &d.images[..]), (1, &[7, 8, 9, 10][..]), "no image is RGB");
+            let d = from_zip(&named(&[0, 1]), &DatasetOptions { channels: Some(3), ..options }).unwrap();
+            assert_eq!((d.channels, d.images), (3, [rgb[0], rgb[1]].concat()));
+        }
+    }
+    let text = from_zip(&named(&[0]), &DatasetOptions { channels: Some(2), ..all() }).unwrap_err().to_string();
+    assert!(text.starts_with("channels: 2"), "{text}");
+}
+
+/// RGB images that are left out do not make a dataset RGB.
+#[test]
+fn only_usable_images_say_what_a_dataset_is() {
+    let grey = |name: &str| ZipFile::new(name, png(2, 2, png::ColorType::Grayscale, &[5; 4]));
+    let mut cut = rgb_png([1; 3]);
+    cut.truncate(cut.len() - 20);
+    let wide = png(3, 1, png::ColorType::Rgb, &[9; 9]);
+    let files = [grey("0.png"), ZipFile::new("1.png", cut), ZipFile::new("2.png", wide), grey("3.png")];
+    let lenient = DatasetOptions { strict: false, ..all() };
+    let d = from_zip(&files, &lenient).unwrap();
+    assert_eq!((d.n, d.channels, d.skipped.count), (2, 1, 2));
+    let d = from_zip(&files, &DatasetOptions { resize: Some(2), ..lenient }).unwrap();
+    assert_eq!((d.n, d.channels, d.skipped.count), (3, 3, 1));
+    assert!(from_zip(&files, &all()).is_err());
+}
+
+#[test]
+fn raw_formats_are_converted_too() {
+    let options = |channels| DatasetOptions { channels: Some(channels), ..all() };
+    let images = idx(&[2, 1, 2], &[10, 20, 30, 40]);
+    let d = Dataset::from_idx(Path::new("i"), &images, None, &options(3)).unwrap();
+    assert_eq!((d.channels, &d.images[..]), (3, &[10, 10, 10, 20, 20, 20, 30, 30, 30, 40, 40, 40][..]));
+    let plain = Dataset::from_idx(Path::new("i"), &images, None, &options(1)).unwrap();
+    assert_eq!((plain.channels, &plain.images[..]), (1, &[10, 20, 30, 40][..]));
+    assert_ne!(plain.fingerprint(), d.fingerprint());
+    let resized = DatasetOptions { resize: Some(1), ..options(3) };
+    let d = Dataset::from_idx(Path::new("i"), &idx(&[1, 2, 2], &[9; 4]), None, &resized).unwrap();
+    assert_eq!((d.channels, d.images), (3, vec![9; 3]));
 }
 
 #[test]

@@ -51,7 +51,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 const SIDE: u32 = 64;
 const IMAGE: usize = (SIDE * SIDE * 3) as usize;
 
-/// PNGs of noise in a zip, every tenth of them cut off if `broken`.
+/// PNGs of noise in a zip, every fifth of them grey and every tenth cut off if `broken`.
 fn noise(n: u32, broken: bool) -> Vec<u8> {
     let mut state = 1u32;
     let mut random = || {
@@ -60,7 +60,10 @@ fn noise(n: u32, broken: bool) -> Vec<u8> {
     };
     let mut image = |i: u32| {
         let pixels: Vec<u8> = (0..IMAGE).map(|_| random()).collect();
-        let mut file = png(SIDE, SIDE, png::ColorType::Rgb, &pixels);
+        let mut file = match i % 5 {
+            0 if broken => png(SIDE, SIDE, png::ColorType::Grayscale, &pixels[..IMAGE / 3]),
+            _ => png(SIDE, SIDE, png::ColorType::Rgb, &pixels),
+        };
         if broken && i % 10 == 1 {
             file.truncate(5000);
         }
@@ -93,6 +96,42 @@ fn a_dataset_takes_the_size_of_its_pixels() {
         let room = (300 * data.image_len() + 300 * 2048 + rayon::current_num_threads() * (1 << 20)) as f64;
         assert!(peak as f64 <= room, "at most {peak} bytes for {pixels}");
     }
+}
+
+/// Names the zip to the process that opens it.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const ZIP: &str = "LANGEVIN_TEST_ZIP";
+
+/// As the system counts it: what allocators keep of freed memory is in it. In a process of its own, whose allocator has nothing
+/// to spare from before.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn an_opened_dataset_takes_the_size_of_its_pixels_from_the_system() {
+    let resident = || -> f64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let field = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
+        1024.0 * field.trim().split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    if let Some(zip) = std::env::var_os(ZIP) {
+        rayon::broadcast(|_| ());
+        let before = resident();
+        let data = Dataset::open(zip, &DatasetOptions::default()).unwrap();
+        let (grown, pixels) = (resident() - before, data.images.len() as f64);
+        assert!((0.9..=1.05).contains(&(grown / pixels)), "{grown} bytes for {pixels}");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let n = 12_000;
+    let image = png(32, 32, png::ColorType::Rgb, &[100; 3072]);
+    let mut files: Vec<ZipFile> = (0..n).map(|i| ZipFile::new(&format!("00/{i:08}.png"), &image[..])).collect();
+    let labels: Vec<String> = (0..n).map(|i| format!(r#"["00/{i:08}.png",{}]"#, i % 10)).collect();
+    files.push(ZipFile::new("dataset.json", format!(r#"{{"labels":[{}]}}"#, labels.join(","))));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), zip(&files)).unwrap();
+    let this = "an_opened_dataset_takes_the_size_of_its_pixels_from_the_system";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let out = child.args(["--exact", this, "--nocapture"]).env(ZIP, file.path()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 #[test]

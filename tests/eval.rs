@@ -30,8 +30,8 @@ fn frechet(a: &Features, b: &Features) -> f64 {
     Frechet::new(&Moments::of(a).unwrap()).distance(&Moments::of(b).unwrap()).unwrap()
 }
 
-fn prdc(real: &Features, fake: &Features) -> [f64; 4] {
-    let found = neighbourhood(fake, real, &nearest_others(real, NEIGHBOURS).unwrap()).unwrap();
+fn prdc(real: &Features, fake: &Features, k: usize) -> [f64; 4] {
+    let found = neighbourhood(fake, real, &nearest_others(real, k).unwrap()).unwrap();
     let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
     [&found.precision, &found.recall, &found.density, &found.coverage].map(|x| mean(x))
 }
@@ -43,19 +43,22 @@ fn near(a: f64, b: f64, bound: f64) {
 /// Expected values: `python benches/peers/metrics_scipy.py`.
 #[test]
 fn metrics_agree_with_scipy() {
-    type Case = (usize, usize, usize, f32, f32, f64, [f64; 4], f64);
+    type Case = (usize, usize, usize, f32, f32, f64, [[f64; 4]; 2], f64);
+    // Precision, recall, density and coverage with 3 neighbours and with 5.
+    let large = [[0.78, 0.803333333333, 0.732, 0.693333333333], [0.876, 0.92, 0.716, 0.813333333333]];
+    let small = [[0.9, 0.825, 1.18333333333, 0.925], [0.95, 0.925, 1.14666666667, 1.0]];
     let cases: [Case; 3] = [
-        (300, 250, 16, 0.125, 0.0, 0.382292607887, [0.876, 0.92, 0.716, 0.813333333333], 1.02925791656),
-        (40, 60, 64, 0.0, 0.0, 4.07145603505, [0.95, 0.925, 1.14666666667, 1.0], 3.00811946036),
-        (300, 250, 16, 0.125, 1000.0, 0.382292607887, [0.876, 0.92, 0.716, 0.813333333333], 1.02925791656),
+        (300, 250, 16, 0.125, 0.0, 0.382292607887, large, 1.02925791656),
+        (40, 60, 64, 0.0, 0.0, 4.07145603505, small, 3.00811946036),
+        (300, 250, 16, 0.125, 1000.0, 0.382292607887, large, 1.02925791656),
     ];
     for (n, m, dim, shift, offset, fd, expected, median) in cases {
         let (real, fake) = (rows(1, n, dim, offset), rows(2, m, dim, offset + shift));
         // scipy takes the root of a singular product to half of the digits.
         near(frechet(&real, &fake), fd, if n > dim { 1e-9 } else { 1e-6 });
         near(frechet(&fake, &real), fd, if n > dim { 1e-9 } else { 1e-6 });
-        for (ours, theirs) in prdc(&real, &fake).into_iter().zip(expected) {
-            near(ours, theirs, 1e-11);
+        for (k, expected) in [3, NEIGHBOURS].into_iter().zip(expected) {
+            prdc(&real, &fake, k).into_iter().zip(expected).for_each(|(ours, theirs)| near(ours, theirs, 1e-11));
         }
         let mut nearest = nearest(&fake, &real, 1).unwrap();
         nearest.sort_by(f64::total_cmp);
@@ -79,9 +82,12 @@ fn a_set_is_at_no_distance_from_itself_in_any_order() {
         near(frechet(&a, &shuffled), 0.0, 1e-7);
         let b = rows(2, n, dim, 0.25);
         near(frechet(&b, &shuffled), frechet(&b, &a), 1e-9);
-        let [precision, recall, _, coverage] = prdc(&a, &shuffled);
+        let [precision, recall, _, coverage] = prdc(&a, &shuffled, NEIGHBOURS);
         assert_eq!([precision, recall, coverage], [1.0; 3]);
-        assert_eq!(prdc(&a, &b), prdc(&shuffled, &b));
+        assert_eq!(prdc(&a, &b, 1), prdc(&shuffled, &b, 1));
+        // Larger balls hold what smaller ones hold.
+        let [small, large] = [1, 9].map(|k| prdc(&a, &b, k));
+        assert!([0, 1, 3].iter().all(|i| small[*i] <= large[*i]) && small != large, "{small:?} {large:?}");
     }
 }
 
@@ -162,24 +168,30 @@ fn a_reference_comes_back_from_its_file_and_no_other_is_taken_for_it() {
     let path = folder.path().join("reference.safetensors");
     let origin = Origin { network: "net-1".into(), data: "data-1".into() };
     for (n, labels) in [(30, Some((0..30).collect())), (NEIGHBOURS, None)] {
-        let reference = Reference::new(origin.clone(), rows(1, n, 7, 0.0), labels).unwrap();
+        let reference = Reference::new(origin.clone(), rows(1, n, 7, 0.0), labels, NEIGHBOURS).unwrap();
         reference.save(&path).unwrap();
-        assert_eq!(Reference::open(&path, "net-1", Some("data-1")).unwrap(), reference);
-        assert_eq!(Reference::open(&path, "net-1", None).unwrap(), reference);
+        let opened = Reference::open(&path).unwrap();
+        assert_eq!(opened, reference);
+        assert_eq!((opened.mismatch("net-1", Some("data-1")), opened.mismatch("net-1", None)), (None, None));
         for (network, data, word) in [("net-2", "data-1", "net-2"), ("net-1", "data-2", "data-2")] {
-            let error = Reference::open(&path, network, Some(data)).unwrap_err().to_string();
-            assert!(error.contains(word) && error.contains("reference.safetensors"), "{error}");
+            assert!(opened.mismatch(network, Some(data)).unwrap().contains(word));
+        }
+        for k in [1, 2, 7] {
+            let fresh =
+                Reference::new(origin.clone(), reference.features.clone(), reference.labels.clone(), k).unwrap();
+            assert_eq!(opened.clone().with_neighbours(k).unwrap(), fresh);
+            assert_eq!(fresh.near.is_some(), n > k);
         }
     }
     let bytes = std::fs::read(&path).unwrap();
     for cut in [0, 7, 100, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..cut]).unwrap();
-        assert!(Reference::open(&path, "net-1", None).is_err());
+        assert!(Reference::open(&path).is_err());
     }
     let nan: Vec<u8> = f64::NAN.to_le_bytes().into();
     let hurt = [&bytes[..bytes.len() - 8], &nan].concat();
     std::fs::write(&path, hurt).unwrap();
-    assert!(Reference::open(&path, "net-1", None).is_err(), "a NaN in the statistics");
+    assert!(Reference::open(&path).is_err(), "a NaN in the statistics");
 }
 
 /// Bars: class 0 lies, class 1 stands; brightness differs.
@@ -211,7 +223,7 @@ fn a_classifier_learns_and_its_distances_tell_sets_apart() {
     let accuracy = network.accuracy(&test, &mut |_| Ok(())).unwrap();
     assert!(accuracy > 0.95, "{accuracy}");
 
-    let reference = network.reference(&data, &mut |_| Ok(())).unwrap();
+    let reference = network.reference(&data, NEIGHBOURS, &mut |_| Ok(())).unwrap();
     let mut take = |data: &Dataset| {
         let extracted = network.extract("the samples", data, &mut |_| Ok(())).unwrap();
         let bootstrap = Bootstrap { resamples: 20, seed: 0 };
@@ -246,7 +258,7 @@ fn what_cannot_be_measured_is_said() {
     let images = (0..4).flat_map(image).collect();
     let data = Dataset { images, n: 4, height: side, width: side, channels: 1, labels: None, ..Dataset::default() };
     let mut network = FeatureExtractor::classifier(Classifier::embedded().unwrap(), Device::Cpu).unwrap();
-    let reference = network.reference(&data, &mut |_| Ok(())).unwrap();
+    let reference = network.reference(&data, NEIGHBOURS, &mut |_| Ok(())).unwrap();
     let samples = network.extract("the samples", &data, &mut |_| Ok(())).unwrap();
     let run = |samples: &Extracted, metrics: &[Metric]| {
         let bootstrap = Bootstrap { resamples: 5, seed: 0 };
@@ -263,7 +275,7 @@ fn what_cannot_be_measured_is_said() {
     let blind = Extracted { logits: None, ..samples };
     assert!(run(&blind, &[Metric::Is]).is_err());
     let one = Dataset { images: data.images[..side * side].to_vec(), n: 1, ..data.clone() };
-    assert!(network.reference(&one, &mut |_| Ok(())).is_err());
+    assert!(network.reference(&one, NEIGHBOURS, &mut |_| Ok(())).is_err());
     let wide = Dataset { width: 14, n: 8, ..data.clone() };
     let error = network.extract("the samples", &wide, &mut |_| Ok(())).unwrap_err().to_string();
     assert!(error.contains("28×14×1") && error.contains("train-classifier"), "{error}");

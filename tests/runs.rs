@@ -3,7 +3,7 @@
 mod support;
 
 use langevin::data::Dataset;
-use langevin::run::{Entry, Run, Settings, read_log};
+use langevin::run::{Entry, Run, Settings, bin_name, read_log};
 use langevin::{Device, Error};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -177,6 +177,13 @@ fn what_is_watched_does_not_change_the_weights() {
     let line = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {table}"));
     assert!(line("step").contains("20 of 20  ") && line("log_every").trim().ends_with('1'), "{table}");
     assert!(!table.contains("\nlr "), "settings that agree are left out: {table}");
+    let bins = &read_log(&plain).unwrap()[2].loss_bins;
+    for (bin, loss) in bins.iter().enumerate() {
+        let cell = loss.map_or("-".to_string(), |loss| format!("{loss:.5}"));
+        let line = line(&format!("loss, ln(alpha/sigma) {} ", bin_name(bin)));
+        assert_eq!(line.split_whitespace().rev().nth(1), Some(&cell[..]), "{table}");
+    }
+    assert!(line("data wait, %").split_whitespace().count() == 5 && line("memory, MiB").contains(char::is_numeric));
     let svg = std::fs::read_to_string(place.path("both/log.svg")).unwrap();
     assert!(svg.contains("plain") && svg.contains("watched"));
     let png = std::fs::read(place.path("both/samples.png")).unwrap();
@@ -201,6 +208,86 @@ fn the_log_says_what_happened() {
     assert_eq!(checkpoints, 2, "steps 10 and 20");
     let text = std::fs::read_to_string(run.join("config.toml")).unwrap();
     assert!(text.contains("# Peak learning rate\nlr = 0.001\n"), "{text}");
+}
+
+/// Steps that last long enough for a batch to be made find theirs ready. How long that is depends on what else the machine does:
+/// steps are drawn out until it is enough.
+#[test]
+fn a_warm_step_does_not_wait_for_data() {
+    let place = Place::new();
+    let mut run = Run::start(&place.path("run"), Settings { log_every: 1, ..place.settings() }, Device::Cpu).unwrap();
+    let (mut pause, mut ready) = (Duration::from_millis(1), 0);
+    let result = run.finish(&mut |_, report| {
+        match report.data_wait {
+            0.0 => ready += 1,
+            _ => pause *= 2,
+        }
+        assert!(pause < Duration::from_secs(10), "step {} waited {} s for data", report.step, report.data_wait);
+        std::thread::sleep(pause);
+        if ready == 20 { Err(Error::Cancelled) } else { Ok(()) }
+    });
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    let log = read_log(&place.path("run")).unwrap();
+    assert!(log.iter().filter(|e| e.wait_share() == 0.0).count() == 20, "the log shows it");
+}
+
+/// What a run is, how far, and what its log says: while a process trains, after it was stopped, at the end.
+#[test]
+fn a_run_is_inspected() {
+    let place = Place::new();
+    let inspect = |more: &[&str]| {
+        let out =
+            Command::new(env!("CARGO_BIN_EXE_langevin")).arg("inspect").arg(place.path("run")).args(more).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let json = || serde_json::from_str::<serde_json::Value>(&inspect(&["--json"])).unwrap();
+    let settings = Settings { steps: 20, save_at: vec![5], grid_every: 8, grid_n: 2, ..place.settings() };
+    let mut run = Run::start(&place.path("run"), settings, Device::Cpu).unwrap();
+    let begun = json();
+    assert_eq!((&begun["state"], &begun["last"]), (&"running".into(), &serde_json::Value::Null));
+    assert_eq!(begun["network"]["parameters"].as_u64(), Some(run.trainer().parameters() as u64));
+    let stop = |_: &Run, report: &langevin::trainer::StepReport| match report.step {
+        15 => Err(Error::Cancelled),
+        _ => Ok(()),
+    };
+    assert!(matches!(run.finish(&mut { stop }), Err(Error::Cancelled)));
+    assert_eq!(json()["state"], "running");
+    drop(run);
+    std::fs::remove_file(place.path("run/log.svg")).unwrap();
+    let stopped = json();
+    let log = read_log(&place.path("run")).unwrap();
+    let best = log.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).unwrap();
+    assert_eq!(stopped["state"], "stopped");
+    assert_eq!(stopped["last"], serde_json::to_value(&log[1]).unwrap());
+    assert_eq!(stopped["best"]["step"], best.step);
+    assert_eq!(stopped["checkpoints"], serde_json::json!([10, 15]));
+    assert_eq!((&stopped["data"]["images"], &stopped["data"]["classes"]), (&24.into(), &2.into()));
+    let share = log[1].data_wait * log[1].images_per_second / 4.0;
+    assert!((stopped["wait_share"].as_f64().unwrap() - share.min(1.0)).abs() < 1e-12);
+    let left = stopped["seconds_left"].as_f64().unwrap();
+    assert!((left - 6.0 * 4.0 / log[1].images_per_second).abs() < 1e-9, "6 steps after the line of step 14: {left}");
+    let ends = |value: &serde_json::Value, end: &str| assert!(value.as_str().unwrap().ends_with(end), "{value}");
+    ends(&stopped["grid"], "grids/step-00000008.png");
+    ends(&stopped["kept_models"][0], "step-5");
+    ends(&stopped["averages"][1]["model"], "model-ema1");
+    ends(&stopped["plots"], "log.svg");
+    assert!(place.path("run/log.svg").is_file(), "the plots are drawn anew");
+    let changed = |key: &str| stopped["changed"].as_array().unwrap().iter().find(|c| c["key"] == key).cloned();
+    assert_eq!(changed("seed"), Some(serde_json::json!({ "key": "seed", "value": "3", "default": "0" })));
+    assert_eq!(changed("lr"), None);
+
+    let text = inspect(&[]);
+    for part in
+        ["stopped; `langevin train --resume`", "14 of 20", "EDMPrecond", "waits for data", "below -3", "seed = 3  (0)"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(inspect(&["--tensors"]).contains("parameters"), "the model in it");
+    Run::resume(&place.path("run"), |s| Ok(s.clone()), Device::Cpu).unwrap().finish(&mut |_, _| Ok(())).unwrap();
+    let finished = json();
+    assert_eq!((&finished["state"], &finished["seconds_left"]), (&"finished".into(), &serde_json::Value::Null));
 }
 
 /// Killed after the last checkpoint and before the export of its model.

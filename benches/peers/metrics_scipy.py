@@ -80,7 +80,8 @@ def main():
         real, fake = features(1, n, dim, offset), features(2, m, dim, offset + shift)
         nearest = np.median(distances(fake, real).min(1))
         print(f"{n} {m} {dim} {shift} {offset}: frechet {frechet(real, fake):.12g}")
-        print("    precision, recall, density, coverage", *(f"{v:.12g}" for v in prdc(real, fake, 5)))
+        for k in 3, 5:
+            print(f"    precision, recall, density, coverage at {k}", *(f"{v:.12g}" for v in prdc(real, fake, k)))
         print(f"    median of nearest {nearest:.12g}")
     logits = 8 * features(3, 205, 7)
     print(f"inception score, 10 and 1 splits: {inception_score(logits, 10):.12g} {inception_score(logits, 1):.12g}")

@@ -3,7 +3,7 @@
 use super::Output;
 use crate::image::{BatchShape, grid};
 use crate::model::Model;
-use crate::run::{Summary, differences, plot};
+use crate::run::{BIN_EDGES, Summary, bin_name, differences, plot};
 use crate::sampler::{Images, SampleRequest};
 use crate::{Device, Error, Result};
 use clap::Args;
@@ -81,9 +81,16 @@ fn table(runs: &[Summary], differ: &[(String, Vec<String>)]) -> String {
     line("step", &|r| format!("{} of {}", r.last.as_ref().map_or(0, |e| e.step), r.steps));
     line("images", &|r| r.last.as_ref().map_or(0, |e| e.images).to_string());
     line("loss", &|r| number(r.last.as_ref().map(|e| e.loss)));
-    line("least loss", &|r| number(r.least_loss));
+    line("least loss", &|r| number(r.best.as_ref().map(|e| e.loss)));
+    for bin in 0..=BIN_EDGES.len() {
+        let name = format!("loss, ln(alpha/sigma) {}", bin_name(bin));
+        line(&name, &|r| number(r.last.as_ref().and_then(|e| *e.loss_bins.get(bin)?)));
+    }
     line("grad norm", &|r| number(r.last.as_ref().map(|e| e.grad_norm)));
-    line("images/s", &|r| r.last.as_ref().map_or("-".into(), |e| format!("{:.1}", e.images_per_second)));
+    let rounded = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
+    line("images/s", &|r| rounded(r.last.as_ref().map(|e| e.images_per_second), 1));
+    line("data wait, %", &|r| rounded(r.last.as_ref().map(|e| 100.0 * e.wait_share()), 2));
+    line("memory, MiB", &|r| rounded(r.last.as_ref().map(|e| e.memory_mib), 0));
     lines.extend(differ.iter().cloned());
     let name = lines.iter().map(|(n, _)| n.chars().count()).max().unwrap_or(0);
     let width = lines.iter().flat_map(|(_, cells)| cells).map(|c| c.chars().count()).max().unwrap_or(0);

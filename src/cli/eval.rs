@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::sample::RequestArgs;
 use crate::classifier::EMBEDDED;
 use crate::data::{Dataset, DatasetOptions};
-use crate::eval::{Bootstrap, Reference};
+use crate::eval::{Bootstrap, NEIGHBOURS, Reference};
 use crate::evaluator::{Evaluation, FeatureExtractor, Metric, data_fingerprint, evaluate, pictures};
 use crate::files::AtomicFile;
 use crate::sampler::Images;
@@ -23,7 +23,7 @@ use std::time::Instant;
 /// (bootstrap over images; the network and the reference count as known) are for these metrics:
 ///
 ///   fd         Frechet distance of the features, named after the network: fd-classifier is not FID
-///   prdc       precision, recall, density and coverage, with balls to the 5th nearest neighbour
+///   prdc       precision, recall, density and coverage, with balls to the --k-th nearest neighbour
 ///   is         exp(E KL(p(y|x) || p(y))) in 10 parts, the form of the inception score
 ///   nn         nn-distance: median distance to the nearest reference image; memorised: share of samples nearer to one than 99 %
 ///              of the reference images are to each other
@@ -45,7 +45,8 @@ pub struct EvalArgs {
     /// Real images: EDM-style zip, IDX (.gz), CIFAR binary, or folder
     #[arg(long, value_name = "DATA", required_unless_present = "cache")]
     reference: Option<PathBuf>,
-    /// Keep the reference's features and statistics in this safetensors file; without --reference, read them
+    /// Keep the reference's features and statistics in this safetensors file. What another network or other data left in it is
+    /// replaced; without --reference, it is only read
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
     /// Feature network: the embedded mnist-classifier, a folder that `langevin train-classifier` wrote, or the safetensors of an
@@ -55,6 +56,12 @@ pub struct EvalArgs {
     /// Which to take, of fd, prdc, is, nn, classes, per-class [default: all that can be]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     metrics: Vec<String>,
+    /// Neighbours that precision, recall, density and coverage look at
+    #[arg(long, value_name = "N", default_value_t = NEIGHBOURS)]
+    k: usize,
+    /// Convert pictures and real images to this many channels, 1 (grey) or 3 (RGB) [default: RGB if any of a set is]
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
     /// Resamples of the intervals; 0: no intervals. Frechet distances of more than 512 features take 10 at most
     #[arg(long, value_name = "N", default_value_t = 100)]
     bootstrap: usize,
@@ -64,6 +71,8 @@ pub struct EvalArgs {
 
 /// The most resamples: more only take time.
 const MAX_RESAMPLES: usize = 100_000;
+/// The most neighbours: balls of more tell nothing apart.
+const MAX_NEIGHBOURS: usize = 1000;
 
 pub fn run(args: EvalArgs, output: Output) -> Result<()> {
     let device: Device = args.request.device.parse()?;
@@ -71,11 +80,14 @@ pub fn run(args: EvalArgs, output: Output) -> Result<()> {
     if args.bootstrap > MAX_RESAMPLES {
         return Err(Error::invalid("--bootstrap", format!("{} is not from 0 to {MAX_RESAMPLES}", args.bootstrap)));
     }
+    if !(1..=MAX_NEIGHBOURS).contains(&args.k) {
+        return Err(Error::invalid("--k", format!("{} is not from 1 to {MAX_NEIGHBOURS}", args.k)));
+    }
     let start = Instant::now();
     let mut network = FeatureExtractor::open(&args.features, device.clone())?;
     let reference = reference(&args, &mut network, output)?;
     let samples = match &args.samples {
-        Some(path) => open_samples(path)?,
+        Some(path) => open_samples(path, &args.images())?,
         None => draw_samples(&args.request, device, output)?,
     };
     let bar = Progress::new(output, samples.n as u64, "samples");
@@ -101,27 +113,39 @@ pub fn run(args: EvalArgs, output: Output) -> Result<()> {
     output.result(
         table(&evaluation),
         json!({ "network": network.fingerprint(), "samples": samples.n, "reference": reference.features.n(),
-                "bootstrap": args.bootstrap, "metrics": rows, "notes": evaluation.notes,
+                "k": reference.k, "bootstrap": args.bootstrap, "metrics": rows, "notes": evaluation.notes,
                 "seconds": start.elapsed().as_secs_f64() }),
     );
     Ok(())
 }
 
-/// The reference's statistics: from the cache if it is there, and into it if it is not.
+impl EvalArgs {
+    /// How files of images are read.
+    fn images(&self) -> DatasetOptions {
+        DatasetOptions { channels: self.channels, ..DatasetOptions::default() }
+    }
+}
+
+/// The reference's statistics: from the cache if they are there, and into it if they are not.
 fn reference(args: &EvalArgs, network: &mut FeatureExtractor, output: Output) -> Result<Reference> {
-    let data = args.reference.as_ref().map(|path| Dataset::open(path, &DatasetOptions::default())).transpose()?;
+    let data = args.reference.as_ref().map(|path| Dataset::open(path, &args.images())).transpose()?;
     let cache = args.cache.as_deref();
     if let Some(cache) = cache.filter(|c| data.is_none() || c.exists()) {
-        let data = data.as_ref().map(data_fingerprint);
-        let reference = Reference::open(cache, network.fingerprint(), data.as_deref())?;
-        output.note(format!("{} reference images from {}", reference.features.n(), cache.display()));
-        return Ok(reference);
+        let cached = Reference::open(cache)?;
+        let mismatch = cached.mismatch(network.fingerprint(), data.as_ref().map(data_fingerprint).as_deref());
+        match mismatch {
+            None => return from_cache(cached, cache, args.k, data.is_some(), output),
+            Some(reason) if data.is_none() => {
+                return Err(Error::format(cache, format!("{reason}; with --reference it is made anew")));
+            }
+            Some(reason) => output.note(format!("note: {} {reason}; it is replaced", cache.display())),
+        }
     }
     let Some(data) = data else { return Err(Error::invalid("--reference", "is missing")) };
     // A cache that cannot be written is found out before the work, not after.
     cache.map(AtomicFile::create).transpose().map(drop)?;
     let bar = Progress::new(output, data.n as u64, "reference images");
-    let reference = network.reference(&data, &mut |n| bar.advance(n))?;
+    let reference = network.reference(&data, args.k, &mut |n| bar.advance(n))?;
     bar.finish();
     if let Some(cache) = cache {
         reference.save(cache)?;
@@ -129,10 +153,24 @@ fn reference(args: &EvalArgs, network: &mut FeatureExtractor, output: Output) ->
     Ok(reference)
 }
 
+/// What the cache holds, with `k` neighbours; `keep` says whether it is changed if it has another number.
+fn from_cache(cached: Reference, cache: &Path, k: usize, keep: bool, output: Output) -> Result<Reference> {
+    output.note(format!("{} reference images from {}", cached.features.n(), cache.display()));
+    if cached.k == k {
+        return Ok(cached);
+    }
+    output.note(format!("note: it has distances to {} neighbours; those to {k} are taken from its features", cached.k));
+    let reference = cached.with_neighbours(k)?;
+    if keep {
+        reference.save(cache)?;
+    }
+    Ok(reference)
+}
+
 /// Pictures, or the values in a safetensors file.
-fn open_samples(path: &Path) -> Result<Dataset> {
+fn open_samples(path: &Path, options: &DatasetOptions) -> Result<Dataset> {
     if path.extension().is_none_or(|e| e != "safetensors") {
-        return Dataset::open(path, &DatasetOptions::default());
+        return Dataset::open(path, options);
     }
     let file = Weights::open(path)?;
     let Some(info) = file.info("sample") else { return Err(Error::tensor(path, "sample", "is missing")) };

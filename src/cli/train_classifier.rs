@@ -42,6 +42,9 @@ pub struct TrainClassifierArgs {
     /// Leave out the last N images, and measure the accuracy on them
     #[arg(long, value_name = "N", default_value_t = 0)]
     holdout: usize,
+    /// Convert images to this many channels, 1 (grey) or 3 (RGB) [default: RGB if any image is]
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
     /// Mirror every other image
     #[arg(long)]
     flip: bool,
@@ -57,7 +60,7 @@ pub struct TrainClassifierArgs {
 pub fn run(args: TrainClassifierArgs, output: Output) -> Result<()> {
     let device: Device = args.device.parse()?;
     let dtype = weight_type(&args.save_dtype)?;
-    let data = Dataset::open(&args.data, &DatasetOptions::default())?;
+    let data = Dataset::open(&args.data, &DatasetOptions { channels: args.channels, ..DatasetOptions::default() })?;
     let classes = data.class_count;
     output.note(format!("{} images of {}×{}×{}, {classes} classes", data.n, data.height, data.width, data.channels));
     let config = ClassifierTrainConfig {

@@ -7,7 +7,7 @@ use std::path::Path;
 use fast_image_resize::Resizer;
 use rayon::prelude::*;
 
-use super::{Dataset, DatasetOptions, Skipped, choose_labels, reserve, resize};
+use super::{Dataset, DatasetOptions, Skipped, channels, choose_labels, reserve, resize};
 use crate::weights::shown;
 use crate::{Error, Result};
 
@@ -41,7 +41,7 @@ pub(super) fn is_image_name(name: &str) -> bool {
 }
 
 /// Decodes the chosen entries into a dataset. Without resizing, the first good one sets the size, and all others must
-/// have the same.
+/// have the same. Without a number of channels in the options it is RGB if any good one is.
 pub(super) fn decode_all<E: Entry>(
     path: &Path,
     entries: &[E],
@@ -102,23 +102,46 @@ fn decode_step<E: Entry>(
     .collect()
 }
 
-/// The size that images of this dataset have after decoding: that of the first one, or, where broken images are skipped,
-/// of the first one that can be decoded.
+/// The size that images of this dataset have after decoding.
 fn common_size<E: Entry>(path: &Path, entries: &[E], chosen: &[usize], options: &DatasetOptions) -> Result<ImageSize> {
+    let first = first_size(path, entries, chosen, options)?;
+    let channels = match options.channels {
+        Some(channels) => channels,
+        None if first.channels == 1 && any_rgb(entries, chosen, first, options) => 3,
+        None => first.channels,
+    };
+    let [height, width] = options.resize.map_or([first.height, first.width], |side| [side; 2]);
+    Ok(ImageSize { height, width, channels })
+}
+
+/// The size of the first image, or, where broken images are skipped, of the first one that can be decoded.
+fn first_size<E: Entry>(path: &Path, entries: &[E], chosen: &[usize], options: &DatasetOptions) -> Result<ImageSize> {
     let mut first_fault = None;
     for index in chosen {
-        let found = entries[*index].read().and_then(|bytes| usable_size(&bytes, options));
-        match (found, options.resize) {
-            (Ok(size), Some(side)) => return Ok(ImageSize { height: side, width: side, ..size }),
-            (Ok(size), None) => return Ok(size),
-            (Err(reason), _) if options.strict => return Err(in_image(path, entries[*index].name(), &reason)),
-            (Err(reason), _) => {
+        match entries[*index].read().and_then(|bytes| usable_size(&bytes, options)) {
+            Ok(size) => return Ok(size),
+            Err(reason) if options.strict => return Err(in_image(path, entries[*index].name(), &reason)),
+            Err(reason) => {
                 first_fault.get_or_insert_with(|| format!("`{}`: {reason}", shown(entries[*index].name())));
             }
         }
     }
     let (n, fault) = (chosen.len(), first_fault.unwrap_or_default());
     Err(Error::format(path, format!("none of {n} images can be used; the first is {fault}")))
+}
+
+/// Whether RGB images are among those that go with the first one, which is grey. Only headers are read, but for those of RGB
+/// images where broken ones are skipped: such a one makes no dataset RGB.
+fn any_rgb<E: Entry>(entries: &[E], chosen: &[usize], first: ImageSize, options: &DatasetOptions) -> bool {
+    let is_rgb = |bytes: &[u8]| match open(bytes) {
+        Ok((_, size))
+            if size == (ImageSize { channels: 3, ..first }) || (size.channels == 3 && options.resize.is_some()) =>
+        {
+            options.strict || usable_size(bytes, options).is_ok()
+        }
+        _ => false,
+    };
+    chosen.par_iter().any(|index| entries[*index].read().is_ok_and(|bytes| is_rgb(&bytes)))
 }
 
 fn usable_size(bytes: &[u8], options: &DatasetOptions) -> Result<ImageSize, String> {
@@ -140,8 +163,10 @@ fn in_image(path: &Path, name: &str, reason: &str) -> Error {
 #[derive(Default)]
 struct Workspace {
     resizer: Resizer,
-    /// An image before it is resized.
+    /// An image as its file has it.
     pixels: Vec<u8>,
+    /// The same in the dataset's number of channels.
+    converted: Vec<u8>,
 }
 
 impl Workspace {
@@ -153,16 +178,28 @@ impl Workspace {
         out: &mut [u8],
     ) -> Result<(), String> {
         let (opened, size) = open(bytes)?;
-        let differs = || format!("is {size}, but the first image is {expected}");
+        if size == expected {
+            return opened.decode(size, out);
+        }
+        let resize = resize.filter(|_| [size.height, size.width] != [expected.height, expected.width]);
+        let here = ImageSize { channels: expected.channels, ..size };
+        if resize.is_none() && here != expected {
+            let [own, first] = [here, expected].map(|s| format!("{}x{}", s.width, s.height));
+            return Err(format!("is {own}, but the first image is {first} (resizing would make sizes agree)"));
+        }
+        self.pixels.resize(size.bytes(), 0);
+        opened.decode(size, &mut self.pixels)?;
+        if here != size {
+            self.converted.resize(here.bytes(), 0);
+            channels::convert(&self.pixels, size.channels, &mut self.converted, here.channels);
+            std::mem::swap(&mut self.pixels, &mut self.converted);
+        }
         match resize {
-            _ if size == expected => opened.decode(size, out),
-            Some(side) if size.channels == expected.channels => {
-                self.pixels.resize(size.bytes(), 0);
-                opened.decode(size, &mut self.pixels)?;
-                resize::to_square(&mut self.resizer, &self.pixels, size, side, out)
+            Some(side) => resize::to_square(&mut self.resizer, &self.pixels, here, side, out),
+            None => {
+                out.copy_from_slice(&self.pixels);
+                Ok(())
             }
-            Some(_) => Err(differs()),
-            None => Err(format!("{} (resizing would make sizes agree)", differs())),
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// The class of each image, if the dataset has classes.
     pub labels: Option<Vec<u32>>,
-    /// How long [`Loader::next`] had to wait for this batch.
+    /// How long [`Loader::next`] had to wait for this batch: 0 if it was ready.
     pub wait: Duration,
 }
 
@@ -114,10 +114,14 @@ impl Loader {
     /// The next batch, waiting until it is ready. After an error there are no more batches.
     #[allow(clippy::should_implement_trait, reason = "batches never run out, and an iterator would hide what can fail")]
     pub fn next(&mut self) -> Result<Batch> {
+        let Some(ready) = &self.ready else { return Err(self.end()) };
+        if let Ok(batch) = ready.try_recv() {
+            return batch.map(|batch| Batch { wait: Duration::ZERO, ..batch });
+        }
         let start = Instant::now();
-        match self.ready.as_ref().and_then(|ready| ready.recv().ok()) {
-            Some(batch) => batch.map(|batch| Batch { wait: start.elapsed(), ..batch }),
-            None => Err(self.end()),
+        match ready.recv() {
+            Ok(batch) => batch.map(|batch| Batch { wait: start.elapsed(), ..batch }),
+            Err(_) => Err(self.end()),
         }
     }
 
@@ -226,6 +230,7 @@ fn mirrored_f32(image: &[u8], width: usize, channels: usize, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     #[test]
     fn errors_and_panics_of_the_thread_reach_the_caller() {
@@ -255,22 +260,46 @@ mod tests {
         assert!(loader.next().unwrap_err().to_string().starts_with("first_sample"));
     }
 
+    /// A step that takes longer than a batch finds the next one ready. Here it lasts until the thread is as far ahead as it may
+    /// be, whatever the machine does.
+    #[test]
+    fn a_step_that_takes_its_time_never_waits() {
+        let made = Arc::new(AtomicUsize::new(0));
+        for prefetch in [2, 3] {
+            made.store(0, SeqCst);
+            let counter = made.clone();
+            let mut loader = Loader::spawn(prefetch, 0, 1, 0, move |_| {
+                counter.fetch_add(1, SeqCst);
+                Ok(())
+            })
+            .unwrap();
+            for step in 0..20 {
+                let batch = loader.next().unwrap();
+                assert!(step == 0 || batch.wait == Duration::ZERO, "step {step}: {:?}", batch.wait);
+                loader.recycle(batch);
+                while made.load(SeqCst) <= step + prefetch {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
     #[test]
     fn no_more_batches_are_made_ahead_than_asked_for_and_dropping_ends_the_thread() {
-        let made = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let made = Arc::new(AtomicUsize::new(0));
         let counter = made.clone();
         let loader = Loader::spawn(3, 0, 1, 0, move |_| {
-            counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            counter.fetch_add(1, SeqCst);
             Ok(())
         })
         .unwrap();
-        while made.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+        while made.load(SeqCst) < 3 {
             std::thread::yield_now();
         }
         std::thread::sleep(Duration::from_millis(20));
         drop(loader);
         // The thread's closure, and with it its counter, is gone.
         assert_eq!(Arc::strong_count(&made), 1);
-        assert_eq!(made.load(std::sync::atomic::Ordering::SeqCst), 3);
+        assert_eq!(made.load(SeqCst), 3);
     }
 }

@@ -1,6 +1,7 @@
 //! Image datasets: the EDM zip, folders, WebDataset's tars, MNIST's IDX and CIFAR's binary files, decoded once into one
 //! block of bytes; in which order a run sees them ([`Order`]); and batches made ahead on a thread ([`Loader`]).
 
+mod channels;
 mod cifar;
 mod decode;
 mod folder;
@@ -58,25 +59,28 @@ pub struct DatasetOptions {
     /// Side of the square, 1 to [`MAX_SIDE`], that every image becomes: the shorter side is resized to it (Lanczos),
     /// and of the longer one the centre is kept. Without it all images must have one size already.
     pub resize: Option<usize>,
-    /// Refuse a dataset with an image that is broken or has another size or number of channels than the first one that
-    /// is not. Otherwise such images are left out and reported in [`Dataset::skipped`]. Mistakes in labels are always
+    /// Convert every image to 1 channel (grey) or 3 (RGB). Without it a dataset is RGB if any of its images is, and its grey
+    /// images are converted.
+    pub channels: Option<usize>,
+    /// Refuse a dataset with an image that is broken or has another size than the first one that is not. Otherwise such images are left out and reported in [`Dataset::skipped`]. Mistakes in labels are always
     /// refused. True by default: a program that does not look at `skipped` should not lose images unnoticed.
     pub strict: bool,
 }
 
 impl Default for DatasetOptions {
     fn default() -> Self {
-        DatasetOptions { limit: None, classes: None, max_bytes: 16 << 30, resize: None, strict: true }
+        DatasetOptions { limit: None, classes: None, max_bytes: 16 << 30, resize: None, channels: None, strict: true }
     }
 }
 
 impl DatasetOptions {
     fn check(&self) -> Result<()> {
-        match self.resize {
-            Some(side) if side == 0 || side > MAX_SIDE => {
-                Err(Error::invalid("resize", format!("{side} is not a side of 1 to {MAX_SIDE} pixels")))
-            }
-            _ => Ok(()),
+        if let Some(side) = self.resize.filter(|side| *side == 0 || *side > MAX_SIDE) {
+            return Err(Error::invalid("resize", format!("{side} is not a side of 1 to {MAX_SIDE} pixels")));
+        }
+        match self.channels {
+            None | Some(1 | 3) => Ok(()),
+            Some(other) => Err(Error::invalid("channels", format!("{other} is neither 1 (grey) nor 3 (RGB)"))),
         }
     }
 
@@ -110,8 +114,13 @@ impl Dataset {
     /// * IDX images (MNIST), gzipped or not; the labels file is found beside them by its usual name;
     /// * a CIFAR-10 `.bin` batch.
     pub fn open(path: impl AsRef<Path>, options: &DatasetOptions) -> Result<Self> {
+        let data = Self::open_kind(path.as_ref(), options);
+        release_freed_memory();
+        data
+    }
+
+    fn open_kind(path: &Path, options: &DatasetOptions) -> Result<Self> {
         options.check()?;
-        let path = path.as_ref();
         if path.is_dir() {
             return folder::open(path, options);
         }
@@ -124,10 +133,10 @@ impl Dataset {
         }
         if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0, 0, 8]) {
             let labels = idx::labels_beside(path)?;
-            return resize::all(path, idx::load(path, &bytes, labels, options)?, options);
+            return in_form(path, idx::load(path, &bytes, labels, options)?, options);
         }
         if path.extension().is_some_and(|e| e == "bin") {
-            return resize::all(path, cifar::load(path, &bytes, options)?, options);
+            return in_form(path, cifar::load(path, &bytes, options)?, options);
         }
         Err(Error::format(
             path,
@@ -151,7 +160,7 @@ impl Dataset {
     pub fn from_idx(path: &Path, images: &[u8], labels: Option<&[u8]>, options: &DatasetOptions) -> Result<Self> {
         options.check()?;
         let labels = labels.map(|bytes| idx::parse_labels(path, bytes)).transpose()?;
-        resize::all(path, idx::load(path, images, labels, options)?, options)
+        in_form(path, idx::load(path, images, labels, options)?, options)
     }
 
     /// A hash of sizes, pixels and labels (XXH3, 128 bits): the same on every machine, another one after any change. Not
@@ -199,6 +208,22 @@ impl Dataset {
     fn out_of_range(&self, index: usize) -> Error {
         Error::invalid("index", format!("{index} is not below the number of images, {}", self.n))
     }
+}
+
+/// Gives memory that is free back to the system. The directory of a large zip takes as much as a tenth of its pixels in small
+/// pieces while it is read, and glibc's allocator would keep that for good: it raises its bound for giving back with the size of
+/// large pieces that were freed.
+fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: may be called at any time, by any thread; it touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Raw images in the number of channels and the size that the options say.
+fn in_form(path: &Path, data: Dataset, options: &DatasetOptions) -> Result<Dataset> {
+    resize::all(path, channels::all(path, data, options)?, options)
 }
 
 /// Maps bytes to [-1, 1].

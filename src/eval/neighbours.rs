@@ -7,7 +7,7 @@ use crate::tensor::PANEL;
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// The k of precision, recall, density and coverage: as Naeem et al. advise.
+/// The usual k of precision, recall, density and coverage: as Naeem et al. advise.
 pub const NEIGHBOURS: usize = 5;
 
 /// Images of a block: 512 × 2048 distances are 4 MiB.

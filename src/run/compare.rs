@@ -16,8 +16,8 @@ pub struct Summary {
     pub steps: usize,
     /// The last line of the log; none before the first.
     pub last: Option<Entry>,
-    /// The least mean loss of any line.
-    pub least_loss: Option<f64>,
+    /// The line with the least mean loss.
+    pub best: Option<Entry>,
     #[serde(skip)]
     settings: Settings,
 }
@@ -27,8 +27,13 @@ impl Summary {
     pub fn read(path: &Path) -> Result<Summary> {
         let settings = read_settings(path)?;
         let log = if path.join("log.jsonl").exists() { read_log(path)? } else { vec![] };
-        let least_loss = log.iter().map(|e| e.loss).reduce(f64::min);
-        Ok(Summary { path: path.to_owned(), steps: settings.steps, last: log.last().cloned(), least_loss, settings })
+        let best = log.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).cloned();
+        Ok(Summary { path: path.to_owned(), steps: settings.steps, last: log.last().cloned(), best, settings })
+    }
+
+    /// The settings of the run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 }
 

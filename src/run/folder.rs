@@ -28,17 +28,19 @@ pub(super) struct Progress {
 
 /// Which data a run is on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct DataId {
-    images: usize,
-    height: usize,
-    width: usize,
-    channels: usize,
-    classes: usize,
-    fingerprint: String,
+pub struct DataId {
+    pub images: usize,
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    /// 0 without labels.
+    pub classes: usize,
+    /// [`Dataset::fingerprint`] in hexadecimal.
+    pub fingerprint: String,
 }
 
 impl DataId {
-    pub fn of(data: &Dataset) -> DataId {
+    pub(super) fn of(data: &Dataset) -> DataId {
         DataId {
             images: data.n,
             height: data.height,
@@ -50,13 +52,20 @@ impl DataId {
     }
 }
 
+impl std::fmt::Display for DataId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let DataId { images, height, width, channels, classes, fingerprint } = self;
+        write!(f, "{images} images of {height}×{width}×{channels} in {classes} classes ({fingerprint})")
+    }
+}
+
 impl RunFolder {
     /// A folder for a new run.
     pub(super) fn create(path: &Path) -> Result<RunFolder> {
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         let folder = RunFolder::lock(path)?;
         if path.join("config.toml").exists() {
-            let step = folder.last_checkpoint()?.map_or(0, |c| step_of(&c).unwrap_or(0));
+            let step = checkpoints(path)?.last().map_or(0, |(step, _)| *step);
             let reason = format!("{} holds a run, at step {step}; --resume goes on with it", path.display());
             return Err(Error::invalid("--out", reason));
         }
@@ -65,7 +74,7 @@ impl RunFolder {
 
     /// The folder of a run that was begun.
     pub(super) fn open(path: &Path) -> Result<RunFolder> {
-        if !path.join("config.toml").is_file() {
+        if !is_run(path) {
             return Err(Error::invalid("--resume", format!("{} holds no run: no config.toml", path.display())));
         }
         RunFolder::lock(path)
@@ -110,39 +119,16 @@ impl RunFolder {
 
     /// Fails unless the data are those that the run was begun with.
     pub(super) fn check_data(&self, data: &DataId) -> Result<()> {
-        let path = self.path.join("data.json");
-        let before: DataId = read_json(&path)?;
+        let before = read_data(&self.path)?;
         if before == *data {
             return Ok(());
         }
-        let shown = |d: &DataId| {
-            let DataId { images, height, width, channels, classes, fingerprint } = d;
-            format!("{images} images of {height}×{width}×{channels} in {classes} classes ({fingerprint})")
-        };
-        let reason = format!("the data set has changed: {}, was {}", shown(data), shown(&before));
-        Err(Error::invalid("--data", reason))
+        Err(Error::invalid("--data", format!("the data set has changed: {data}, was {before}")))
     }
 
     /// The newest whole checkpoint.
     pub fn last_checkpoint(&self) -> Result<Option<PathBuf>> {
-        Ok(self.checkpoints()?.pop())
-    }
-
-    /// All whole checkpoints, oldest first.
-    fn checkpoints(&self) -> Result<Vec<PathBuf>> {
-        let folder = self.path.join("checkpoints");
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-            Err(e) => return Err(Error::io(&folder, e)),
-        };
-        let mut found: Vec<(usize, PathBuf)> = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|e| Error::io(&folder, e))?.path();
-            found.extend(step_of(&path).map(|step| (step, path)));
-        }
-        found.sort();
-        Ok(found.into_iter().map(|(_, path)| path).collect())
+        Ok(checkpoints(&self.path)?.pop().map(|(_, path)| path))
     }
 
     /// Makes a checkpoint that is there whole or not at all: written beside its place by `save`, flushed, renamed. Older ones
@@ -172,9 +158,9 @@ impl RunFolder {
         }
         fs::rename(&unfinished, &place).map_err(|e| Error::io(&place, e))?;
         sync(&folder)?;
-        let mut all = self.checkpoints()?;
+        let mut all = checkpoints(&self.path)?;
         all.truncate(all.len().saturating_sub(keep.max(1)));
-        all.iter().try_for_each(|old| remove_folder(old))
+        all.iter().try_for_each(|(_, old)| remove_folder(old))
     }
 
     pub(super) fn grid_path(&self, step: usize) -> Result<PathBuf> {
@@ -182,6 +168,52 @@ impl RunFolder {
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         Ok(folder.join(format!("step-{step:08}.png")))
     }
+}
+
+/// Whether there is a run in a folder.
+pub fn is_run(path: &Path) -> bool {
+    path.join("config.toml").is_file()
+}
+
+/// Whether a process trains in a run's folder now. Asked by taking the lock for a moment, shared with others that ask.
+pub(super) fn is_locked(path: &Path) -> Result<bool> {
+    let file = path.join("lock");
+    let lock = match File::open(&file) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(Error::io(&file, e)),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(Error::io(&file, e)),
+    }
+}
+
+/// All whole checkpoints of a run with their steps, oldest first.
+pub(super) fn checkpoints(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    by_step(&run.join("checkpoints"))
+}
+
+/// The grids of a run with their steps, oldest first.
+pub(super) fn grids(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    by_step(&run.join("grids"))
+}
+
+/// What is named `step-N` or `step-N.…` in a folder, in the order of steps; nothing if there is no such folder.
+pub(super) fn by_step(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(e) => return Err(Error::io(folder, e)),
+    };
+    let mut found: Vec<(usize, PathBuf)> = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        found.extend(step_of(&path).map(|step| (step, path)));
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Where a checkpoint is written.
@@ -195,6 +227,11 @@ pub(super) fn read_settings(path: &Path) -> Result<Settings> {
     Settings::from_layers([(file.as_path(), &table)])
 }
 
+/// The data that the run in a folder is on.
+pub(super) fn read_data(path: &Path) -> Result<DataId> {
+    read_json(&path.join("data.json"))
+}
+
 pub(super) fn read_progress(checkpoint: &Path) -> Result<Progress> {
     read_json(&checkpoint.join("progress.json"))
 }
@@ -204,9 +241,9 @@ fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()))
 }
 
-/// The step of a checkpoint's folder.
+/// The N of `step-N`, with or without an extension.
 fn step_of(path: &Path) -> Option<usize> {
-    path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+    path.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
 fn remove_folder(path: &Path) -> Result<()> {

@@ -14,6 +14,16 @@ pub const BIN_EDGES: [f64; 7] = [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0];
 
 const BINS: usize = BIN_EDGES.len() + 1;
 
+/// What bin `i` of [`Entry::loss_bins`] holds, as `-1 to 0`.
+pub fn bin_name(i: usize) -> String {
+    match (i.checked_sub(1).and_then(|i| BIN_EDGES.get(i)), BIN_EDGES.get(i)) {
+        (Some(low), Some(high)) => format!("{low} to {high}"),
+        (None, Some(high)) => format!("below {high}"),
+        (Some(low), None) => format!("from {low}"),
+        (None, None) => String::new(),
+    }
+}
+
 /// A line of the log. Means are over the steps since the line before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -46,6 +56,14 @@ pub struct Entry {
 /// Logs did not always tell.
 fn one() -> usize {
     1
+}
+
+impl Entry {
+    /// The share of a step's time, 0 to 1, that it waited for data.
+    pub fn wait_share(&self) -> f64 {
+        let steps_per_second = self.images_per_second * self.step as f64 / (self.images as f64).max(1.0);
+        (self.data_wait * steps_per_second).min(1.0)
+    }
 }
 
 /// What is gathered between two lines.

@@ -27,12 +27,14 @@ mod folder;
 mod log;
 mod plots;
 mod settings;
+mod status;
 
 pub use compare::{Summary, differences};
-pub use folder::RunFolder;
-pub use log::{BIN_EDGES, Entry, read_log};
+pub use folder::{DataId, RunFolder, is_run};
+pub use log::{BIN_EDGES, Entry, bin_name, read_log};
 pub use plots::plot;
 pub use settings::{Key, PRESETS, Settings, parse, preset};
+pub use status::{Average, Changed, NetworkStatus, State, Status};
 
 use crate::collective::{Alone, Collective, agree, same};
 use crate::data::{Dataset, DatasetOptions, Skipped};
@@ -43,7 +45,7 @@ use crate::sampler::SampleRequest;
 use crate::trainer::{StepReport, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 use events::Events;
-use folder::{DataId, Progress};
+use folder::Progress;
 use log::Log;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -210,8 +212,7 @@ impl Run {
     }
 
     fn model_folder(&self, ema: usize) -> PathBuf {
-        let name = if ema == 0 { "model".to_string() } else { format!("model-ema{ema}") };
-        self.folder.path().join(name)
+        self.folder.path().join(model_name(ema))
     }
 
     /// Samples from the first average, from the same latents each time. Nothing of the training changes.
@@ -235,6 +236,11 @@ impl Run {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// The model folder of average number `ema`.
+fn model_name(ema: usize) -> String {
+    if ema == 0 { "model".into() } else { format!("model-ema{ema}") }
 }
 
 /// The settings of the run in a folder, with what may be changed of them.
@@ -302,7 +308,8 @@ impl Sources {
         let config = settings.train_config(&network)?;
         settings.export_dtype()?;
         let resize = (settings.resize > 0).then_some(settings.resize);
-        let options = DatasetOptions { resize, strict: settings.strict, ..DatasetOptions::default() };
+        let channels = (settings.channels > 0).then_some(settings.channels);
+        let options = DatasetOptions { resize, channels, strict: settings.strict, ..DatasetOptions::default() };
         let data = Arc::new(Dataset::open(Path::new(&settings.data), &options)?);
         Ok(Sources { config, text, path, data, from })
     }

@@ -1,6 +1,6 @@
 //! A run's log, or several runs' logs side by side, as one SVG.
 
-use super::log::{BIN_EDGES, Entry, read_log};
+use super::log::{BIN_EDGES, Entry, bin_name, read_log};
 use crate::files::write_atomic;
 use crate::{Error, Result};
 use plotters::coord::Shift;
@@ -52,16 +52,10 @@ fn draw(logs: &[(String, Vec<Entry>)]) -> Result<String, String> {
 
 /// Loss by noise level.
 fn bins(log: &[Entry]) -> Vec<Line> {
-    let name = |i: usize| match (i.checked_sub(1).map(|i| BIN_EDGES[i]), BIN_EDGES.get(i)) {
-        (Some(low), Some(high)) => format!("{low} to {high}"),
-        (None, Some(high)) => format!("below {high}"),
-        (Some(low), None) => format!("from {low}"),
-        (None, None) => String::new(),
-    };
     let points = |i: usize| -> Vec<(f64, f64)> {
         log.iter().filter_map(|e| Some((e.images as f64, (*e.loss_bins.get(i)?)?))).collect()
     };
-    (0..=BIN_EDGES.len()).map(|i| (name(i), points(i))).filter(|(_, points)| !points.is_empty()).collect()
+    (0..=BIN_EDGES.len()).map(|i| (bin_name(i), points(i))).filter(|(_, points)| !points.is_empty()).collect()
 }
 
 fn panel(area: &DrawingArea<SVGBackend, Shift>, title: &str, lines: &[Line]) -> Result<(), String> {

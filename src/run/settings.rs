@@ -75,6 +75,8 @@ settings! {
         data: String = String::new();
         /// Resize the shorter side of every image to this many pixels and crop the centre square; 0: take images as they are
         resize: usize = 0;
+        /// Convert images to grey (1) or RGB (3); 0: RGB if any image is, grey ones among them converted
+        channels: usize = 0;
         /// Refuse broken images and images of another size instead of skipping them
         strict: bool = false;
         /// Probability of mirroring an image left to right
@@ -217,12 +219,17 @@ impl Settings {
 
     /// Keys whose values differ and that a run cannot change on the way, with both values.
     pub fn conflicts(&self, other: &Settings) -> Result<Vec<String>> {
+        let fixed = self.differences(other)?.into_iter().filter(|(key, ..)| !key.free);
+        Ok(fixed.map(|(key, a, b)| format!("{} is {b}, was {a}", key.name)).collect())
+    }
+
+    /// Keys whose values differ, with the values here and in `other` as TOML writes them.
+    pub fn differences(&self, other: &Settings) -> Result<Vec<(&'static Key, String, String)>> {
         let table = |s| Table::try_from(s).map_err(|e| Error::invalid("settings", e.to_string()));
         let (a, b) = (table(self)?, table(other)?);
         let shown = |t: &Table, name: &str| t.get(name).map(Value::to_string).unwrap_or_default();
-        let differs = |key: &&Key| !key.free && a.get(key.name) != b.get(key.name);
-        let line = |key: &Key| format!("{} is {}, was {}", key.name, shown(&b, key.name), shown(&a, key.name));
-        Ok(Settings::KEYS.iter().filter(differs).map(line).collect())
+        let keys = Settings::KEYS.iter().filter(|key| a.get(key.name) != b.get(key.name));
+        Ok(keys.map(|key| (key, shown(&a, key.name), shown(&b, key.name))).collect())
     }
 
     /// What the trainer needs to know, for `network`.
