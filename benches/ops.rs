@@ -1,5 +1,7 @@
 //! Single ops at sizes that real networks have. `cargo bench --bench ops`
 //!
+//! `LANGEVIN_DEVICE` chooses the device; ops that it lacks are named and left out.
+//!
 //! "elements" are FLOPs where arithmetic is the floor, so Gelem/s reads as GFLOP/s; ops that only move memory show bytes.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -17,9 +19,10 @@ fn prepare(op: impl Op, inputs: &[TensorType]) -> langevin::Result<(Session, lan
     let outputs = graph.apply_all(op, &inputs)?;
     outputs.iter().enumerate().for_each(|(i, value)| graph.output(format!("out{i}"), *value));
     let cost = graph.cost();
-    let schedule = Schedule::once("op", &graph, Device::auto().target(), Options::default())?;
+    let device: Device = std::env::var("LANGEVIN_DEVICE").as_deref().unwrap_or("auto").parse()?;
+    let schedule = Schedule::once("op", &graph, device.target(), Options::default())?;
     let ids: Vec<_> = (0..inputs.len()).filter_map(|i| schedule.buffers.find(&format!("in{i}"))).collect();
-    let mut session = Session::new(Device::auto(), schedule)?;
+    let mut session = Session::new(device, schedule)?;
     for id in ids {
         let number = |i: usize| ((i * 37) % 101) as f32 * 2e-3 - 0.1;
         session.fill(id, |numbers| numbers.iter_mut().enumerate().for_each(|(i, v)| *v = number(i)))?;
@@ -28,7 +31,10 @@ fn prepare(op: impl Op, inputs: &[TensorType]) -> langevin::Result<(Session, lan
 }
 
 fn bench(c: &mut Criterion, name: &str, moves: bool, op: impl Op, inputs: &[TensorType]) {
-    let (mut session, cost) = prepare(op, inputs).expect(name);
+    let (mut session, cost) = match prepare(op, inputs) {
+        Err(e @ langevin::Error::Unsupported { .. }) => return println!("{name}: left out: {e}"),
+        prepared => prepared.expect(name),
+    };
     let mut group = c.benchmark_group("ops");
     group.throughput(if moves { Throughput::Bytes(cost.bytes) } else { Throughput::Elements(cost.flops) });
     group.bench_function(name, |b| b.iter(|| session.run_program(0)));

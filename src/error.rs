@@ -43,6 +43,18 @@ pub enum Error {
     /// The device cannot be used, or failed.
     #[error("device {device}: {reason}")]
     Device { device: &'static str, reason: String },
+    /// The device went away while it ran: a driver's reset, or the hardware was taken out.
+    #[error("device {device} was lost: {reason}")]
+    DeviceLost { device: &'static str, reason: String },
+    /// The device has no memory left for something.
+    #[error("device {device}: no memory for the {what} of {:.1} MiB", *bytes as f64 / 1048576.0)]
+    OutOfMemory { device: &'static str, what: String, bytes: u64 },
+    /// The device's compiler rejected a kernel: a bug in langevin or in the driver.
+    #[error("device {device}: the kernel {kernel} was rejected: {reason}")]
+    Kernel { device: &'static str, kernel: &'static str, reason: String },
+    /// Something is larger than the device can address at once.
+    #[error("{what} has {bytes} bytes, at most {limit} are possible there")]
+    TooLarge { what: String, bytes: u64, limit: u64 },
     /// A thread of langevin's ended early: a bug in langevin.
     #[error("the thread of {what} ended: {reason}")]
     Thread { what: &'static str, reason: String },

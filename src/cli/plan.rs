@@ -143,7 +143,7 @@ fn launches(schedule: &Schedule) -> String {
         lines.push(format!("program {}", p.name));
         for c in &p.commands {
             let args: Vec<String> = c.args.iter().map(|s| format!("{:?}+{}:{}", s.space, s.offset, s.bytes)).collect();
-            let (gflop, kernel) = (c.cost.flops as f64 / 1e9, c.kernel);
+            let (gflop, kernel) = (c.cost.flops as f64 / 1e9, &c.kernel);
             lines.push(format!("  {kernel:?} [{}] {:?} {gflop:.4} GFLOP  # {}", args.join(" "), c.scalars, c.scope));
         }
     }

@@ -4,8 +4,9 @@ use crate::graph::Region;
 use crate::{Error, Result};
 use memmap2::{MmapMut, MmapOptions};
 
-/// Where arena offsets start: one cache line, and the alignment every kernel may assume.
-pub const ALIGN: usize = 64;
+/// Arena offsets are multiples of it: what WebGPU asks of bindings at most. Kernels may rely on it, but for views inside of
+/// a buffer.
+pub const ALIGN: usize = 256;
 
 /// The arena of the CPU device: anonymous pages, zero until touched.
 #[derive(Debug)]

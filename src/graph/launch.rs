@@ -1,6 +1,15 @@
 //! What a device is told: kernel, grid, arguments, scalars. Devices know launches, not ops.
 
+use crate::{Error, Result};
 use std::fmt;
+
+/// The text of a shader: files of `shaders/`, one after the other.
+macro_rules! wgsl {
+    ($($file:literal),+) => {
+        concat!($(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file, ".wgsl"))),+)
+    };
+}
+pub(crate) use wgsl;
 
 /// What a graph is lowered for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -8,6 +17,71 @@ use std::fmt;
 pub enum Target {
     /// Rust kernels on this machine's processor.
     Cpu,
+    /// WGSL shaders on an adapter that offers this.
+    Wgpu(WgpuTarget),
+}
+
+/// What lowering needs to know of an adapter that runs WGSL. The default is what WebGPU guarantees everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WgpuTarget {
+    /// The type `f16` and its storage.
+    pub f16: bool,
+    /// Subgroup builtins.
+    pub subgroups: bool,
+    /// A processor that plays GPU: memory is near, barriers and workgroup memory are dear.
+    pub software: bool,
+    /// Most invocations of a workgroup.
+    pub workgroup_size: u32,
+    /// Most bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Most workgroups along one dimension of a grid.
+    pub grid: u32,
+    /// Most arguments of a launch.
+    pub arguments: u32,
+    /// Most bytes that a launch sees of one argument.
+    pub argument_bytes: u64,
+}
+
+impl Target {
+    /// The device's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Target::Cpu => "cpu",
+            Target::Wgpu(_) => "wgpu",
+        }
+    }
+
+    /// What [`Op::lower`](super::Op::lower) returns where the op has no kernel.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], always.
+    pub fn lacks<T>(&self, op: &str) -> Result<T> {
+        Err(Error::unsupported(format!("`{op}` on the {} device", self.name()), "the op has no kernel there yet"))
+    }
+}
+
+impl Default for WgpuTarget {
+    fn default() -> Self {
+        WgpuTarget {
+            f16: false,
+            subgroups: false,
+            software: false,
+            workgroup_size: 256,
+            workgroup_bytes: 16384,
+            grid: 65535,
+            arguments: 8,
+            argument_bytes: 1 << 27,
+        }
+    }
+}
+
+impl WgpuTarget {
+    /// The grid of `groups` workgroups: one row, or several where one dimension does not hold them. Shaders count groups as
+    /// `wg.x + wg.y * count.x` and must not mind a few groups more than asked for.
+    pub fn grid(&self, groups: usize) -> [u32; 3] {
+        let rows = groups.div_ceil(self.grid as usize).max(1);
+        [groups.div_ceil(rows).max(1) as u32, rows as u32, 1]
+    }
 }
 
 /// An argument of a launch, before memory is planned.
@@ -47,11 +121,49 @@ impl From<f32> for Scalar {
 }
 
 /// The code that a launch runs.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Kernel {
     /// A Rust function; it spreads over threads by itself, so the grid of a CPU launch is [1, 1, 1].
     Cpu { name: &'static str, run: fn(&Args) },
+    /// An entry point of a WGSL shader.
+    Wgsl(Shader),
+}
+
+/// An entry point of a WGSL module with its pipeline-overridable constants. Conventions: `shaders/README.md`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Shader {
+    /// The kernel's name, as on every device.
+    pub name: &'static str,
+    /// The module's text: a file of `shaders/`, with the files of common code before it.
+    pub source: &'static str,
+    pub entry: &'static str,
+    /// Values of the module's `override` declarations, by name; booleans are 0 and 1.
+    pub constants: Vec<(&'static str, f64)>,
+}
+
+impl Shader {
+    /// The entry point `main` of a module without constants.
+    pub fn new(name: &'static str, source: &'static str) -> Self {
+        Shader { name, source, entry: "main", constants: vec![] }
+    }
+
+    /// Another entry point.
+    pub fn entry(mut self, entry: &'static str) -> Self {
+        self.entry = entry;
+        self
+    }
+
+    /// Sets an `override`.
+    pub fn constant(mut self, name: &'static str, value: impl Into<f64>) -> Self {
+        self.constants.push((name, value.into()));
+        self
+    }
+
+    /// Sets a boolean `override`.
+    pub fn flag(self, name: &'static str, value: bool) -> Self {
+        self.constant(name, value as u32)
+    }
 }
 
 impl Kernel {
@@ -59,13 +171,18 @@ impl Kernel {
     pub fn name(&self) -> &'static str {
         match self {
             Kernel::Cpu { name, .. } => name,
+            Kernel::Wgsl(shader) => shader.name,
         }
     }
 }
 
 impl PartialEq for Kernel {
     fn eq(&self, other: &Self) -> bool {
-        self.name() == other.name()
+        match (self, other) {
+            (Kernel::Wgsl(a), Kernel::Wgsl(b)) => a == b,
+            (Kernel::Cpu { name: a, .. }, Kernel::Cpu { name: b, .. }) => a == b,
+            _ => false,
+        }
     }
 }
 
@@ -73,9 +190,13 @@ impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Kernel::Cpu { name, .. } => write!(f, "cpu:{name}"),
+            Kernel::Wgsl(shader) => write!(f, "wgsl:{}:{}{:?}", shader.name, shader.entry, shader.constants),
         }
     }
 }
+
+/// Elements that a workgroup of an elementwise shader takes: 256 invocations, 4 each.
+pub const FLAT_GROUP: usize = 1024;
 
 /// One kernel launch of an op.
 #[derive(Clone, PartialEq, Debug)]
@@ -87,6 +208,24 @@ pub struct Launch {
     pub scalars: Vec<Scalar>,
     /// Sizes in bytes of the scratch pieces that `Arg::Scratch` names.
     pub scratch: Vec<usize>,
+    /// How it may be cut into several launches, each over a stretch of its arrays.
+    pub flat: Option<Flat>,
+    /// Arguments that may begin anywhere, not only at a multiple of [`ALIGN`](crate::device::ALIGN) bytes as views of a row
+    /// or of a batch do. For each the number of the element at which it begins in what the shader sees is appended to
+    /// the scalars, in this order. On the wgpu device other arguments are moved where they can be bound, which costs a copy.
+    pub anywhere: Vec<usize>,
+}
+
+/// A launch over flat arrays of `n` elements of 4 bytes, that may as well be several, each over a stretch of them. Its first
+/// two scalars are how many elements the stretch has and which element is its first; element `i` of a stretch lies at
+/// place `i` of an argument that is cut.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Flat {
+    pub elements: usize,
+    /// How many elements a workgroup takes. Stretches start at multiples of it.
+    pub per_group: usize,
+    /// The arguments that are cut; the others are seen whole by every stretch.
+    pub arguments: Vec<usize>,
 }
 
 impl Launch {
@@ -94,7 +233,38 @@ impl Launch {
     pub fn cpu(name: &'static str, run: fn(&Args), inputs: usize, outputs: usize) -> Self {
         let args = (0..inputs).map(Arg::Input).chain((0..outputs).map(Arg::Output)).collect();
         let kernel = Kernel::Cpu { name, run };
-        Launch { kernel, grid: [1; 3], block: [1; 3], args, scalars: vec![], scratch: vec![] }
+        Launch {
+            kernel,
+            grid: [1; 3],
+            block: [1; 3],
+            args,
+            scalars: vec![],
+            scratch: vec![],
+            flat: None,
+            anywhere: vec![],
+        }
+    }
+
+    /// A launch of a WGSL shader over `args`. The workgroup's size is the shader's own.
+    pub fn wgsl(shader: Shader, grid: [u32; 3], args: impl IntoIterator<Item = Arg>) -> Self {
+        let (kernel, args) = (Kernel::Wgsl(shader), args.into_iter().collect());
+        Launch { kernel, grid, block: [1; 3], args, scalars: vec![], scratch: vec![], flat: None, anywhere: vec![] }
+    }
+
+    /// Arguments that may begin anywhere, see [`Launch::anywhere`].
+    pub fn anywhere(mut self, arguments: impl IntoIterator<Item = usize>) -> Self {
+        self.anywhere.extend(arguments);
+        self
+    }
+
+    /// A launch of a WGSL shader over flat arrays: `inputs` of them, then one output, all of `elements` numbers of 4 bytes.
+    /// Its first scalars are `elements` and 0, see [`Flat`]; its last ones where each array begins, see
+    /// [`Launch::anywhere`]. A workgroup takes [`FLAT_GROUP`] elements.
+    pub fn flat(shader: Shader, target: &WgpuTarget, elements: usize, inputs: usize) -> Self {
+        let args = (0..inputs).map(Arg::Input).chain([Arg::Output(0)]);
+        let launch = Launch::wgsl(shader, target.grid(elements.div_ceil(FLAT_GROUP)), args);
+        let flat = Flat { elements, per_group: FLAT_GROUP, arguments: (0..=inputs).collect() };
+        Launch { flat: Some(flat), ..launch.scalars([elements, 0]).anywhere(0..=inputs) }
     }
 
     /// Adds a scalar.
@@ -148,7 +318,7 @@ impl Args<'_> {
     /// Argument `i` as numbers to read.
     pub fn slice<T: bytemuck::Pod>(&self, i: usize) -> &[T] {
         let r = &self.regions[i];
-        // SAFETY: the region lies inside the arena, is 64-byte aligned, and no launch runs beside this one. Kernels of ops
+        // SAFETY: the region lies inside the arena, is aligned for its numbers, and no launch runs beside this one. Kernels of ops
         // that may run in place use `ptr` instead, so that no `&` and `&mut` to one place exist at a time.
         unsafe { std::slice::from_raw_parts(r.ptr as *const T, r.bytes / size_of::<T>()) }
     }

@@ -3,7 +3,8 @@
 mod launch;
 mod op;
 
-pub use launch::{Arg, Args, Kernel, Launch, Region, Scalar, Target};
+pub(crate) use launch::wgsl;
+pub use launch::{Arg, Args, FLAT_GROUP, Flat, Kernel, Launch, Region, Scalar, Shader, Target, WgpuTarget};
 pub use op::{Cost, Op, Signature};
 
 use crate::tensor::TensorType;

@@ -3,7 +3,7 @@
 use super::{elementwise, expect_inputs, expect_plain, expect_shape};
 use crate::Result;
 use crate::cpu::Activation;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 
 /// y = act(x), any shape.
@@ -34,9 +34,14 @@ impl Op for Activate {
         &[(0, 0)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
-        Ok(vec![Launch::cpu(self.name(), forward, 1, 1).scalar(self.0 as usize)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), forward, 1, 1).scalar(self.0 as usize),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "activation"));
+                Launch::flat(shader.constant("ACTIVATION", self.0 as u32), target, io.outputs[0].stored(), 1)
+            }
+        }])
     }
 }
 
@@ -64,9 +69,14 @@ impl Op for ActivateGrad {
         &[(1, 0), (0, 0)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
-        Ok(vec![Launch::cpu(self.name(), backward, 2, 1).scalar(self.0 as usize)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), backward, 2, 1).scalar(self.0 as usize),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "activation_grad"));
+                Launch::flat(shader.constant("ACTIVATION", self.0 as u32), target, io.outputs[0].stored(), 2)
+            }
+        }])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{expect_inputs, expect_plain};
 use crate::Result;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 
 /// y = scale · x + shift, any shape. A weight in panels must keep its zero padding: use shift 0 there.
@@ -45,9 +45,15 @@ impl Op for Affine {
         &[(0, 0)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars([self.scale, self.shift])])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "affine"));
+                Launch::flat(shader, target, io.outputs[0].stored(), 1)
+            }
+        };
+        Ok(vec![launch.scalars([self.scale, self.shift])])
     }
 }
 

@@ -34,7 +34,7 @@ impl Op for Argmax {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalar(io.inputs[0].cols())])
     }
 }

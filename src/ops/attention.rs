@@ -137,7 +137,7 @@ impl Op for Attention {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let s = self.sizes_of(self.name(), io)?;
         Ok(vec![s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale)])
     }
@@ -170,7 +170,7 @@ impl Op for AttentionGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let s = self.0.sizes_of(self.name(), io)?;
         let (splits, _) = s.splits();
         let launch = Launch::cpu(self.name(), backward, 6, 3);

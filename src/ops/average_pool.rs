@@ -37,7 +37,7 @@ impl Op for AveragePool {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = self.window.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), io)?;
         Ok(vec![launch.scalar(self.fixed())])
     }
@@ -114,7 +114,7 @@ impl Op for AveragePoolGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         // The window lies over dx, the output.
         let over = Signature { inputs: io.outputs.clone(), outputs: vec![] };
         let launch = self.pool.window.scalars(self.name(), Launch::cpu(self.name(), backward, 1, 1), &over)?;

@@ -1,7 +1,7 @@
 //! y = a ∘ b, element by element, both of one shape.
 
 use super::{Affine, elementwise, expect_inputs};
-use crate::graph::{Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -47,12 +47,15 @@ impl Op for Binary {
         &[(0, 0), (1, 0)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
-        Ok(vec![match self {
-            Binary::Add => Launch::cpu("add", |args| elementwise(args, |[a, b]| a + b), 2, 1),
-            Binary::Sub => Launch::cpu("sub", |args| elementwise(args, |[a, b]| a - b), 2, 1),
-            Binary::Mul => Launch::cpu("mul", |args| elementwise(args, |[a, b]| a * b), 2, 1),
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match (target, self) {
+            (Target::Cpu, Binary::Add) => Launch::cpu("add", |args| elementwise(args, |[a, b]| a + b), 2, 1),
+            (Target::Cpu, Binary::Sub) => Launch::cpu("sub", |args| elementwise(args, |[a, b]| a - b), 2, 1),
+            (Target::Cpu, Binary::Mul) => Launch::cpu("mul", |args| elementwise(args, |[a, b]| a * b), 2, 1),
+            (Target::Wgpu(target), _) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "binary")).constant("OPERATION", *self as u32);
+                Launch::flat(shader, target, io.outputs[0].stored(), 2)
+            }
         }])
     }
 }

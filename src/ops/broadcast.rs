@@ -53,7 +53,7 @@ impl Op for Broadcast {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = Launch::cpu(self.name(), kernel, 1, 1);
         Ok(vec![launch.scalars([self.outer, self.middle, self.inner]).scalar(self.scale)])
     }

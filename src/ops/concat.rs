@@ -57,7 +57,7 @@ impl Op for Concat {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let runs = io.inputs.iter().map(|x| x.shape[self.axis..].iter().product::<usize>());
         Ok(vec![Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars(runs)])
     }

@@ -146,7 +146,7 @@ impl Op for Conv2d {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let w = self.window(self.name(), &io.inputs[0])?;
         let n = io.outputs[0].cols();
         let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
@@ -234,7 +234,7 @@ impl Op for Conv2dWeightGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let w = self.conv.window(self.name(), &io.inputs[0])?;
         let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);
         Ok(vec![window_scalars(launch, &w).scalar(io.inputs[1].cols())])

@@ -49,7 +49,7 @@ impl Op for CrossEntropy {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(io.inputs[0].cols())])
     }
 }
@@ -89,7 +89,7 @@ impl Op for CrossEntropyGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), grad_kernel, 3, 1).scalar(io.inputs[0].cols())])
     }
 }

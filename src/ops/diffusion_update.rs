@@ -50,7 +50,7 @@ impl Op for DiffusionUpdate {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = Launch::cpu(self.name(), kernel, 1 + self.terms, 1);
         Ok(vec![launch.scalar(self.clip.unwrap_or(f32::INFINITY))])
     }

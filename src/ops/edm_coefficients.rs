@@ -37,7 +37,7 @@ impl Op for EdmCoefficients {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), kernel, 1, 4).scalar(self.sigma_data)])
     }
 }

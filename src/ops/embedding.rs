@@ -46,7 +46,7 @@ impl Op for Embedding {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let table = &io.inputs[0].shape;
         Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalars([table[0], table[1]])])
     }
@@ -88,7 +88,7 @@ impl Op for EmbeddingGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = io.inputs[0].cols();
         Ok(vec![Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.rows, c])])
     }

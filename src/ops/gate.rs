@@ -56,7 +56,7 @@ impl Op for Gate {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = chunks(&io.inputs[0]);
         Ok(vec![Launch::cpu(self.name(), forward, 3, 1).scalars([c.samples, c.rows, c.channels])])
     }
@@ -83,7 +83,7 @@ impl Op for GateGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = chunks(&io.inputs[0]);
         // A sum a channel of every chunk.
         let launch = Launch::cpu(self.name(), backward, 3, 2).with_scratch(c.samples * c.count * c.channels);

@@ -37,7 +37,7 @@ impl Op for Gather {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[0].shape;
         let sizes = [x[1], x[2..].iter().product()];
         Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalars(sizes)])
@@ -79,7 +79,7 @@ impl Op for GatherGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let inner = io.inputs[0].shape[1..].iter().product::<usize>();
         Ok(vec![Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.count, inner])])
     }

@@ -42,7 +42,7 @@ impl Op for Geglu {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), forward, 1, 1).scalar(io.outputs[0].cols())])
     }
 }
@@ -68,7 +68,7 @@ impl Op for GegluGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), backward, 2, 1).scalar(io.inputs[1].cols())])
     }
 }

@@ -5,7 +5,7 @@ use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -78,13 +78,27 @@ impl Op for GroupNorm {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
         let c = self.chunks(&io.inputs[0]);
-        // Mean and squared deviations of every group of every chunk in f64; three coefficients a channel.
-        let launch = Launch::cpu(self.name(), forward, self.inputs(), 2)
-            .with_scratch(4 * c.samples * c.count * self.groups)
-            .with_scratch(3 * c.samples * c.channels);
-        Ok(vec![self.scalars(launch, &c)])
+        Ok(vec![match target {
+            Target::Cpu => {
+                // Mean and squared deviations of every group of every chunk in f64; three coefficients a channel.
+                let launch = Launch::cpu(self.name(), forward, self.inputs(), 2)
+                    .with_scratch(4 * c.samples * c.count * self.groups)
+                    .with_scratch(3 * c.samples * c.channels);
+                self.scalars(launch, &c)
+            }
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/activation", "lib/reduce", "group_norm"))
+                    .flag("MODULATE", self.modulate)
+                    .constant("ACTIVATION", self.activation as u32);
+                let modulation = if self.modulate { [3, 4] } else { [0, 0] };
+                let inputs = [0, 1, 2].into_iter().chain(modulation).map(Arg::Input);
+                let groups = c.samples * self.groups;
+                Launch::wgsl(shader, target.grid(groups), inputs.chain([Arg::Output(0), Arg::Output(1)]))
+                    .scalars([c.rows, c.channels, self.groups, groups])
+                    .scalar(self.eps)
+            }
+        }])
     }
 }
 
@@ -111,7 +125,7 @@ impl Op for GroupNormGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
         // Two sums a channel: of every chunk, of every sample; five coefficients a channel.

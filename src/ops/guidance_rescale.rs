@@ -43,7 +43,7 @@ impl Op for GuidanceRescale {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let samples = io.inputs[0].shape[0];
         Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)])
     }

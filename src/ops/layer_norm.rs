@@ -70,7 +70,7 @@ impl Op for LayerNorm {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = Launch::cpu(self.name(), forward, self.inputs(), 2);
         Ok(vec![self.scalars(launch, &self.chunks(&io.inputs[0]))])
     }
@@ -100,7 +100,7 @@ impl Op for LayerNormGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
         let launch = Launch::cpu(self.name(), backward, n + 2, n);

@@ -2,7 +2,7 @@
 
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, gemm};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::{Layout, TensorType};
 use crate::{Error, Result};
 
@@ -56,6 +56,23 @@ impl Epilogue {
     pub(crate) fn scalars(&self, launch: Launch) -> Launch {
         let flags = [self.bias, self.sample_bias, self.residual].map(usize::from);
         launch.scalars(flags).scalar(self.activation as usize).scalar(self.scale)
+    }
+
+    /// Sets the overrides of `shaders/lib/epilogue.wgsl`.
+    pub(crate) fn shader(&self, shader: Shader) -> Shader {
+        let shader =
+            shader.flag("BIAS", self.bias).flag("SAMPLE_BIAS", self.sample_bias).flag("RESIDUAL", self.residual);
+        shader.constant("ACTIVATION", self.activation as u32)
+    }
+
+    /// The arguments of a shader with that epilogue: x, W, all three operands, y. What is absent is not read; x stands for it.
+    pub(crate) fn arguments(&self) -> [Arg; 6] {
+        let mut next = 1;
+        let operands = [self.bias, self.sample_bias, self.residual].map(|there| {
+            next += there as usize;
+            Arg::Input(if there { next } else { 0 })
+        });
+        [Arg::Input(0), Arg::Input(1), operands[0], operands[1], operands[2], Arg::Output(0)]
     }
 
     /// The epilogue of a running kernel: operands from argument 2, flags from scalar `at`.
@@ -121,6 +138,8 @@ impl Epilogue {
     }
 }
 
+const LINEAR: &str = wgsl!("lib/activation", "lib/epilogue", "linear");
+
 /// y = epilogue(x · W)   x `[…, K]`, W `[K, N]` in panels (bias `[N]`, sample bias `[B, N]`, residual `[…, N]`) → y `[…, N]`
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear(pub Epilogue);
@@ -179,11 +198,28 @@ impl Op for Linear {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
-        let per_sample = m / io.inputs[0].shape[0].max(1);
-        let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
-        Ok(vec![self.0.scalars(launch)])
+        let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
+        Ok(vec![match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
+                self.0.scalars(launch)
+            }
+            Target::Wgpu(target) => {
+                let (entry, row_lanes, col_lanes) = match target.software {
+                    true => ("direct", 8, 4),
+                    // Few rows: lanes along the columns instead.
+                    false if m <= 32 => ("tiled", 4, 32),
+                    false => ("tiled", 16, 16),
+                };
+                // An invocation makes 8 rows of 4 columns, or of the 16 columns of a panel.
+                let columns = col_lanes * if target.software { 16 } else { 4 };
+                let shader = self.0.shader(Shader::new(self.name(), LINEAR).entry(entry));
+                let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
+                let grid = [n.div_ceil(columns) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
+                Launch::wgsl(shader, grid, self.0.arguments()).scalars([m, n, k, per_sample]).scalar(self.0.scale)
+            }
+        }])
     }
 }
 
@@ -221,7 +257,7 @@ impl Op for LinearWeightGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
         Ok(vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)])
     }

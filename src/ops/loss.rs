@@ -84,7 +84,7 @@ impl Op for Loss {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
         Ok(vec![Launch::cpu(self.name(), kernel, 3, 1).scalars([n, kind]).scalar(c)])
@@ -157,7 +157,7 @@ impl Op for LossGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
         Ok(vec![Launch::cpu(self.name(), grad_kernel, 4, 1).scalars([n, kind]).scalar(c)])

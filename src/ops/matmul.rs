@@ -66,7 +66,7 @@ impl Op for BatchedMatmul {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let Some([_, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
         let launch = Launch::cpu(self.name(), kernel, 2, 1).scalars([m, n, k]);
         Ok(vec![launch.scalars([self.transpose_a, self.transpose_b])])

@@ -32,7 +32,7 @@ impl Op for MaxPool {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![self.0.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), io)?])
     }
 }
@@ -88,7 +88,7 @@ impl Op for MaxPoolGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![self.0.scalars(self.name(), Launch::cpu(self.name(), backward, 2, 1), io)?])
     }
 }

@@ -102,7 +102,7 @@ impl Op for Optimizer {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = Launch::cpu(self.name(), kernel, 6 + self.emas, 3 + self.emas);
         Ok(vec![launch.scalars([self.emas, self.kind as usize])])
     }

@@ -65,7 +65,7 @@ impl Op for Permute {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let axes = self.axes(&io.inputs[0].shape);
         let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
         Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])

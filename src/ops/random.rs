@@ -81,7 +81,7 @@ impl Op for Random {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = Launch::cpu(self.name(), kernel, 2, 1);
         let n: usize = io.outputs[0].shape[1..].iter().product();
         Ok(vec![launch.scalars([n, self.stream as usize]).scalar(self.kind == RandomKind::Normal)])

@@ -34,7 +34,7 @@ impl Op for Reciprocal {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), |args: &Args| elementwise(args, |[x]| 1.0 / x), 1, 1)])
     }
 }

@@ -72,7 +72,7 @@ impl Op for Reduce {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
         let launch =
             Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]).scalar(scale);

@@ -127,7 +127,7 @@ impl Op for Resample {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
         let (method, tap) = match (self.constant_taps(self.up), self.constant_taps(self.down)) {
             (Some(f), _) if self.down == 1 && self.pad == [self.up - 1, 0] => (Method::Repeat, f),

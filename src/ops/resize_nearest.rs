@@ -42,7 +42,7 @@ impl Op for ResizeNearest {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[0].shape;
         let sizes = [x[1], x[2], x[3], self.height, self.width];
         Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
@@ -89,7 +89,7 @@ impl Op for ResizeNearestGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let dy = &io.inputs[0].shape;
         let sizes = [dy[1], dy[2], dy[3], self.height, self.width];
         Ok(vec![Launch::cpu(self.name(), grad_kernel, 1, 1).scalars(sizes)])

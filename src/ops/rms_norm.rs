@@ -63,7 +63,7 @@ impl Op for RmsNorm {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &io.inputs[0])])
     }
 }
@@ -92,7 +92,7 @@ impl Op for RmsNormGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let (x, n) = (&io.inputs[0], self.0.inputs());
         let launch = Launch::cpu(self.name(), backward, n + 2, n);
         // A sum a channel of every chunk.

@@ -42,7 +42,7 @@ impl Op for ScaleBy {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![Launch::cpu(self.name(), kernel, 2, 1)])
     }
 }

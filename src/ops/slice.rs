@@ -41,7 +41,7 @@ impl Op for Slice {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[0].shape;
         let inner: usize = x[self.axis + 1..].iter().product();
         let sizes = [x[self.axis] * inner, self.start * inner, self.len * inner];

@@ -114,7 +114,7 @@ impl Op for TimestepEmbedding {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         Ok(vec![self.scalars(Launch::cpu(self.name(), kernel, 1, 1))])
     }
 }
@@ -154,7 +154,7 @@ impl Op for FourierEmbedding {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let launch = Launch::cpu(self.name(), fourier_kernel, 2, 1);
         Ok(vec![launch.scalar(self.log).scalar(self.flip_sin_to_cos)])
     }

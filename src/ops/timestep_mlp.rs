@@ -71,7 +71,7 @@ impl Op for TimestepMlp {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let (samples, hidden, n) = (io.outputs[0].rows(), io.inputs[1].cols(), io.outputs[0].cols());
         let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
         let launch = launch.with_scratch(samples * self.embedding.dim).with_scratch(samples * hidden);

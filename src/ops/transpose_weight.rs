@@ -40,7 +40,7 @@ impl Op for TransposeWeight {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target;
+        let Target::Cpu = target else { return target.lacks(self.name()) };
         let sizes = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
         Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
     }

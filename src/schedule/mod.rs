@@ -1,5 +1,8 @@
 //! Schedules: explicit lists of steps over programs that share one arena. Every method is a function to a [`Schedule`].
 
+mod engine;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod program;
 mod report;
 mod session;

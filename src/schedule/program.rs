@@ -1,7 +1,7 @@
 //! Programs: a graph lowered for one device, with every tensor at its place in the arena.
 
 use crate::device::ALIGN;
-use crate::graph::{Arg, Args, Cost, Graph, Kernel, Launch, Node, Origin, Scalar, Target, Value};
+use crate::graph::{Arg, Args, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Scalar, Shader, Target, Value, wgsl};
 use crate::passes::plan::{Block, Plan, plan};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -137,6 +137,8 @@ pub struct Command {
     pub block: [u32; 3],
     pub args: Vec<Slice>,
     pub scalars: Vec<Scalar>,
+    /// How it may be cut, see [`Flat`].
+    pub flat: Option<Flat>,
     /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch.
@@ -150,7 +152,8 @@ pub struct Command {
 /// How a graph is turned into a program.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Bytes left free behind every scratch value, to catch writes past its end (a multiple of 64; 0: none).
+    /// Bytes left free behind every scratch value, to catch writes past its end; rounded up to a multiple of
+    /// [`ALIGN`](crate::device::ALIGN).
     pub guard: usize,
 }
 
@@ -195,6 +198,7 @@ impl Program {
         options: Options,
     ) -> Result<Program> {
         let name = name.into();
+        let options = Options { guard: options.guard.next_multiple_of(ALIGN) };
         let mut c = Compiler::new(graph, target, options)?;
         c.bind(&name, buffers, &bind)?;
         let plan = c.plan();
@@ -262,6 +266,8 @@ struct Compiler<'a> {
     /// Outputs that are what a buffer held at first, where the program writes over it: value, block that keeps it, buffer.
     kept: Vec<(Value, usize, BufferId)>,
     scratch: HashMap<(usize, usize), Vec<usize>>,
+    /// By node, launch and argument: the block that stands for a view which the launch cannot bind where it lies.
+    moved: HashMap<(usize, usize, usize), usize>,
 }
 
 impl<'a> Compiler<'a> {
@@ -287,6 +293,7 @@ impl<'a> Compiler<'a> {
             copies: vec![],
             kept: vec![],
             scratch: HashMap::new(),
+            moved: HashMap::new(),
         })
     }
 
@@ -318,6 +325,7 @@ impl<'a> Compiler<'a> {
             }
         }
         self.add_blocks();
+        self.move_views(buffers);
         Ok(())
     }
 
@@ -460,6 +468,28 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Gives a block to every argument that begins where its launch cannot bind it: a view in the middle of a buffer.
+    fn move_views(&mut self, buffers: &Buffers) {
+        for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
+            for (l, launch) in self.launches[i].iter().enumerate() {
+                let movable = |a: &usize| matches!(launch.kernel, Kernel::Wgsl(_)) && !launch.anywhere.contains(a);
+                for a in (0..launch.args.len()).filter(movable) {
+                    let value = match launch.args[a] {
+                        Arg::Input(k) => node.inputs[k],
+                        Arg::Output(k) => node.outputs[k],
+                        Arg::Scratch(_) => continue,
+                    };
+                    let Home::Buffer(b) = self.home[self.root[value.index()]] else { continue };
+                    if !buffers.get(b).offset.is_multiple_of(ALIGN) {
+                        let bytes = self.graph.ty(value).bytes().next_multiple_of(ALIGN) + self.options.guard;
+                        self.moved.insert((i, l, a), self.blocks.len());
+                        self.blocks.push(Block { first: i, last: i, bytes });
+                    }
+                }
+            }
+        }
+    }
+
     fn plan(&self) -> Plan {
         plan(&self.blocks)
     }
@@ -484,6 +514,7 @@ impl<'a> Compiler<'a> {
             for (l, launch) in self.launches[i].iter().enumerate() {
                 let mut args = Vec::with_capacity(launch.args.len());
                 let (mut writes, mut outputs) = (Vec::new(), Vec::new());
+                let mut back = Vec::new();
                 let last = l + 1 == self.launches[i].len();
                 for arg in &launch.args {
                     args.push(match arg {
@@ -505,19 +536,20 @@ impl<'a> Compiler<'a> {
                         }
                     });
                 }
+                for (a, slice) in args.iter_mut().enumerate() {
+                    let Some(block) = self.moved.get(&(i, l, a)) else { continue };
+                    let there = std::mem::replace(slice, kept(*block, slice.bytes));
+                    if matches!(launch.args[a], Arg::Output(_)) {
+                        back.push(copy(self.target, *slice, there));
+                    }
+                    if !writes.contains(&a) {
+                        commands.push(copy(self.target, there, *slice));
+                    }
+                }
                 let cost = if l == 0 { node.op.cost(&self.graph.signature(node)) } else { Cost::default() };
-                commands.push(Command {
-                    kernel: launch.kernel,
-                    grid: launch.grid,
-                    block: launch.block,
-                    args,
-                    scalars: launch.scalars.clone(),
-                    writes,
-                    outputs,
-                    op: node.op.name(),
-                    scope: node.scope.clone(),
-                    cost,
-                });
+                let (op, scope) = (node.op.name(), node.scope.clone());
+                commands.push(Command { writes, outputs, op, scope, cost, ..command(launch.clone(), args) });
+                commands.append(&mut back);
             }
         }
         let place =
@@ -537,25 +569,33 @@ impl<'a> Compiler<'a> {
     }
 }
 
+/// A launch at its places; what it belongs to is left open.
+fn command(launch: Launch, args: Vec<Slice>) -> Command {
+    let mut scalars = launch.scalars;
+    scalars.extend(launch.anywhere.iter().map(|a| Scalar::Int(args[*a].offset % ALIGN / 4)));
+    Command {
+        kernel: launch.kernel,
+        grid: launch.grid,
+        block: launch.block,
+        args,
+        scalars,
+        flat: launch.flat,
+        writes: vec![],
+        outputs: vec![],
+        op: "",
+        scope: "".into(),
+        cost: Cost::default(),
+    }
+}
+
 /// A launch that copies bytes.
 fn copy(target: Target, from: Slice, to: Slice) -> Command {
-    let kernel = match target {
-        Target::Cpu => {
-            Kernel::Cpu { name: "copy", run: |args: &Args| args.slice_mut::<u8>(1).copy_from_slice(args.slice(0)) }
+    let launch = match target {
+        Target::Cpu => Launch::cpu("copy", |args: &Args| args.slice_mut::<u8>(1).copy_from_slice(args.slice(0)), 1, 1),
+        Target::Wgpu(target) => {
+            Launch::flat(Shader::new("copy", wgsl!("lib/flat", "copy")), &target, from.bytes.div_ceil(4), 1)
         }
     };
     let cost = Cost { flops: 0, bytes: 2 * from.bytes as u64 };
-    let scope = "".into();
-    Command {
-        kernel,
-        grid: [1; 3],
-        block: [1; 3],
-        args: vec![from, to],
-        scalars: vec![],
-        writes: vec![1],
-        outputs: vec![1],
-        op: "copy",
-        scope,
-        cost,
-    }
+    Command { writes: vec![1], outputs: vec![1], op: "copy", cost, ..command(launch, vec![from, to]) }
 }

@@ -1,12 +1,12 @@
 //! The executor: one arena, and a schedule run over it.
 
+use super::engine::{Engine, engine, place};
 use super::{BufferId, Command, Mark, Program, Schedule, Slice, Space, Step};
-use crate::device::{Arena, Device};
-use crate::graph::{Args, Kernel, Region};
+use crate::device::{ALIGN, Device};
+use crate::graph::Region;
 use crate::{Error, Result};
 use bytemuck::Pod;
 use std::ops::Range;
-use std::time::Instant;
 
 /// What the host is told while a schedule runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Event {
 pub struct Session {
     schedule: Schedule,
     device: Device,
-    arena: Arena,
+    engine: Box<dyn Engine>,
     poison: bool,
     check: bool,
 }
@@ -36,18 +36,19 @@ impl Session {
     /// Checks the schedule and makes its arena; buffers are zero, constants are written.
     pub fn new(device: Device, schedule: Schedule) -> Result<Session> {
         schedule.verify()?;
-        let mut arena = Arena::new(schedule.arena_bytes())?;
+        let mut engine = engine(&device, &schedule)?;
         for (id, data) in schedule.buffers.constants() {
-            let offset = schedule.buffers.get(*id).offset;
-            arena.slice_mut(offset, data.len())?.copy_from_slice(data);
+            let (offset, data) = (schedule.buffers.get(*id).offset, bytemuck::cast_slice::<f32, u8>(data));
+            engine.fill(offset, data.len(), &mut |place| place.copy_from_slice(data))?;
         }
-        Ok(Session { schedule, device, arena, poison: false, check: false })
+        Ok(Session { schedule, device, engine, poison: false, check: false })
     }
 
     /// Poisons every run from now on: what a launch is to write is NaN before it, and guard zones behind scratch values
     /// (see [`super::Options::guard`]) must stay untouched. Slow; for tests and for finding bugs.
     pub fn poisoned(mut self) -> Self {
         self.poison = true;
+        self.engine.check_accesses();
         self
     }
 
@@ -69,7 +70,7 @@ impl Session {
 
     /// Bytes of the arena.
     pub fn arena_bytes(&self) -> usize {
-        self.arena.bytes()
+        self.engine.bytes()
     }
 
     /// A buffer's numbers, in its layout.
@@ -80,14 +81,22 @@ impl Session {
     /// `count` of a buffer's numbers from number `skip` on.
     pub fn read_part<T: Pod>(&mut self, id: BufferId, skip: usize, count: usize) -> Result<Vec<T>> {
         let offset = self.place::<T>(id, skip, count)?;
-        Ok(self.arena.slice_mut::<T>(offset, count)?.to_vec())
+        let mut numbers = vec![T::zeroed(); count];
+        let (bytes, mut done) = (bytemuck::cast_slice_mut::<T, u8>(&mut numbers), 0);
+        self.engine.look(offset, bytes.len(), &mut |piece| {
+            bytes[done..done + piece.len()].copy_from_slice(piece);
+            done += piece.len();
+        })?;
+        Ok(numbers)
     }
 
-    /// A buffer's memory, for who reads and writes it while programs run that do not touch it. Only devices whose arena is host
-    /// memory have it.
+    /// A buffer's memory, for who reads and writes it while programs run that do not touch it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on devices whose arena is not host memory.
     pub fn memory(&mut self, id: BufferId) -> Result<Region> {
-        let b = self.schedule.buffers.get(id);
-        self.arena.region(b.offset, b.bytes())
+        let buffer = self.schedule.buffers.get(id);
+        self.engine.memory(buffer.offset, buffer.bytes())
     }
 
     /// Writes a buffer. `data` must have its size.
@@ -121,7 +130,12 @@ impl Session {
         make: impl FnOnce(&mut [T]) -> R,
     ) -> Result<R> {
         let offset = self.place::<T>(id, skip, count)?;
-        Ok(make(self.arena.slice_mut(offset, count)?))
+        let (mut make, mut made) = (Some(make), None);
+        self.engine.fill(offset, count * size_of::<T>(), &mut |place| {
+            // Buffers begin at multiples of a number's size, and so does what an engine gives for them.
+            made = make.take().map(|make| make(bytemuck::cast_slice_mut(place)));
+        })?;
+        made.ok_or_else(|| Error::Verify { pass: "session", reason: "the device gave no place to write to".into() })
     }
 
     /// How many numbers a buffer holds.
@@ -146,67 +160,65 @@ impl Session {
             return Err(Error::Verify { pass: "session", reason });
         }
         self.schedule.rows.data = data;
+        self.engine.forget_rows();
         Ok(())
     }
 
-    /// Runs all steps. `host` is called before every row, at every `Host` step and at every mark; an error from it stops the run.
+    /// Runs all steps. `host` is called before every row, at every `Host` step and at every mark; an error from it stops
+    /// the run. On return all is done.
     pub fn run(&mut self, host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
         // The steps leave the session while they run, so that `host` may have all of it.
         let steps = std::mem::take(&mut self.schedule.steps);
         let result = self.run_steps(&steps, host);
         self.schedule.steps = steps;
-        result
+        let finished = self.engine.finish();
+        result.and(finished)
     }
 
     /// Runs one program.
     pub fn run_program(&mut self, index: usize) -> Result<()> {
-        self.run_commands(index, 0..usize::MAX, &mut |_, _| {})
+        self.run_commands(index, 0..self.program(index)?.commands.len())?;
+        self.engine.finish()
     }
 
     /// Runs one program; `timing` is told every command's number and seconds.
     pub fn time_program(&mut self, index: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
-        self.run_commands(index, 0..usize::MAX, timing)
+        self.program(index)?;
+        self.engine.time(&self.schedule, index, timing)
+    }
+
+    fn program(&self, index: usize) -> Result<&Program> {
+        let missing = || Error::Verify { pass: "session", reason: format!("there is no program {index}") };
+        self.schedule.programs.get(index).ok_or_else(missing)
     }
 
     /// Runs one program, and calls the host at its marks.
     fn run_marked(&mut self, index: usize, host: &mut dyn FnMut(&mut Session, Event) -> Result<()>) -> Result<()> {
+        let commands = self.program(index)?.commands.len();
         let mut done = 0;
-        let mark = |session: &Session, i| session.schedule.programs.get(index).and_then(|p| p.marks.get(i)).copied();
-        for i in 0.. {
-            let Some(Mark { after, number }) = mark(self, i) else { break };
-            self.run_commands(index, done..after, &mut |_, _| {})?;
+        for i in 0..self.program(index)?.marks.len() {
+            let Mark { after, number } = self.schedule.programs[index].marks[i];
+            self.run_commands(index, done..after)?;
             host(self, Event::Mark(number))?;
             done = after;
         }
-        self.run_commands(index, done..usize::MAX, &mut |_, _| {})
+        self.run_commands(index, done..commands)
     }
 
-    /// Runs those commands of a program whose numbers lie in `range`.
-    fn run_commands(&mut self, index: usize, range: Range<usize>, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
-        let Some(program) = self.schedule.programs.get(index) else {
-            return Err(Error::Verify { pass: "session", reason: format!("there is no program {index}") });
-        };
-        let base = self.schedule.buffers.bytes();
-        let guard = if self.poison { program.guard } else { 0 };
-        let mut regions = Vec::new();
-        for (number, command) in program.commands.iter().enumerate().take(range.end).skip(range.start) {
-            regions.clear();
-            for slice in &command.args {
-                regions.push(region(&mut self.arena, base, slice)?);
-            }
+    fn run_commands(&mut self, index: usize, commands: Range<usize>) -> Result<()> {
+        if !self.poison && !self.check {
+            return self.engine.run(&self.schedule, index, commands);
+        }
+        for number in commands {
             if self.poison {
-                poison(command, &regions, guard);
+                self.poison_command(index, number)?;
             }
-            let start = Instant::now();
-            match command.kernel {
-                Kernel::Cpu { run, .. } => run(&Args { regions: &regions, scalars: &command.scalars }),
-            }
-            timing(number, start.elapsed().as_secs_f64());
+            self.engine.run(&self.schedule, index, number..number + 1)?;
             if self.poison {
-                check_guards(program, command, &regions, guard)?;
+                self.check_guards(index, number)?;
             }
             if self.check {
-                check_finite(program, command, &regions)?;
+                self.check_finite(index, number)?;
             }
         }
         Ok(())
@@ -216,10 +228,14 @@ impl Session {
         for step in steps {
             match step {
                 Step::Run(program) => self.run_marked(*program, host)?,
-                Step::Host(hook) => host(self, Event::Host(*hook))?,
+                Step::Host(hook) => {
+                    self.engine.start()?;
+                    host(self, Event::Host(*hook))?;
+                }
                 Step::Copy { from, to } => self.copy(*from, *to)?,
                 Step::Repeat { rows, body } => {
                     for row in rows.clone() {
+                        self.engine.start()?;
                         host(self, Event::Row(row))?;
                         self.load_row(row)?;
                         self.run_steps(body, host)?;
@@ -232,84 +248,86 @@ impl Session {
 
     fn copy(&mut self, from: BufferId, to: BufferId) -> Result<()> {
         let (from, to) = (self.schedule.buffers.get(from), self.schedule.buffers.get(to));
-        let bytes = from.bytes();
-        let (from, to) = (self.arena.region(from.offset, bytes)?, self.arena.region(to.offset, bytes)?);
-        // SAFETY: both lie in the arena, `verify` compared their sizes; views may overlap, which `copy` allows.
-        unsafe { std::ptr::copy(from.ptr, to.ptr, bytes) };
-        Ok(())
+        self.engine.copy(from.offset, to.offset, from.bytes())
     }
 
     /// Makes `row` the current one.
     pub fn load_row(&mut self, row: usize) -> Result<()> {
-        let Some(id) = self.schedule.row else { return Ok(()) };
-        let offset = self.schedule.buffers.get(id).offset;
-        let columns = self.schedule.rows.columns;
-        self.arena.slice_mut(offset, columns)?.copy_from_slice(self.schedule.rows.row(row));
+        self.engine.load_row(&self.schedule, row)
+    }
+
+    /// Fills what a launch is to write, and the zones behind it.
+    fn poison_command(&mut self, program: usize, number: usize) -> Result<()> {
+        let (schedule, engine) = (&self.schedule, &mut self.engine);
+        let (command, guard) = (&schedule.programs[program].commands[number], schedule.programs[program].guard);
+        for slice in fresh(command) {
+            let (offset, end) = (place(schedule, slice), guard_zone(schedule, slice));
+            // 0xFF in every byte is NaN as f32, f16 and bf16, and -1 as i32.
+            engine.fill(offset, slice.bytes, &mut |bytes| bytes.fill(0xFF))?;
+            engine.fill(end, guard, &mut |bytes| bytes.fill(GUARD_BYTE))?;
+        }
         Ok(())
     }
-}
 
-fn region(arena: &mut Arena, base: usize, slice: &Slice) -> Result<Region> {
-    match slice.space {
-        Space::Buffers => arena.region(slice.offset, slice.bytes),
-        Space::Scratch => arena.region(base + slice.offset, slice.bytes),
+    /// Fails if a launch wrote behind a scratch value.
+    fn check_guards(&mut self, program: usize, number: usize) -> Result<()> {
+        let (schedule, engine) = (&self.schedule, &mut self.engine);
+        let (program, command) = (&schedule.programs[program], &schedule.programs[program].commands[number]);
+        for slice in command.args.iter().filter(|s| s.space == Space::Scratch) {
+            let mut intact = true;
+            let zone = guard_zone(schedule, slice);
+            engine.look(zone, program.guard, &mut |bytes| intact &= bytes.iter().all(|b| *b == GUARD_BYTE))?;
+            if !intact {
+                let place = format!("{}: {} ({})", program.name, command.op, command.scope);
+                let reason = format!("{place} wrote past the end of a value");
+                return Err(Error::Verify { pass: "guard zones", reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a launch left a number that is none. Indices, seeds and labels are small integers or hashes that launches
+    /// only read; what they write are f32.
+    fn check_finite(&mut self, program: usize, number: usize) -> Result<()> {
+        let (schedule, engine) = (&self.schedule, &mut self.engine);
+        let (program, command) = (&schedule.programs[program], &schedule.programs[program].commands[number]);
+        for slice in command.outputs.iter().filter_map(|w| command.args.get(*w)) {
+            let mut bad = None;
+            engine.look(place(schedule, slice), slice.bytes, &mut |bytes| {
+                bad = bad.or_else(|| bytemuck::cast_slice::<u8, f32>(bytes).iter().copied().find(|v| !v.is_finite()));
+            })?;
+            if let Some(value) = bad {
+                let what = format!("{}: the output of {} ({})", program.name, command.op, command.scope);
+                return Err(Error::NotFinite { what, value, step: 0 });
+            }
+        }
+        Ok(())
+    }
+
+    /// The wgpu buffer that holds a buffer's numbers on the wgpu device, and where in it they begin, in bytes: a result
+    /// without a copy to the host. It holds them once [`Session::run`] has returned, until the session writes there again.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on another device.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_buffer(&self, id: BufferId) -> Result<(wgpu::Buffer, u64)> {
+        let buffer = self.schedule.buffers.get(id);
+        self.engine.wgpu_buffer(buffer.offset, buffer.bytes())
     }
 }
 
 /// Scratch arguments that the launch writes and does not read.
-fn fresh<'a>(command: &'a Command, regions: &'a [Region]) -> impl Iterator<Item = &'a Region> {
+fn fresh(command: &Command) -> impl Iterator<Item = &Slice> {
     let overlaps =
         |a: &Slice, b: &Slice| a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
     command.writes.iter().filter_map(move |w| {
         let slice = &command.args[*w];
         let read = command.args.iter().enumerate().any(|(i, a)| !command.writes.contains(&i) && overlaps(a, slice));
-        (slice.space == Space::Scratch && !read).then_some(&regions[*w])
+        (slice.space == Space::Scratch && !read).then_some(slice)
     })
 }
 
-/// The zone behind a scratch value.
-fn guard_zone(r: &Region, guard: usize) -> Region {
-    let skip = r.bytes.next_multiple_of(crate::device::ALIGN);
-    // SAFETY: the planner left `guard` bytes behind the rounded-up value, inside the arena.
-    Region { ptr: unsafe { r.ptr.add(skip) }, bytes: guard }
-}
-
-fn poison(command: &Command, regions: &[Region], guard: usize) {
-    for r in fresh(command, regions) {
-        let zone = guard_zone(r, guard);
-        // 0xFF in every byte is NaN as f32, f16 and bf16, and -1 as i32.
-        // SAFETY: both regions lie in the arena and nothing runs.
-        unsafe {
-            r.ptr.write_bytes(0xFF, r.bytes);
-            zone.ptr.write_bytes(GUARD_BYTE, zone.bytes);
-        }
-    }
-}
-
-/// Fails if a launch left a number that is none. Indices, seeds and labels are small integers or hashes that launches only
-/// read; what they write are f32.
-fn check_finite(program: &Program, command: &Command, regions: &[Region]) -> Result<()> {
-    for r in command.outputs.iter().filter_map(|w| regions.get(*w)) {
-        // SAFETY: the region lies in the arena, aligned for f32, nothing runs, and every bit pattern is an f32.
-        let numbers = unsafe { std::slice::from_raw_parts(r.ptr.cast::<f32>(), r.bytes / 4) };
-        if let Some(value) = numbers.iter().find(|v| !v.is_finite()) {
-            let what = format!("{}: the output of {} ({})", program.name, command.op, command.scope);
-            return Err(Error::NotFinite { what, value: *value, step: 0 });
-        }
-    }
-    Ok(())
-}
-
-fn check_guards(program: &Program, command: &Command, regions: &[Region], guard: usize) -> Result<()> {
-    let scratch = command.args.iter().zip(regions).filter(|(s, _)| s.space == Space::Scratch);
-    for (_, r) in scratch {
-        let zone = guard_zone(r, guard);
-        // SAFETY: the zone lies in the arena, nothing runs, and bytes have no invalid values.
-        let bytes = unsafe { std::slice::from_raw_parts(zone.ptr, zone.bytes) };
-        if bytes.iter().any(|b| *b != GUARD_BYTE) {
-            let reason = format!("{}: {} ({}) wrote past the end of a value", program.name, command.op, command.scope);
-            return Err(Error::Verify { pass: "guard zones", reason });
-        }
-    }
-    Ok(())
+/// Where the zone behind a scratch value begins.
+fn guard_zone(schedule: &Schedule, slice: &Slice) -> usize {
+    place(schedule, slice) + slice.bytes.next_multiple_of(ALIGN)
 }

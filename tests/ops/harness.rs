@@ -1,7 +1,7 @@
 //! One table drives everything: an op, its inputs, and what it computes in f64.
 
 use langevin::Device;
-use langevin::graph::{Graph, Op, Value};
+use langevin::graph::{Graph, Op, Target, Value, WgpuTarget};
 use langevin::ops::Affine;
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::verify::verify;
@@ -158,13 +158,14 @@ impl<'a> Case<'a> {
         for (i, out) in outs.iter().enumerate() {
             g.output(format!("out{i}"), *out);
         }
-        let got = self.run(&g);
         assert_eq!(expected.len(), outs.len(), "{}: the reference must give every output", self.name);
-        for (i, (e, out)) in expected.iter().zip(&outs).enumerate() {
-            assert_eq!(e.shape, g.shape(*out), "{}: shape of output {i}", self.name);
-            let value = &got[&format!("out{i}")];
-            let err = relative(value, &e.data);
-            assert!(err <= self.bound, "{}: output {i} is off by {err:.2e} (bound {:.1e})", self.name, self.bound);
+        for (device, got) in self.run(&g, &[]) {
+            for (i, (e, out)) in expected.iter().zip(&outs).enumerate() {
+                assert_eq!(e.shape, g.shape(*out), "{}: shape of output {i}", self.name);
+                let err = relative(&got[&format!("out{i}")], &e.data);
+                let name = format!("{} on {device}", self.name);
+                assert!(err <= self.bound, "{name}: output {i} is off by {err:.2e} (bound {:.1e})", self.bound);
+            }
         }
         if !self.differentiate_outputs.is_empty() {
             self.check_gradients(&tensors);
@@ -208,19 +209,21 @@ impl<'a> Case<'a> {
         for (o, data) in self.differentiate_outputs.iter().zip(&seed_data) {
             extra.push((format!("dy{o}"), data.clone()));
         }
-        let got = self.run_with(&g, &extra);
+        let results = self.run(&g, &extra);
         for i in &wanted {
             let expected = self.finite_differences(tensors, *i, &seed_data);
-            let value = &got[&format!("d{i}")];
-            let err = relative(value, &expected);
-            assert!(
-                err <= self.grad_bound,
-                "{}: gradient of input {i} is off by {err:.2e} (bound {:.1e})\n got {:?}\n expected {:?}",
-                self.name,
-                self.grad_bound,
-                &value[..value.len().min(8)],
-                &expected[..expected.len().min(8)]
-            );
+            for (device, got) in &results {
+                let value = &got[&format!("d{i}")];
+                let err = relative(value, &expected);
+                assert!(
+                    err <= self.grad_bound,
+                    "{} on {device}: gradient of input {i} is off by {err:.2e} (bound {:.1e})\n got {:?}\n expected {:?}",
+                    self.name,
+                    self.grad_bound,
+                    &value[..value.len().min(8)],
+                    &expected[..expected.len().min(8)]
+                );
+            }
         }
     }
 
@@ -244,11 +247,8 @@ impl<'a> Case<'a> {
             .collect()
     }
 
-    fn run(&self, g: &Graph) -> std::collections::HashMap<String, Vec<f64>> {
-        self.run_with(g, &[])
-    }
-
-    fn run_with(&self, g: &Graph, extra: &[(String, Vec<f64>)]) -> std::collections::HashMap<String, Vec<f64>> {
+    /// Every output of the graph on every device.
+    fn run(&self, g: &Graph, extra: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
         let data: Vec<(String, Vec<f64>)> = self
             .inputs
             .iter()
@@ -256,12 +256,132 @@ impl<'a> Case<'a> {
             .map(|(i, x)| (format!("in{i}"), x.data.clone()))
             .chain(extra.iter().cloned())
             .collect();
-        run_graph(g, &data)
+        let places = places(&self.name, g).into_iter();
+        places.map(|place| (place.0.clone(), run_on(place, g, &data))).collect()
     }
 }
 
-/// Runs a graph on the CPU device under poison with guard zones; every output, row-major in f64.
-pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> std::collections::HashMap<String, Vec<f64>> {
+/// The outputs of a graph by name, row-major in f64.
+pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
+
+/// Ops without a shader. Every other op must have one, and these must not.
+const NO_SHADER: &[&str] = &[
+    "argmax",
+    "attention",
+    "attention_grad",
+    "average_pool",
+    "average_pool_grad",
+    "broadcast",
+    "concat",
+    "conv2d",
+    "conv2d_weight_grad",
+    "cross_entropy",
+    "cross_entropy_grad",
+    "diffusion_update",
+    "dropout",
+    "edm_coefficients",
+    "embedding",
+    "embedding_grad",
+    "fourier_embedding",
+    "gate",
+    "gate_grad",
+    "gather",
+    "gather_grad",
+    "geglu",
+    "geglu_grad",
+    "grad_norm",
+    "group_norm_grad",
+    "guidance_rescale",
+    "layer_norm",
+    "layer_norm_grad",
+    "linear_weight_grad",
+    "loss",
+    "loss_grad",
+    "matmul",
+    "max_pool",
+    "max_pool_grad",
+    "optimizer",
+    "pad",
+    "permute",
+    "random",
+    "reciprocal",
+    "reduce",
+    "resample",
+    "resize_nearest",
+    "resize_nearest_grad",
+    "rms_norm",
+    "rms_norm_grad",
+    "sample_mix",
+    "scale_by",
+    "slice",
+    "timestep_embedding",
+    "timestep_mlp",
+    "transpose_weight",
+];
+
+/// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
+/// hardware. What is left out and why is printed; `LANGEVIN_REQUIRE=wgpu` makes a missing
+/// adapter a failure. Shaders are validated in any case.
+fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
+    let mut missing = Vec::new();
+    for target in [false, true].map(|software| WgpuTarget { software, ..Default::default() }) {
+        for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
+            let listed = NO_SHADER.contains(&node.op.name());
+            match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
+                Err(langevin::Error::Unsupported { .. }) if listed => missing.push(node.op.name()),
+                Err(e) => panic!("{name}: {e}"),
+                Ok(_) if listed => panic!("`{}` has a shader: take it from NO_SHADER", node.op.name()),
+                #[cfg(feature = "wgpu")]
+                Ok(launches) => launches.iter().for_each(|l| crate::wgsl::validate(l, &target)),
+                #[cfg(not(feature = "wgpu"))]
+                Ok(_) => {}
+            }
+        }
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    let mut places = vec![(Device::Cpu, Target::Cpu)];
+    match adapter() {
+        _ if !missing.is_empty() => eprintln!("{name}: not run on wgpu: no shader for {}", missing.join(", ")),
+        Ok(device) => {
+            if let Target::Wgpu(target @ WgpuTarget { software: true, .. }) = device.target() {
+                places.push((device.clone(), Target::Wgpu(WgpuTarget { software: false, ..target })));
+            }
+            places.push((device.clone(), device.target()));
+        }
+        Err(reason) => eprintln!("{name}: not run on wgpu: {reason}"),
+    }
+    places
+}
+
+/// The wgpu device, or why there is none.
+fn adapter() -> Result<Device, &'static str> {
+    static FOUND: std::sync::OnceLock<Result<Device, String>> = std::sync::OnceLock::new();
+    let found = FOUND.get_or_init(|| Device::wgpu().map_err(|e| e.to_string()));
+    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
+    match found {
+        Err(reason) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
+        found => found.as_ref().map(Clone::clone).map_err(String::as_str),
+    }
+}
+
+/// The outputs of a graph on the CPU device. Those of other devices must be about the same.
+pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
+    let cpu = run_on((Device::Cpu, Target::Cpu), g, data);
+    for place in places("a graph", g).into_iter().skip(1) {
+        let device = place.0.clone();
+        let got = run_on(place, g, data);
+        for (name, expected) in &cpu {
+            let err = relative(&got[name], expected);
+            let finite = expected.iter().all(|v| v.is_finite());
+            assert!(!finite || err <= 1e-4, "`{name}` on {device} is off the cpu's by {err:.2e}");
+        }
+    }
+    cpu
+}
+
+/// Runs a graph under poison with guard zones.
+fn run_on((device, target): (Device, Target), g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
     let mut buffers = Buffers::new();
     for (v, name) in g.inputs() {
         buffers.declare(name, g.ty(v).clone());
@@ -270,13 +390,11 @@ pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> std::collections::Ha
         buffers.declare(name, g.ty(*v).clone());
     }
     let ids = buffers.clone();
-    let program =
-        Program::compile("case", g, Device::Cpu.target(), &mut buffers, |n| ids.find(n), Options { guard: 64 })
-            .unwrap();
+    let program = Program::compile("case", g, target, &mut buffers, |n| ids.find(n), Options { guard: 64 }).unwrap();
     let mut schedule = Schedule::new("case", buffers);
     let p = schedule.add(program);
     schedule.steps.push(Step::Run(p));
-    let mut session = Session::new(Device::Cpu, schedule).unwrap().poisoned();
+    let mut session = Session::new(device, schedule).unwrap().poisoned();
     for (name, numbers) in data {
         let Some(id) = ids.find(name) else { continue };
         let ty = ids.get(id).ty.clone();
@@ -290,7 +408,7 @@ pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> std::collections::Ha
         }
     }
     session.run(&mut |_, _| Ok(())).unwrap();
-    let mut out = std::collections::HashMap::new();
+    let mut out = Outputs::new();
     for (name, v) in g.outputs() {
         let ty = g.ty(*v);
         let id = ids.find(name).unwrap();

@@ -1,6 +1,8 @@
 //! Every op on every device against an f64 reference, and its gradient, mid-graph, against f64 finite differences.
 
 mod harness;
+#[cfg(feature = "wgpu")]
+mod wgsl;
 
 mod activation;
 mod attention;

@@ -1,0 +1,42 @@
+// y = a + b, a - b or a * b, element by element. After: lib/flat.
+
+struct Scalars {
+    n: u32,
+    first: u32,
+    a_at: u32,
+    b_at: u32,
+    y_at: u32,
+}
+
+// 0 add, 1 subtract, 2 multiply
+override OPERATION: u32;
+
+@group(0) @binding(0) var<uniform> s: Scalars;
+@group(0) @binding(1) var<storage, read_write> a: array<f32>;
+@group(0) @binding(2) var<storage, read_write> b: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+fn combine(p: f32, q: f32) -> f32 {
+    if OPERATION == 0u {
+        return p + q;
+    }
+    if OPERATION == 1u {
+        return p - q;
+    }
+    return p * q;
+}
+
+@compute @workgroup_size(FLAT_LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let start = flat_start(group, groups, lane);
+    for (var k = 0u; k < FLAT_EACH; k++) {
+        let i = start + k * FLAT_LANES;
+        if i < s.n {
+            y[s.y_at + i] = combine(a[s.a_at + i], b[s.b_at + i]);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+// Group normalisation of x [B, R, C], one workgroup a group of a sample: mean, then variance, then
+// y = act(n * gamma + beta), or with MODULATE act((n * gamma + beta) * (1 + scale) + shift).
+// After: lib/activation, lib/reduce.
+
+struct Scalars {
+    rows: u32,
+    channels: u32,
+    groups: u32,
+    // B * groups
+    count: u32,
+    eps: f32,
+}
+
+override MODULATE: bool;
+
+@group(0) @binding(0) var<uniform> s: Scalars;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> gamma: array<f32>;
+@group(0) @binding(3) var<storage, read_write> beta: array<f32>;
+// [B, C]
+@group(0) @binding(4) var<storage, read_write> scale: array<f32>;
+@group(0) @binding(5) var<storage, read_write> shift: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+// [B, groups, 2]: mean, rstd
+@group(0) @binding(7) var<storage, read_write> stats: array<f32>;
+
+@compute @workgroup_size(REDUCE_LANES)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = wg.x + wg.y * wgs.x;
+    if number >= s.count {
+        return;
+    }
+    let width = s.channels / s.groups;
+    let sample = number / s.groups;
+    let channel = (number % s.groups) * width;
+    let start = sample * s.rows * s.channels + channel;
+    let n = s.rows * width;
+
+    // Sums run over x less one of its numbers, and the mean is kept as two: far from zero it would be rounded too much.
+    let origin = x[start];
+    var sum = 0.0;
+    for (var i = lane; i < n; i += REDUCE_LANES) {
+        sum += x[start + (i / width) * s.channels + i % width] - origin;
+    }
+    let mean = reduce_sum(sum, lane) / f32(n);
+    var square = 0.0;
+    for (var i = lane; i < n; i += REDUCE_LANES) {
+        let d = (x[start + (i / width) * s.channels + i % width] - origin) - mean;
+        square += d * d;
+    }
+    let rstd = 1.0 / sqrt(reduce_sum(square, lane) / f32(n) + s.eps);
+
+    if lane == 0u {
+        stats[2u * number] = origin + mean;
+        stats[2u * number + 1u] = rstd;
+    }
+    for (var i = lane; i < n; i += REDUCE_LANES) {
+        let c = channel + i % width;
+        let at = start + (i / width) * s.channels + i % width;
+        var v = ((x[at] - origin) - mean) * rstd * gamma[c] + beta[c];
+        if MODULATE {
+            v = v * (1.0 + scale[sample * s.channels + c]) + shift[sample * s.channels + c];
+        }
+        y[at] = act(v);
+    }
+}

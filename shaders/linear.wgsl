@@ -1,0 +1,115 @@
+// y = epilogue(x W)   x [M, K], W [K, N] in panels [ceil(N/16), K, 16] -> y [M, N]
+// After: lib/activation, lib/epilogue.
+
+struct Scalars {
+    m: u32,
+    n: u32,
+    k: u32,
+    per_sample: u32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> s: Scalars;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+// A panel's row of 16 columns is four of them.
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+
+// Invocations of a workgroup along rows and columns; each makes 8 rows of 4 columns.
+override ROW_LANES: u32 = 16u;
+override COL_LANES: u32 = 16u;
+
+const EACH: u32 = 8u;
+// Stretch of K that workgroup memory holds.
+const DEPTH: u32 = 16u;
+
+var<workgroup> x_tile: array<f32, ROW_LANES * EACH * DEPTH>;
+var<workgroup> w_tile: array<vec4<f32>, DEPTH * COL_LANES>;
+
+fn store(row: u32, col: u32, value: vec4<f32>) {
+    if row >= s.m {
+        return;
+    }
+    for (var j = 0u; j < 4u; j++) {
+        if col + j < s.n {
+            y[row * s.n + col + j] = epilogue(value[j], row, col + j, s.n, s.per_sample, s.scale);
+        }
+    }
+}
+
+// Tiles through workgroup memory; a grid of (column tiles, row tiles).
+@compute @workgroup_size(ROW_LANES * COL_LANES)
+fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let lanes = ROW_LANES * COL_LANES;
+    let rows = ROW_LANES * EACH;
+    let first_row = wg.y * rows;
+    // In units of four columns.
+    let first_quad = wg.x * COL_LANES;
+    let quads = (s.n + 15u) / 16u * 4u;
+    let lane_row = lane / COL_LANES;
+    let lane_col = lane % COL_LANES;
+
+    var sum = array<vec4<f32>, EACH>();
+    for (var k = 0u; k < s.k; k += DEPTH) {
+        for (var i = lane; i < rows * DEPTH; i += lanes) {
+            let row = first_row + i / DEPTH;
+            let depth = k + i % DEPTH;
+            var v = 0.0;
+            if row < s.m && depth < s.k {
+                v = x[row * s.k + depth];
+            }
+            x_tile[(i % DEPTH) * rows + i / DEPTH] = v;
+        }
+        for (var i = lane; i < DEPTH * COL_LANES; i += lanes) {
+            // Neighbours read neighbouring columns of one row of a panel.
+            let quad = first_quad + i % COL_LANES;
+            let depth = k + i / COL_LANES;
+            var v = vec4<f32>();
+            if quad < quads && depth < s.k {
+                v = w[(quad / 4u * s.k + depth) * 4u + quad % 4u];
+            }
+            w_tile[i] = v;
+        }
+        workgroupBarrier();
+        for (var d = 0u; d < DEPTH; d++) {
+            let v = w_tile[d * COL_LANES + lane_col];
+            for (var r = 0u; r < EACH; r++) {
+                sum[r] += x_tile[d * rows + r * ROW_LANES + lane_row] * v;
+            }
+        }
+        workgroupBarrier();
+    }
+    for (var r = 0u; r < EACH; r++) {
+        store(first_row + r * ROW_LANES + lane_row, 4u * (first_quad + lane_col), sum[r]);
+    }
+}
+
+// The same without workgroup memory and barriers, for a processor that plays GPU: an invocation makes 8 rows of a panel.
+// A grid of (panels / COL_LANES, row tiles).
+@compute @workgroup_size(ROW_LANES * COL_LANES)
+fn direct(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first_row = wg.y * ROW_LANES * EACH + lane % ROW_LANES;
+    let panel = wg.x * COL_LANES + lane / ROW_LANES;
+    if panel * 16u >= s.n || first_row >= s.m {
+        return;
+    }
+    // Rows beyond the last read the last one, and are not stored.
+    var at = array<u32, EACH>();
+    for (var r = 0u; r < EACH; r++) {
+        at[r] = min(first_row + r * ROW_LANES, s.m - 1u) * s.k;
+    }
+    var sum = array<mat4x4<f32>, EACH>();
+    var w_at = panel * s.k * 4u;
+    for (var k = 0u; k < s.k; k++) {
+        let v = mat4x4<f32>(w[w_at], w[w_at + 1u], w[w_at + 2u], w[w_at + 3u]);
+        for (var r = 0u; r < EACH; r++) {
+            sum[r] += x[at[r] + k] * v;
+        }
+        w_at += 4u;
+    }
+    for (var r = 0u; r < EACH; r++) {
+        for (var q = 0u; q < 4u; q++) {
+            store(first_row + r * ROW_LANES, 16u * panel + 4u * q, sum[r][q]);
+        }
+    }
+}

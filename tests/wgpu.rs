@@ -1,0 +1,280 @@
+//! The wgpu device beside its ops: memory in pieces, schedules, faults. Skipped where there is no adapter, unless
+//! `LANGEVIN_REQUIRE=wgpu`.
+#![cfg(feature = "wgpu")]
+
+use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
+use langevin::ops::{Affine, Binary, Linear};
+use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
+use langevin::tensor::TensorType;
+use langevin::{Device, Error, Result};
+use pollster::block_on;
+
+/// The wgpu device, unless there is none.
+fn device() -> Option<Device> {
+    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
+    match Device::wgpu() {
+        Ok(device) => Some(device),
+        Err(e) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {e}"),
+        Err(e) => {
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}
+
+/// A device of someone else's that binds at most `binding` bytes, in buffers of at most `buffer` bytes.
+fn narrow(binding: u64, buffer: u64) -> Option<Device> {
+    device()?;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = block_on(instance.enumerate_adapters(wgpu::Backends::all())).into_iter().next()?;
+    let required_limits =
+        wgpu::Limits { max_storage_buffer_binding_size: binding, max_buffer_size: buffer, ..adapter.limits() };
+    let description = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+    let (device, queue) = block_on(adapter.request_device(&description)).unwrap();
+    Some(Device::from_wgpu(adapter.get_info(), device, queue).unwrap())
+}
+
+/// The session that runs a graph once, every input and output in a buffer of its name.
+fn session(device: &Device, graph: &Graph) -> Result<Session> {
+    Session::new(device.clone(), Schedule::once("test", graph, device.target(), Options { guard: 256 })?)
+}
+
+fn write(session: &mut Session, name: &str, numbers: &[f32]) {
+    let id = session.schedule().buffers.find(name).unwrap();
+    session.write(id, numbers).unwrap();
+}
+
+fn read(session: &mut Session, name: &str) -> Vec<f32> {
+    let id = session.schedule().buffers.find(name).unwrap();
+    session.read(id).unwrap()
+}
+
+#[test]
+fn large_arrays_are_cut_and_a_large_arena_lies_in_several_buffers() {
+    let Some(device) = narrow(1 << 16, 1 << 20) else { return };
+    // 800 KB a value, 13 times what can be bound; no two fit one buffer.
+    let n = 200_003;
+    let mut g = Graph::new();
+    let (a, b) = (g.input("a", TensorType::f32([n])), g.input("b", TensorType::f32([n])));
+    let scaled = g.apply(Affine { scale: 2.0, shift: 1.0 }, &[a]).unwrap();
+    let sum = g.apply(Binary::Add, &[scaled, b]).unwrap();
+    g.output("sum", sum);
+    for poisoned in [false, true] {
+        let mut session = session(&device, &g).unwrap();
+        if poisoned {
+            session = session.poisoned();
+        }
+        write(&mut session, "a", &(0..n).map(|i| i as f32).collect::<Vec<_>>());
+        write(&mut session, "b", &vec![0.5; n]);
+        session.run(&mut |_, _| Ok(())).unwrap();
+        let got = read(&mut session, "sum");
+        assert!(got.iter().enumerate().all(|(i, v)| *v == 2.0 * i as f32 + 1.5), "poisoned: {poisoned}");
+    }
+}
+
+#[test]
+fn what_cannot_be_cut_is_refused_by_name_and_size() {
+    let Some(device) = narrow(1 << 16, 1 << 20) else { return };
+    let mut g = Graph::new();
+    let x = g.scoped("head", |g| g.input("x", TensorType::f32([300, 100])));
+    let w = g.input("w", TensorType::panels([100, 16]));
+    let y = g.scoped("head", |g| g.apply(Linear::default(), &[x, w])).unwrap();
+    g.output("y", y);
+    let e = session(&device, &g).unwrap().run(&mut |_, _| Ok(())).unwrap_err();
+    assert!(matches!(e, Error::TooLarge { bytes: 120_000, limit: 65_536, .. }), "{e}");
+    assert!(e.to_string().contains("argument 0 of linear (head"), "{e}");
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([300_000]));
+    g.output("y", x);
+    assert!(matches!(session(&device, &g), Err(Error::TooLarge { limit: 1_048_576, .. })));
+}
+
+/// x = x + row, for rows 1, 2, 4, 8; then y = x; x and the row lie where nothing is aligned.
+#[test]
+fn rows_copies_and_the_host_are_as_on_the_cpu() {
+    let Some(wgpu) = device() else { return };
+    let mut seen = Vec::new();
+    for device in [Device::Cpu, wgpu] {
+        let mut buffers = Buffers::new();
+        let one = || TensorType::f32([1]);
+        let (row, all) = (buffers.declare("row", TensorType::f32([2])), buffers.declare("all", TensorType::f32([8])));
+        buffers.view(row, "by", 1, one()).unwrap();
+        let x = buffers.view(all, "x", 3, one()).unwrap();
+        let y = buffers.view(all, "y", 5, one()).unwrap();
+        let mut g = Graph::new();
+        let (old, by) = (g.input("x", one()), g.input("by", one()));
+        let new = g.apply(Binary::Add, &[old, by]).unwrap();
+        g.output("x", new);
+        let names = buffers.clone();
+        let program =
+            Program::compile("add", &g, device.target(), &mut buffers, |n| names.find(n), Options::default()).unwrap();
+        let mut schedule = Schedule::new("counter", buffers);
+        let p = schedule.add(program);
+        schedule.rows = Rows { columns: 2, data: vec![9.0, 1.0, 9.0, 2.0, 9.0, 4.0, 9.0, 8.0] };
+        schedule.row = Some(row);
+        schedule.steps =
+            vec![Step::Repeat { rows: 0..4, body: vec![Step::Run(p), Step::Host(9)] }, Step::Copy { from: x, to: y }];
+        let mut session = Session::new(device, schedule).unwrap();
+        let mut events = Vec::new();
+        session
+            .run(&mut |session, event| {
+                events.push((event, session.read::<f32>(x)?[0]));
+                if event == Event::Row(3) { session.write(x, &[100.0f32]) } else { Ok(()) }
+            })
+            .unwrap();
+        let cancelled =
+            session.run(&mut |_, event| if event == Event::Row(2) { Err(Error::Cancelled) } else { Ok(()) });
+        assert!(matches!(cancelled, Err(Error::Cancelled)));
+        session.set_rows(vec![0.5; 8]).unwrap();
+        session.load_row(2).unwrap();
+        session.run_program(p).unwrap();
+        seen.push((events, session.read::<f32>(all).unwrap()));
+    }
+    assert_eq!(seen[1].1, [0.0, 0.0, 0.0, 111.5, 0.0, 108.0, 0.0, 0.0]);
+    assert_eq!(seen[0], seen[1]);
+}
+
+/// An operand that begins where it cannot be bound is moved; the weight is one here.
+#[test]
+fn views_are_moved_to_where_they_can_be_bound() {
+    let Some(device) = device() else { return };
+    let mut buffers = Buffers::new();
+    let all = buffers.declare("all", TensorType::f32([64]));
+    let (input, output) = (TensorType::f32([2, 3]), TensorType::f32([2, 1]));
+    let x = buffers.view(all, "x", 5, input.clone()).unwrap();
+    let y = buffers.view(all, "y", 13, output).unwrap();
+    let w = buffers.declare("w", TensorType::panels([3, 1]));
+    let mut g = Graph::new();
+    let (gx, gw) = (g.input("x", input), g.input("w", TensorType::panels([3, 1])));
+    let gy = g.apply(Linear::default(), &[gx, gw]).unwrap();
+    g.output("y", gy);
+    let names = buffers.clone();
+    let options = Options { guard: 64 };
+    let program = Program::compile("moved", &g, device.target(), &mut buffers, |n| names.find(n), options).unwrap();
+    let mut schedule = Schedule::new("moved", buffers);
+    schedule.add(program);
+    let mut session = Session::new(device, schedule).unwrap().poisoned();
+    session.write(x, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+    session
+        .fill(w, |w: &mut [f32]| w.iter_mut().enumerate().for_each(|(i, v)| *v = (i % 16 == 0) as u8 as f32))
+        .unwrap();
+    session.run_program(0).unwrap();
+    assert_eq!(session.read::<f32>(y).unwrap(), [6.0, 15.0]);
+    assert_eq!(session.read_part::<f32>(all, 11, 6).unwrap(), [0.0, 0.0, 6.0, 15.0, 0.0, 0.0]);
+}
+
+/// An op whose shader is given.
+#[derive(Debug)]
+struct Given(&'static str);
+
+impl Op for Given {
+    fn name(&self) -> &'static str {
+        "given"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Wgpu(target) = target else { return target.lacks(self.name()) };
+        Ok(vec![Launch::flat(Shader::new("given", self.0), target, io.outputs[0].stored(), 1)])
+    }
+}
+
+#[test]
+fn a_rejected_shader_is_an_error_with_its_reason() {
+    let Some(device) = device() else { return };
+    for (source, reason) in [
+        ("fn main( {", "expected"),
+        ("@compute @workgroup_size(1) fn other() {}", "main"),
+        (
+            "@group(0) @binding(9) var<storage, read_write> x: array<f32>;\n@compute @workgroup_size(1) fn main() { x[0] = 1.0; }",
+            "binding",
+        ),
+    ] {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([4]));
+        let y = g.apply(Given(source), &[x]).unwrap();
+        g.output("y", y);
+        let mut session = session(&device, &g).unwrap();
+        let e = session.run(&mut |_, _| Ok(())).unwrap_err();
+        assert!(matches!(e, Error::Kernel { device: "wgpu", kernel: "given", .. }), "{e}");
+        assert!(e.to_string().contains(reason), "{e}");
+    }
+}
+
+#[test]
+fn a_program_for_another_device_is_refused() {
+    let Some(device) = device() else { return };
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([4]));
+    let y = g.apply(Affine::scale(2.0), &[x]).unwrap();
+    g.output("y", y);
+    let of = |target| Schedule::once("test", &g, target, Options::default()).unwrap();
+    for (device, target) in [(device.clone(), Target::Cpu), (Device::Cpu, device.target())] {
+        let mut session = Session::new(device, of(target)).unwrap();
+        assert!(matches!(session.run(&mut |_, _| Ok(())), Err(Error::Verify { .. })));
+    }
+}
+
+#[test]
+fn a_destroyed_device_is_reported_as_lost() {
+    let Some(device) = narrow(1 << 20, 1 << 20) else { return };
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([4]));
+    let y = g.apply(Affine::scale(2.0), &[x]).unwrap();
+    g.output("y", y);
+    let mut session = session(&device, &g).unwrap();
+    session.run(&mut |_, _| Ok(())).unwrap();
+    let Device::Wgpu(gpu) = &device else { panic!("{device} is another device") };
+    gpu.device().destroy();
+    let e = session.run(&mut |_, _| Ok(())).unwrap_err();
+    assert!(matches!(e, Error::DeviceLost { device: "wgpu", .. }), "{e:?}");
+}
+
+#[test]
+fn a_result_is_a_buffer_for_the_embedder() {
+    let Some(device) = device() else { return };
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([4]));
+    let y = g.apply(Affine::scale(2.0), &[x]).unwrap();
+    g.output("y", y);
+    let mut session = session(&device, &g).unwrap();
+    write(&mut session, "x", &[1.0, 2.0, 3.0, 4.0]);
+    session.run(&mut |_, _| Ok(())).unwrap();
+    let id = session.schedule().buffers.find("y").unwrap();
+    let (buffer, offset) = session.wgpu_buffer(id).unwrap();
+    let Device::Wgpu(gpu) = &device else { panic!("{device} is another device") };
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+    let description = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+    let own = gpu.device().create_buffer(&description);
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(&buffer, offset, &own, 0, 16);
+    gpu.queue().submit([encoder.finish()]);
+    own.map_async(wgpu::MapMode::Read, .., |_| {});
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(&own.get_mapped_range(..).unwrap());
+    assert_eq!(numbers, [2.0, 4.0, 6.0, 8.0]);
+    let mut cpu = Graph::new();
+    let x = cpu.input("x", TensorType::f32([4]));
+    cpu.output("y", x);
+    let session = Session::new(Device::Cpu, Schedule::once("cpu", &cpu, Target::Cpu, Options::default()).unwrap());
+    assert!(matches!(session.unwrap().wgpu_buffer(id), Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn launches_are_timed() {
+    let Some(device) = device() else { return };
+    let mut g = Graph::new();
+    let mut x = g.input("x", TensorType::f32([100_000]));
+    for _ in 0..10 {
+        x = g.apply(Affine { scale: 0.5, shift: 1.0 }, &[x]).unwrap();
+    }
+    g.output("y", x);
+    let mut session = session(&device, &g).unwrap();
+    let mut times = Vec::new();
+    session.time_program(0, &mut |i, seconds| times.push((i, seconds))).unwrap();
+    assert!(times.iter().map(|t| t.0).eq(0..session.schedule().programs[0].commands.len()));
+    assert!(times.iter().map(|t| t.1).sum::<f64>() > 0.0 && times.iter().all(|t| (0.0..1.0).contains(&t.1)));
+}
