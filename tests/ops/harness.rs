@@ -360,8 +360,9 @@ fn adapter() -> Result<Device, &'static str> {
     let found = FOUND.get_or_init(|| Device::wgpu().map_err(|e| e.to_string()));
     let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
     match found {
+        Ok(device) => Ok(device.clone()),
         Err(reason) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
-        found => found.as_ref().map(Clone::clone).map_err(String::as_str),
+        Err(reason) => Err(reason),
     }
 }
 
