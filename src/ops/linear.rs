@@ -1,7 +1,8 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
+use super::conv2d::weight_grad_launches;
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
-use crate::cpu::gemm::{self, Matrix, gemm};
+use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::{Layout, TensorType};
 use crate::{Error, Result};
@@ -257,9 +258,12 @@ impl Op for LinearWeightGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
-        Ok(vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)])
+        Ok(match target {
+            Target::Cpu => vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)],
+            // Every row is an image of one pixel.
+            Target::Wgpu(target) => weight_grad_launches(self.name(), io, &Window::matrix(sizes[2]), target),
+        })
     }
 }
 

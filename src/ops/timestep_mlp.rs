@@ -4,7 +4,7 @@ use super::linear::expect_weight;
 use super::timestep_embedding::expect_times;
 use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, gemm};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -71,12 +71,49 @@ impl Op for TimestepMlp {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
+        if let Target::Wgpu(_) = target {
+            return self.launches(io, target);
+        }
         let (samples, hidden, n) = (io.outputs[0].rows(), io.inputs[1].cols(), io.outputs[0].cols());
         let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
         let launch = launch.with_scratch(samples * self.embedding.dim).with_scratch(samples * hidden);
         let launch = launch.scalars([samples, hidden, n, self.act as usize]).scalar(self.label);
         Ok(vec![self.embedding.scalars(launch)])
+    }
+}
+
+impl TimestepMlp {
+    /// Its three ops one after the other, what is between them in scratch.
+    fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let (samples, input) = (io.outputs[0].rows(), |i: usize| io.inputs[i].clone());
+        let between = [self.embedding.dim, io.inputs[1].cols()].map(|n| TensorType::f32([samples, n]));
+        let part = |op: &dyn Op, inputs: &[Arg], output: Arg| {
+            let ty = |arg: &Arg| match arg {
+                Arg::Input(i) => input(*i),
+                Arg::Scratch(i) => between[*i].clone(),
+                Arg::Output(i) => io.outputs[*i].clone(),
+            };
+            let signature = Signature { inputs: inputs.iter().map(ty).collect(), outputs: vec![ty(&output)] };
+            let mut launches = op.lower(&signature, target)?;
+            for arg in launches.iter_mut().flat_map(|launch| &mut launch.args) {
+                *arg = match arg {
+                    Arg::Input(i) => inputs[*i],
+                    _ => output,
+                };
+            }
+            Ok(launches)
+        };
+        let [embedded, hidden] = [Arg::Scratch(0), Arg::Scratch(1)];
+        let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
+        let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
+        let last = [hidden].into_iter().chain((3..io.inputs.len()).map(Arg::Input)).collect::<Vec<_>>();
+        let mut launches = part(&self.embedding, &[Arg::Input(0)], embedded)?;
+        launches.extend(part(&first, &[embedded, Arg::Input(1), Arg::Input(2)], hidden)?);
+        launches.extend(part(&second, &last, Arg::Output(0))?);
+        if let Some(launch) = launches.first_mut() {
+            launch.scratch = between.iter().map(TensorType::bytes).collect();
+        }
+        Ok(launches)
     }
 }
 
