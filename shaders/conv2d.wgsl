@@ -2,7 +2,20 @@
 // After: lib/activation, lib/epilogue, lib/tile, lib/window.
 
 struct Scalars {
-    window: Window,
+    height: u32,
+    width: u32,
+    channels: u32,
+    out_height: u32,
+    out_width: u32,
+    kernel_rows: u32,
+    kernel_cols: u32,
+    stride: u32,
+    pad_top: u32,
+    pad_left: u32,
+    // B * out_height * out_width
+    pixels: u32,
+    // kernel_rows * kernel_cols * channels
+    terms: u32,
     n: u32,
     scale: f32,
 }
@@ -15,10 +28,10 @@ struct Scalars {
 var<workgroup> corners: array<vec3<u32>, TILE_ROWS>;
 
 fn store(row: u32, col: u32, value: vec4<f32>) {
-    if row >= s.window.pixels {
+    if row >= s.pixels {
         return;
     }
-    let per_sample = s.window.out_height * s.window.out_width;
+    let per_sample = s.out_height * s.out_width;
     for (var j = 0u; j < 4u; j++) {
         if col + j < s.n {
             y[row * s.n + col + j] = epilogue(value[j], row, col + j, s.n, per_sample, s.scale);
@@ -39,10 +52,10 @@ fn tiled(
     let number = wg.x + wg.y * wgs.x;
     let first_row = number / across * TILE_ROWS;
     let first_quad = number % across * COL_LANES;
-    if first_row >= s.window.pixels {
+    if first_row >= s.pixels {
         return;
     }
-    let depths = s.window.terms;
+    let depths = s.terms;
     for (var i = lane; i < TILE_ROWS; i += lanes) {
         corners[i] = corner(first_row + i);
     }
@@ -86,9 +99,9 @@ fn tiled(
 fn pixel_quads(corner: vec3<u32>, tap: vec2<u32>) -> vec2<u32> {
     let at = corner.yz + tap;
     let pixel = at / DILATION;
-    let inside = pixel.x < s.window.height && pixel.y < s.window.width;
+    let inside = pixel.x < s.height && pixel.y < s.width;
     if inside && (DILATION == 1u || all(at % DILATION == vec2<u32>(0u))) {
-        return vec2<u32>(((corner.x + pixel.x) * s.window.width + pixel.y) * (s.window.channels / 4u), 1u);
+        return vec2<u32>(((corner.x + pixel.x) * s.width + pixel.y) * (s.channels / 4u), 1u);
     }
     return vec2<u32>(0u, 0u);
 }
@@ -110,24 +123,24 @@ fn direct(
     let number = (wg.x + wg.y * wgs.x) * 64u + lane;
     let row = number / halves * 4u;
     let half = number % halves;
-    if row >= s.window.pixels {
+    if row >= s.pixels {
         return;
     }
     let corner_0 = corner(row);
     let corner_1 = corner(row + 1u);
     let corner_2 = corner(row + 2u);
     let corner_3 = corner(row + 3u);
-    var at = half / 2u * s.window.terms * 4u + half % 2u * 2u;
+    var at = half / 2u * s.terms * 4u + half % 2u * 2u;
     var left = array<vec4<f32>, 4>();
     var right = array<vec4<f32>, 4>();
-    for (var ky = 0u; ky < s.window.kernel_rows; ky++) {
-        for (var kx = 0u; kx < s.window.kernel_cols; kx++) {
+    for (var ky = 0u; ky < s.kernel_rows; ky++) {
+        for (var kx = 0u; kx < s.kernel_cols; kx++) {
             let tap = vec2<u32>(ky, kx);
             let pixel_0 = pixel_quads(corner_0, tap);
             let pixel_1 = pixel_quads(corner_1, tap);
             let pixel_2 = pixel_quads(corner_2, tap);
             let pixel_3 = pixel_quads(corner_3, tap);
-            for (var i = 0u; i < s.window.channels / 4u; i++) {
+            for (var i = 0u; i < s.channels / 4u; i++) {
                 let w_left = mat4x4<f32>(w[at], w[at + 4u], w[at + 8u], w[at + 12u]);
                 let w_right = mat4x4<f32>(w[at + 1u], w[at + 5u], w[at + 9u], w[at + 13u]);
                 let v_0 = quad(pixel_0, i);

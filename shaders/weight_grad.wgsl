@@ -3,7 +3,20 @@
 // A linear layer is a convolution of 1 x 1 images. After: lib/tile, lib/window.
 
 struct Scalars {
-    window: Window,
+    height: u32,
+    width: u32,
+    channels: u32,
+    out_height: u32,
+    out_width: u32,
+    kernel_rows: u32,
+    kernel_cols: u32,
+    stride: u32,
+    pad_top: u32,
+    pad_left: u32,
+    // B * out_height * out_width
+    pixels: u32,
+    // kernel_rows * kernel_cols * channels
+    terms: u32,
     n: u32,
     // Pixels in a part, a multiple of TILE_DEPTH.
     part: u32,
@@ -20,7 +33,7 @@ var<workgroup> taps: array<vec3<u32>, TILE_ROWS>;
 // Four columns of dy, zeros beyond the last row and column.
 fn dy_quad(row: u32, col: u32) -> vec4<f32> {
     var v = vec4<f32>();
-    if row < s.window.pixels {
+    if row < s.pixels {
         for (var j = 0u; j < 4u; j++) {
             if col + j < s.n {
                 v[j] = dy[row * s.n + col + j];
@@ -32,8 +45,8 @@ fn dy_quad(row: u32, col: u32) -> vec4<f32> {
 
 fn store(part: u32, row: u32, quad: u32, value: vec4<f32>) {
     let panels = (s.n + 15u) / 16u;
-    if row < s.window.terms && quad < 4u * panels {
-        y[((part * panels + quad / 4u) * s.window.terms + row) * 4u + quad % 4u] = value;
+    if row < s.terms && quad < 4u * panels {
+        y[((part * panels + quad / 4u) * s.terms + row) * 4u + quad % 4u] = value;
     }
 }
 
@@ -46,7 +59,7 @@ fn tiled(
     let lanes = ROW_LANES * COL_LANES;
     // In units of four columns.
     let across = ((s.n + 15u) / 16u * 4u + COL_LANES - 1u) / COL_LANES;
-    let down = (s.window.terms + TILE_ROWS - 1u) / TILE_ROWS;
+    let down = (s.terms + TILE_ROWS - 1u) / TILE_ROWS;
     let number = wg.x + wg.y * wgs.x;
     let first_quad = number % across * COL_LANES;
     let first_row = number / across % down * TILE_ROWS;
@@ -60,7 +73,7 @@ fn tiled(
     workgroupBarrier();
 
     var sums = Sums();
-    let end = min((part + 1u) * s.part, s.window.pixels);
+    let end = min((part + 1u) * s.part, s.pixels);
     for (var k = part * s.part; k < end; k += TILE_DEPTH) {
         // Neighbours read neighbouring channels.
         for (var i = lane; i < 2u * ROW_LANES * TILE_DEPTH; i += lanes) {
@@ -102,27 +115,27 @@ fn direct(
     let halves = (s.n + 15u) / 16u * 2u;
     let number = (wg.x + wg.y * wgs.x) * 64u + lane;
     let half = number % halves;
-    let row = number / halves % (s.window.terms / 4u) * 4u;
-    let part = number / halves / (s.window.terms / 4u);
+    let row = number / halves % (s.terms / 4u) * 4u;
+    let part = number / halves / (s.terms / 4u);
     if part >= s.parts {
         return;
     }
     let begin = part * s.part;
-    let end = min(begin + s.part, s.window.pixels);
+    let end = min(begin + s.part, s.pixels);
     let under = tap(row);
-    let quads = s.window.channels / 4u;
+    let quads = s.channels / 4u;
     let stride = s.n / 4u;
     let has_left = 2u * half < stride;
     let has_right = 2u * half + 1u < stride;
-    var image = begin / s.window.out_width / s.window.out_height;
-    var out_row = begin / s.window.out_width % s.window.out_height;
-    var out_col = begin % s.window.out_width;
+    var image = begin / s.out_width / s.out_height;
+    var out_row = begin / s.out_width % s.out_height;
+    var out_col = begin % s.out_width;
     var left = array<vec4<f32>, 4>();
     var right = array<vec4<f32>, 4>();
     for (var k = begin; k < end; k++) {
-        let at = vec2<u32>(out_row, out_col) * s.window.stride + under.xy - vec2<u32>(s.window.pad_top, s.window.pad_left);
-        let inside = at.x < s.window.height && at.y < s.window.width;
-        let pixel = (image * s.window.height + at.x) * s.window.width + at.y;
+        let at = vec2<u32>(out_row, out_col) * s.stride + under.xy - vec2<u32>(s.pad_top, s.pad_left);
+        let inside = at.x < s.height && at.y < s.width;
+        let pixel = (image * s.height + at.x) * s.width + at.y;
         let v = select(vec4<f32>(), x_quads[select(0u, pixel * quads + under.z / 4u, inside)], inside);
         let v_left = select(vec4<f32>(), dy_quads[k * stride + select(0u, 2u * half, has_left)], has_left);
         let v_right = select(vec4<f32>(), dy_quads[k * stride + select(0u, 2u * half + 1u, has_right)], has_right);
@@ -134,8 +147,8 @@ fn direct(
         right[2] += v.z * v_right;
         left[3] += v.w * v_left;
         right[3] += v.w * v_right;
-        let row_ends = out_col + 1u == s.window.out_width;
-        let image_ends = row_ends && out_row + 1u == s.window.out_height;
+        let row_ends = out_col + 1u == s.out_width;
+        let image_ends = row_ends && out_row + 1u == s.out_height;
         out_col = select(out_col + 1u, 0u, row_ends);
         out_row = select(out_row + u32(row_ends), 0u, image_ends);
         image += u32(image_ends);

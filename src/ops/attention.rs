@@ -222,12 +222,14 @@ impl AttentionGrad {
         let [q, k, v, y, lse, dy] = [0, 1, 2, 3, 4, 5].map(Arg::Input);
         let (rows, shader) = (s.pairs() * s.queries, Shader::new(self.name(), wgsl!("attention_delta")));
         let delta = Launch::wgsl(shader, target.grid(rows.div_ceil(64)), [y, dy]).with_scratch(rows);
-        let shader = |entry| Shader::new(self.name(), wgsl!("lib/attention", "attention_grad")).entry(entry);
+        let by_key = wgsl!("lib/attention", "lib/attention_grad", "attention_keys_grad");
+        let by_query = wgsl!("lib/attention", "lib/attention_grad", "attention_queries_grad");
+        let shader = |source| Shader::new(self.name(), source);
         let inputs = [q, k, v, dy, lse, Arg::Scratch(0)];
-        let (by_key, groups) = s.tiled(shader("keys"), target, s.keys, s.d.max(s.dv))?;
+        let (by_key, groups) = s.tiled(shader(by_key), target, s.keys, s.d.max(s.dv))?;
         let args = inputs.into_iter().chain([Arg::Output(1), Arg::Output(2)]);
         let by_key = s.words(Launch::wgsl(by_key, target.grid(groups), args), self.0.scale);
-        let (by_query, groups) = s.tiled(shader("queries"), target, s.queries, s.d)?;
+        let (by_query, groups) = s.tiled(shader(by_query), target, s.queries, s.d)?;
         let by_query = Launch::wgsl(by_query, target.grid(groups), inputs.into_iter().chain([Arg::Output(0)]));
         Ok(vec![delta.scalars([s.queries, s.heads, s.dv, rows]), by_key, s.words(by_query, self.0.scale)])
     }
