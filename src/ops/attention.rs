@@ -225,7 +225,7 @@ impl AttentionGrad {
         let by_key = wgsl!("lib/attention", "lib/attention_grad", "attention_keys_grad");
         let by_query = wgsl!("lib/attention", "lib/attention_grad", "attention_queries_grad");
         let shader = |source| Shader::new(self.name(), source);
-        let inputs = [q, k, v, dy, lse, Arg::Scratch(0)];
+        let inputs = [q, k, v, dy, lse, Arg::Left(0, 0)];
         let (by_key, groups) = s.tiled(shader(by_key), target, s.keys, s.d.max(s.dv))?;
         let args = inputs.into_iter().chain([Arg::Output(1), Arg::Output(2)]);
         let by_key = s.words(Launch::wgsl(by_key, target.grid(groups), args), self.0.scale);

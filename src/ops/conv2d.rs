@@ -314,7 +314,7 @@ pub(super) fn weight_grad_launches(name: &'static str, io: &Signature, w: &Windo
     let grid = target.grid(elements.div_ceil(FLAT_GROUP));
     vec![
         sums(&[Arg::Input(0), Arg::Input(1)]).with_scratch(parts * elements),
-        Launch::wgsl(all, grid, [Arg::Scratch(0), Arg::Output(0)]).scalars([elements, parts]),
+        Launch::wgsl(all, grid, [Arg::Left(0, 0), Arg::Output(0)]).scalars([elements, parts]),
     ]
 }
 

@@ -83,36 +83,30 @@ impl Op for TimestepMlp {
 }
 
 impl TimestepMlp {
-    /// Its three ops one after the other, what is between them in scratch.
+    /// Its three ops one after the other, a launch each, what is between them in scratch.
     fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let (samples, input) = (io.outputs[0].rows(), |i: usize| io.inputs[i].clone());
-        let between = [self.embedding.dim, io.inputs[1].cols()].map(|n| TensorType::f32([samples, n]));
-        let part = |op: &dyn Op, inputs: &[Arg], output: Arg| {
-            let ty = |arg: &Arg| match arg {
-                Arg::Input(i) => input(*i),
-                Arg::Scratch(i) => between[*i].clone(),
-                Arg::Output(i) => io.outputs[*i].clone(),
-            };
-            let signature = Signature { inputs: inputs.iter().map(ty).collect(), outputs: vec![ty(&output)] };
-            let mut launches = op.lower(&signature, target)?;
-            for arg in launches.iter_mut().flat_map(|launch| &mut launch.args) {
-                *arg = match arg {
-                    Arg::Input(i) => inputs[*i],
-                    _ => output,
-                };
+        let (samples, mut launches) = (io.outputs[0].rows(), Vec::new());
+        let mut add = |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, to: Arg| -> Result<(Arg, TensorType)> {
+            let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
+            let between = TensorType::f32([samples, n]);
+            for mut launch in op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)? {
+                if to == Arg::Scratch(0) {
+                    launch.scratch = vec![between.bytes()];
+                }
+                for arg in &mut launch.args {
+                    *arg = if let Arg::Input(i) = arg { args[*i] } else { to };
+                }
+                launches.push(launch);
             }
-            Ok(launches)
+            Ok((Arg::Left(launches.len().saturating_sub(1), 0), between))
         };
-        let [embedded, hidden] = [Arg::Scratch(0), Arg::Scratch(1)];
+        let input = |i: usize| (Arg::Input(i), io.inputs[i].clone());
         let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
         let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
-        let last = [hidden].into_iter().chain((3..io.inputs.len()).map(Arg::Input)).collect::<Vec<_>>();
-        let mut launches = part(&self.embedding, &[Arg::Input(0)], embedded)?;
-        launches.extend(part(&first, &[embedded, Arg::Input(1), Arg::Input(2)], hidden)?);
-        launches.extend(part(&second, &last, Arg::Output(0))?);
-        if let Some(launch) = launches.first_mut() {
-            launch.scratch = between.iter().map(TensorType::bytes).collect();
-        }
+        let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, Arg::Scratch(0))?;
+        let hidden = add(&first, vec![embedded, input(1), input(2)], io.inputs[1].cols(), Arg::Scratch(0))?;
+        let operands = (3..io.inputs.len()).map(input);
+        add(&second, [hidden].into_iter().chain(operands).collect(), io.outputs[0].cols(), Arg::Output(0))?;
         Ok(launches)
     }
 }
