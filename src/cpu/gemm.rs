@@ -106,6 +106,23 @@ pub struct Window {
 }
 
 impl Window {
+    /// A 1×1 convolution of images of one pixel: a plain matrix product.
+    pub fn matrix(channels: usize) -> Self {
+        let (kernel, one) = ([1, 1], 1);
+        Window {
+            height: one,
+            width: one,
+            channels,
+            out_height: one,
+            out_width: one,
+            kernel,
+            stride: one,
+            pad_top: 0,
+            pad_left: 0,
+            dilation: one,
+        }
+    }
+
     /// Pixels under the kernel.
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]

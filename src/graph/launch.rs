@@ -93,6 +93,8 @@ pub enum Arg {
     Output(usize),
     /// Piece i of the launch's own scratch memory.
     Scratch(usize),
+    /// What an earlier launch of the same op left in its scratch memory: the launch's number, the piece.
+    Left(usize, usize),
 }
 
 /// A number handed to a kernel.
@@ -249,6 +251,14 @@ impl Launch {
     pub fn wgsl(shader: Shader, grid: [u32; 3], args: impl IntoIterator<Item = Arg>) -> Self {
         let (kernel, args) = (Kernel::Wgsl(shader), args.into_iter().collect());
         Launch { kernel, grid, block: [1; 3], args, scalars: vec![], scratch: vec![], flat: None, anywhere: vec![] }
+    }
+
+    /// Takes argument `i` from those that are cut: every stretch sees all of it.
+    pub fn whole(mut self, i: usize) -> Self {
+        if let Some(flat) = &mut self.flat {
+            flat.arguments.retain(|a| *a != i);
+        }
+        self
     }
 
     /// Arguments that may begin anywhere, see [`Launch::anywhere`].

@@ -267,14 +267,10 @@ pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 /// Ops without a shader. Every other op must have one, and these must not.
 const NO_SHADER: &[&str] = &[
     "argmax",
-    "attention",
-    "attention_grad",
     "average_pool",
     "average_pool_grad",
     "broadcast",
     "concat",
-    "conv2d",
-    "conv2d_weight_grad",
     "cross_entropy",
     "cross_entropy_grad",
     "diffusion_update",
@@ -294,10 +290,8 @@ const NO_SHADER: &[&str] = &[
     "guidance_rescale",
     "layer_norm",
     "layer_norm_grad",
-    "linear_weight_grad",
     "loss",
     "loss_grad",
-    "matmul",
     "max_pool",
     "max_pool_grad",
     "optimizer",
@@ -316,7 +310,6 @@ const NO_SHADER: &[&str] = &[
     "slice",
     "timestep_embedding",
     "timestep_mlp",
-    "transpose_weight",
 ];
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
