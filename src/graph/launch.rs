@@ -93,6 +93,8 @@ pub enum Arg {
     Output(usize),
     /// Piece i of the launch's own scratch memory.
     Scratch(usize),
+    /// What an earlier launch of the same op left in its scratch memory: the launch's number, the piece.
+    Left(usize, usize),
 }
 
 /// A number handed to a kernel.
