@@ -253,6 +253,14 @@ impl Launch {
         Launch { kernel, grid, block: [1; 3], args, scalars: vec![], scratch: vec![], flat: None, anywhere: vec![] }
     }
 
+    /// Takes argument `i` from those that are cut: every stretch sees all of it.
+    pub fn whole(mut self, i: usize) -> Self {
+        if let Some(flat) = &mut self.flat {
+            flat.arguments.retain(|a| *a != i);
+        }
+        self
+    }
+
     /// Arguments that may begin anywhere, see [`Launch::anywhere`].
     pub fn anywhere(mut self, arguments: impl IntoIterator<Item = usize>) -> Self {
         self.anywhere.extend(arguments);
