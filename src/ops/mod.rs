@@ -42,6 +42,7 @@ mod rms_norm;
 mod sample_mix;
 mod scale_by;
 mod slice;
+mod tile;
 mod timestep_embedding;
 mod timestep_mlp;
 mod transpose_weight;
