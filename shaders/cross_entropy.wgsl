@@ -1,4 +1,4 @@
-// -ln softmax(x[b])[labels[b]], x [B, C]; a line of lanes a sample. A label outside 0..C gives NaN. After: lib/tile.
+// -ln softmax(x[b])[labels[b]], x [B, C]; a line of lanes a sample. A label outside 0..C gives NaN. After: lib/lanes.
 
 struct Scalars {
     samples: u32,

@@ -1,4 +1,4 @@
-// dx = dy * (softmax(x) - onehot(label)), x [B, C]; a line of lanes a sample. After: lib/tile.
+// dx = dy * (softmax(x) - onehot(label)), x [B, C]; a line of lanes a sample. After: lib/lanes.
 
 struct Scalars {
     samples: u32,

@@ -1,7 +1,7 @@
 // The backward of group normalisation over x [B, R, C], a stretch of rows a workgroup. With h = n * factor + offset the
 // argument of the activation, factor = gamma * (1 + scale), and e = dy * act'(h): `sum_rows` makes the sums of e and of e * n,
 // `main` dx = rstd * (e * factor - mean(e * factor) - n * mean(e * factor * n)), the means over the group as
-// group_norm_grad_means leaves them. After: lib/activation, lib/tile, lib/stretch.
+// group_norm_grad_means leaves them. After: lib/activation, lib/lanes, lib/stretch.
 
 override MODULATE: bool;
 

@@ -1,6 +1,6 @@
 // From the sums over rows of e and of e * n, sums [B, 2, C], those over each group times the channel's factor, as dx needs them:
 // means [B, groups] of mean, rstd, -rstd * mean(e * factor), -rstd^2 * mean(e * factor * n); a line of lanes a group.
-// After: lib/tile.
+// After: lib/lanes.
 
 struct Scalars {
     // Of all samples.

@@ -1,5 +1,5 @@
 // y = n, with AFFINE n * gamma + beta, with MODULATE (what that gives) * (1 + scale) + shift, where n = (x - mean) * rstd over
-// each row of x [rows, C]; a line of lanes a row. After: lib/tile.
+// each row of x [rows, C]; a line of lanes a row. After: lib/lanes.
 
 struct Scalars {
     rows: u32,

@@ -1,5 +1,5 @@
 // With g = dy * gamma * (1 + scale) over each row of x [rows, C]: dx = rstd * (g - mean(g) - n * mean(g * n)); a line of lanes
-// a row. After: lib/tile.
+// a row. After: lib/lanes.
 
 struct Scalars {
     rows: u32,

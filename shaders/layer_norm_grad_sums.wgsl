@@ -1,5 +1,5 @@
 // Sums over rows of x [samples, rows, C], a stretch of them a workgroup: of dy and of dy * n -> [samples, stretches, 2, C].
-// After: lib/tile, lib/stretch.
+// After: lib/lanes, lib/stretch.
 
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 // [samples, rows, 2]: mean, rstd

@@ -1,5 +1,5 @@
 // Sums over the middle of x [outer, middle, inner], a stretch of it a workgroup -> y [outer, stretches, inner].
-// After: lib/tile, lib/stretch.
+// After: lib/lanes, lib/stretch.
 
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;

@@ -1,5 +1,5 @@
 // y = x * rstd, with AFFINE x * rstd * gamma, where rstd = 1 / sqrt(mean(x^2) + eps) over each row of x [rows, C]; a line of
-// lanes a row. After: lib/tile.
+// lanes a row. After: lib/lanes.
 
 struct Scalars {
     rows: u32,

@@ -1,5 +1,5 @@
 // With g = dy * gamma, n = x * rstd over each row of x [rows, C]: dx = rstd * (g - n * mean(g * n)); a line of lanes a row.
-// After: lib/tile.
+// After: lib/lanes.
 
 struct Scalars {
     rows: u32,

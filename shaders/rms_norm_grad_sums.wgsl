@@ -1,5 +1,5 @@
 // dgamma = sums over rows of dy * x * rstd, x [rows, C], a stretch of rows a workgroup -> [stretches, C].
-// After: lib/tile, lib/stretch.
+// After: lib/lanes, lib/stretch.
 
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 // [rows]

@@ -1,5 +1,5 @@
 // Workgroups over x [samples, rows, cols]: each takes a stretch of rows of one sample, in as many columns as it has lanes
-// across. Counts come from `ops::tile::Stretches`. After: lib/tile.
+// across. Counts come from `ops::lanes::Stretches`. After: lib/lanes.
 
 struct Scalars {
     samples: u32,

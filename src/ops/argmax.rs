@@ -1,6 +1,6 @@
 //! Where the largest number stands.
 
-use super::tile::by_row;
+use super::lanes::by_row;
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};

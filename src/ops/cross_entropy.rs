@@ -1,7 +1,7 @@
 //! The loss of a classifier, one number for each sample.
 
 use super::embedding::expect_i32;
-use super::tile::by_row;
+use super::lanes::by_row;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
@@ -54,7 +54,7 @@ impl Op for CrossEntropy {
         Ok(vec![match target {
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/tile", "cross_entropy"));
+                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy"));
                 by_row(shader, target, dims, [Arg::Input(0), Arg::Input(1), Arg::Output(0)]).scalars(dims)
             }
         }])
@@ -100,7 +100,7 @@ impl Op for CrossEntropyGrad {
         Ok(vec![match target {
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 3, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/tile", "cross_entropy_grad"));
+                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy_grad"));
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
                 by_row(shader, target, dims, args).scalars(dims)
             }

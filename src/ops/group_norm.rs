@@ -1,7 +1,7 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
-use super::tile::{Stretches, add_sums, by_row};
+use super::lanes::{Stretches, add_sums, by_row};
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
@@ -103,7 +103,7 @@ impl Op for GroupNorm {
     }
 }
 
-const GROUP_NORM_GRAD: &str = wgsl!("lib/activation", "lib/tile", "lib/stretch", "group_norm_grad");
+const GROUP_NORM_GRAD: &str = wgsl!("lib/activation", "lib/lanes", "lib/stretch", "group_norm_grad");
 
 /// The backward of [`GroupNorm`]: its inputs, its stats, dy → the gradients of its inputs, in their order.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -158,7 +158,7 @@ impl GroupNormGrad {
         let sums = add_sums(&mut launches, target, Arg::Left(0, 0), dims, 1.0, None);
 
         let (count, width) = (c.samples * groups, c.channels / groups);
-        let means = Shader::new("group_norm_grad_means", wgsl!("lib/tile", "group_norm_grad_means"));
+        let means = Shader::new("group_norm_grad_means", wgsl!("lib/lanes", "group_norm_grad_means"));
         let means = means.flag("MODULATE", modulate);
         let launch = by_row(means, target, [count, width], [sums, gamma, scale, stats]);
         launches.push(launch.scalars([count, width, groups, c.rows]).with_scratch(4 * count));

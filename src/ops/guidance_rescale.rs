@@ -1,6 +1,6 @@
 //! Guidance that keeps the contrast of the conditional prediction.
 
-use super::tile::Samples;
+use super::lanes::Samples;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};

@@ -1,7 +1,7 @@
 //! Layer normalisation over the last dimension, with a modulation by sample.
 
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
-use super::tile::{Stretches, add_sums, by_row};
+use super::lanes::{Stretches, add_sums, by_row};
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
@@ -85,7 +85,7 @@ impl Op for LayerNorm {
         Ok(vec![match target {
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
             Target::Wgpu(target) => {
-                let shader = self.shader(Shader::new(self.name(), wgsl!("lib/tile", "layer_norm")));
+                let shader = self.shader(Shader::new(self.name(), wgsl!("lib/lanes", "layer_norm")));
                 let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
                 let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
                 self.by_row(shader, target, &c, args).scalar(self.eps)
@@ -136,12 +136,12 @@ impl LayerNormGrad {
         let LayerNorm { affine, modulate, .. } = self.0;
         let n = self.0.inputs();
         let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
-        let shader = self.0.shader(Shader::new(self.name(), wgsl!("lib/tile", "layer_norm_grad")));
+        let shader = self.0.shader(Shader::new(self.name(), wgsl!("lib/lanes", "layer_norm_grad")));
         let [gamma, _, scale, _] = parameter_args(affine, modulate, x);
         let mut launches = vec![self.0.by_row(shader, target, c, [x, gamma, scale, stats, dy, Arg::Output(0)])];
         if n > 1 {
             let stretches = Stretches::new([c.samples, c.rows, c.channels]);
-            let shader = Shader::new("layer_norm_grad_sums", wgsl!("lib/tile", "lib/stretch", "layer_norm_grad_sums"));
+            let shader = Shader::new("layer_norm_grad_sums", wgsl!("lib/lanes", "lib/stretch", "layer_norm_grad_sums"));
             let dims = [c.samples, stretches.count, 2 * c.channels];
             let launch = stretches.launch(shader, target, [x, stats, dy], 1, 1.0);
             launches.push(launch.with_scratch(dims.iter().product()));

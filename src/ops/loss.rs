@@ -1,6 +1,6 @@
 //! Losses of a prediction, one number for each sample.
 
-use super::tile::Samples;
+use super::lanes::Samples;
 use super::{Affine, Binary, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};

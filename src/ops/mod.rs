@@ -42,7 +42,7 @@ mod rms_norm;
 mod sample_mix;
 mod scale_by;
 mod slice;
-mod tile;
+mod lanes;
 mod timestep_embedding;
 mod timestep_mlp;
 mod transpose_weight;

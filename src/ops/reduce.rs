@@ -1,6 +1,6 @@
 //! Sums over the middle of a tensor.
 
-use super::tile::add_sums;
+use super::lanes::add_sums;
 use super::{Broadcast, expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Signature, Target, Value};

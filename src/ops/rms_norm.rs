@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation over the last dimension.
 
 use super::norm::Chunks;
-use super::tile::{Stretches, add_sums, by_row};
+use super::lanes::{Stretches, add_sums, by_row};
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
@@ -73,7 +73,7 @@ impl Op for RmsNorm {
         Ok(vec![match target {
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/tile", "rms_norm")).flag("AFFINE", self.affine);
+                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "rms_norm")).flag("AFFINE", self.affine);
                 let args = [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)];
                 by_row(shader, target, [x.rows(), x.cols()], args).scalars([x.rows(), x.cols()]).scalar(self.eps)
             }
@@ -121,12 +121,12 @@ impl RmsNormGrad {
     fn shaders(&self, target: &WgpuTarget, [rows, channels]: [usize; 2]) -> Vec<Launch> {
         let (affine, n) = (self.0.affine, self.0.inputs());
         let [x, rstd, dy] = [0, n, n + 1].map(Arg::Input);
-        let shader = Shader::new(self.name(), wgsl!("lib/tile", "rms_norm_grad")).flag("AFFINE", affine);
+        let shader = Shader::new(self.name(), wgsl!("lib/lanes", "rms_norm_grad")).flag("AFFINE", affine);
         let args = [x, self.0.gamma(), rstd, dy, Arg::Output(0)];
         let mut launches = vec![by_row(shader, target, [rows, channels], args).scalars([rows, channels])];
         if affine {
             let stretches = Stretches::new([1, rows, channels]);
-            let shader = Shader::new("rms_norm_grad_sums", wgsl!("lib/tile", "lib/stretch", "rms_norm_grad_sums"));
+            let shader = Shader::new("rms_norm_grad_sums", wgsl!("lib/lanes", "lib/stretch", "rms_norm_grad_sums"));
             let dims = [1, stretches.count, channels];
             let launch = stretches.launch(shader, target, [x, rstd, dy], 1, 1.0);
             launches.push(launch.with_scratch(dims.iter().product()));

@@ -9,7 +9,7 @@ const ROWS: usize = 32;
 /// Elements of a stretch of a sample where whole samples are summed.
 const STRETCH: usize = 1 << 14;
 
-/// A workgroup as a tile of lanes; `shaders/lib/tile.wgsl`.
+/// A workgroup as a tile of lanes; `shaders/lib/lanes.wgsl`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
     across: usize,
@@ -94,7 +94,7 @@ pub(crate) fn add_sums(
     loop {
         let stretches = Stretches::new([outer, middle, inner]);
         let last = stretches.count == 1;
-        let shader = Shader::new("reduce", wgsl!("lib/tile", "lib/stretch", "reduce"));
+        let shader = Shader::new("reduce", wgsl!("lib/lanes", "lib/stretch", "reduce"));
         let args = [Some(from), to.filter(|_| last)].into_iter().flatten();
         let launch = stretches.launch(shader, target, args, 1, if last { scale } else { 1.0 });
         let stored = last && to.is_some();
