@@ -596,7 +596,7 @@ mod x86 {
     use crate::tensor::PANEL;
     use std::arch::x86_64::*;
 
-    /// Calls `$tile::<rows, …>` for the whole tiles of `$max` rows and then for what is left.
+    /// Calls `$lanes::<rows, …>` for the whole tiles of `$max` rows and then for what is left.
     macro_rules! rows_of {
         ($t:ident, $m:ident, $max:literal, $call:ident, [$($rest:literal)*], $p:ident, $k:ident, $accumulate:ident) => {{
             let mut i = 0;

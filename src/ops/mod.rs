@@ -21,6 +21,7 @@ mod geglu;
 mod grad_norm;
 mod group_norm;
 mod guidance_rescale;
+mod lanes;
 mod layer_norm;
 mod linear;
 mod lora;

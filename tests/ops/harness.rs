@@ -265,52 +265,7 @@ impl<'a> Case<'a> {
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
 /// Ops without a shader. Every other op must have one, and these must not.
-const NO_SHADER: &[&str] = &[
-    "argmax",
-    "average_pool",
-    "average_pool_grad",
-    "broadcast",
-    "concat",
-    "cross_entropy",
-    "cross_entropy_grad",
-    "diffusion_update",
-    "dropout",
-    "edm_coefficients",
-    "embedding",
-    "embedding_grad",
-    "fourier_embedding",
-    "gate",
-    "gate_grad",
-    "gather",
-    "gather_grad",
-    "geglu",
-    "geglu_grad",
-    "grad_norm",
-    "group_norm_grad",
-    "guidance_rescale",
-    "layer_norm",
-    "layer_norm_grad",
-    "loss",
-    "loss_grad",
-    "max_pool",
-    "max_pool_grad",
-    "optimizer",
-    "pad",
-    "permute",
-    "random",
-    "reciprocal",
-    "reduce",
-    "resample",
-    "resize_nearest",
-    "resize_nearest_grad",
-    "rms_norm",
-    "rms_norm_grad",
-    "sample_mix",
-    "scale_by",
-    "slice",
-    "timestep_embedding",
-    "timestep_mlp",
-];
+const NO_SHADER: &[&str] = &[];
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
 /// hardware. What is left out and why is printed; `LANGEVIN_REQUIRE=wgpu` makes a missing
