@@ -265,7 +265,6 @@ impl<'a> Case<'a> {
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
 /// Ops without a shader. Every other op must have one, and these must not.
-const NO_SHADER: &[&str] = &[];
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
 /// hardware. What is left out and why is printed; `LANGEVIN_REQUIRE=wgpu` makes a missing
