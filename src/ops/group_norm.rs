@@ -1,7 +1,7 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::lanes::{Stretches, add_sums, by_row};
+use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;

@@ -1,7 +1,7 @@
 //! Layer normalisation over the last dimension, with a modulation by sample.
 
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::lanes::{Stretches, add_sums, by_row};
+use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};

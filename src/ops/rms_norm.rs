@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation over the last dimension.
 
-use super::norm::Chunks;
 use super::lanes::{Stretches, add_sums, by_row};
+use super::norm::Chunks;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
