@@ -1,5 +1,5 @@
 // y = epilogue(x * W), an implicit matrix product   x [B, H, W, C], W [taps * C, N] in panels -> y [B, H', W', N]
-// After: lib/activation, lib/epilogue, lib/tile, lib/window.
+// After: lib/activation, lib/epilogue, lib/product, lib/window.
 
 struct Scalars {
     height: u32,

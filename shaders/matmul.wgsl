@@ -1,4 +1,4 @@
-// y[b] = a[b] b[b]   a [B, M, K] or [B, K, M], b [B, K, N] or [B, N, K] -> y [B, M, N]. After: lib/tile.
+// y[b] = a[b] b[b]   a [B, M, K] or [B, K, M], b [B, K, N] or [B, N, K] -> y [B, M, N]. After: lib/product.
 
 struct Scalars {
     batch: u32,

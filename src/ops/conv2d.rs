@@ -1,7 +1,7 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
 use super::linear::expect_weight;
-use super::tile::{BUSY, DIRECT_LANES, Tiling};
+use super::product::{BUSY, DIRECT_LANES, Tiling};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
@@ -113,7 +113,7 @@ fn window_words(launch: Launch, w: &Window, pixels: usize) -> Launch {
     launch.scalars(sizes).scalars([w.stride, w.pad_top, w.pad_left, pixels, w.taps() * w.channels])
 }
 
-const CONV2D: &str = wgsl!("lib/activation", "lib/epilogue", "lib/tile", "lib/window", "conv2d");
+const CONV2D: &str = wgsl!("lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d");
 
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
@@ -278,7 +278,7 @@ const PART: [usize; 2] = [512, 8192];
 /// Most bytes of all parts of a weight gradient.
 const PART_BYTES: usize = 1 << 26;
 
-const WEIGHT_GRAD: &str = wgsl!("lib/tile", "lib/window", "weight_grad");
+const WEIGHT_GRAD: &str = wgsl!("lib/product", "lib/window", "weight_grad");
 
 /// x, dy → dW on the wgpu device: sums over parts of the pixels, so that there are enough workgroups, and then over the parts.
 pub(super) fn weight_grad_launches(name: &'static str, io: &Signature, w: &Window, target: &WgpuTarget) -> Vec<Launch> {

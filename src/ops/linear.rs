@@ -1,7 +1,7 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
 use super::conv2d::weight_grad_launches;
-use super::tile::DIRECT_LANES;
+use super::product::DIRECT_LANES;
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};

@@ -1,6 +1,6 @@
 //! Products of matrices that both are computed, batch by batch.
 
-use super::tile::Tiling;
+use super::product::Tiling;
 use super::{expect_inputs, expect_plain};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
@@ -75,7 +75,7 @@ impl Op for BatchedMatmul {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/tile", "matmul"));
+                let shader = Shader::new(self.name(), wgsl!("lib/product", "matmul"));
                 let shader = shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b);
                 let tiles = Tiling::new(batch, m, n);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];

@@ -1,4 +1,4 @@
-//! How products are cut into the tiles of `shaders/lib/tile.wgsl`.
+//! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`.
 
 use crate::graph::Shader;
 
