@@ -1,6 +1,6 @@
 use crate::harness::{Case, Tensor, f32s, panels};
 use crate::linear::{all_epilogues, finish};
-use langevin::ops::{Activation, Conv2d, Epilogue, Padding};
+use langevin::ops::{Activation, Conv2d, Conv2dWeightGrad, Epilogue, Padding};
 
 fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
     let [b, h, w, c] = i[0].shape[..] else { unreachable!() };
@@ -107,4 +107,37 @@ fn epilogues() {
     }
     // Large, so that no finite difference is taken across the edge of ReLU.
     check(Conv2d::same(3, Epilogue { activation: Activation::Relu, ..Epilogue::bias() }), [2, 12, 12, 40, 35]);
+}
+
+/// Sums over more pixels than shaders add up in one go; their parts begin in the middle of an image.
+#[test]
+fn weight_gradients_of_many_pixels() {
+    for (conv, [b, h, w, c, n]) in [
+        (Conv2d::same(3, Epilogue::default()), [3, 23, 21, 4, 8]),
+        (Conv2d::same(3, Epilogue::default()), [3, 23, 21, 3, 5]),
+        (Conv2d { stride: 2, ..Conv2d::same(3, Epilogue::default()) }, [5, 30, 27, 8, 20]),
+    ] {
+        let taps = conv.kernel[0] * conv.kernel[1];
+        let (oh, ow) = ((h - 1) / conv.stride + 1, (w - 1) / conv.stride + 1);
+        let op = Conv2dWeightGrad { conv, shape: vec![taps, c, n] };
+        let inputs = vec![f32s(&[b, h, w, c], 1), f32s(&[b, oh, ow, n], 2)];
+        Case::new(format!("{op:?} {b}x{h}x{w}"), op, inputs, |i| {
+            let mut dw = Tensor::zeros([taps, c, n]);
+            for (s, oy, ox) in (0..b * oh * ow).map(|p| (p / ow / oh, p / ow % oh, p % ow)) {
+                for (ky, kx) in (0..taps).map(|t| (t / 3, t % 3)) {
+                    let (y, x) = (oy * conv.stride + ky, ox * conv.stride + kx);
+                    if !(1..=h).contains(&y) || !(1..=w).contains(&x) {
+                        continue;
+                    }
+                    for (ci, co) in (0..c * n).map(|k| (k / n, k % n)) {
+                        *dw.at_mut(&[3 * ky + kx, ci, co]) +=
+                            i[0].at(&[s, y - 1, x - 1, ci]) * i[1].at(&[s, oy, ox, co]);
+                    }
+                }
+            }
+            vec![dw]
+        })
+        .forward_only()
+        .check();
+    }
 }

@@ -73,18 +73,21 @@ fn large_linear_and_weight_grad() {
     })
     .forward_only()
     .check();
-    let shape = vec![k, n];
-    Case::new("large weight grad", LinearWeightGrad { shape }, vec![f32s(&[m, k], 1), f32s(&[m, n], 2)], |i| {
-        let mut w = Tensor::zeros([k, n]);
-        for l in 0..k {
-            for c in 0..n {
-                w.data[l * n + c] = (0..m).map(|r| i[0].data[r * k + l] * i[1].data[r * n + c]).sum();
+    // The second sums so many rows that shaders do it in parts.
+    for (m, k, n) in [(m, k, n), (1500, 12, 20)] {
+        let (op, inputs) = (LinearWeightGrad { shape: vec![k, n] }, vec![f32s(&[m, k], 1), f32s(&[m, n], 2)]);
+        Case::new(format!("weight grad {m}x{k}x{n}"), op, inputs, |i| {
+            let mut w = Tensor::zeros([k, n]);
+            for l in 0..k {
+                for c in 0..n {
+                    w.data[l * n + c] = (0..m).map(|r| i[0].data[r * k + l] * i[1].data[r * n + c]).sum();
+                }
             }
-        }
-        vec![w]
-    })
-    .forward_only()
-    .check();
+            vec![w]
+        })
+        .forward_only()
+        .check();
+    }
 }
 
 #[test]
