@@ -11,9 +11,9 @@ struct Scalars {
 // Of all stretches, even where x is seen in pieces.
 @group(0) @binding(2) var<storage, read_write> squares: array<f32>;
 
-// What an invocation takes: BLOCKS short sums of 16, so that rounding does not grow with their number.
-const BLOCKS: u32 = 4u;
-const STRETCH: u32 = 256u * BLOCKS * 16u;
+// An invocation makes short sums of 16, so that rounding does not grow with the length of a stretch.
+const BLOCK: u32 = 256u * 16u;
+const STRETCH: u32 = 4u * BLOCK;
 
 @compute @workgroup_size(256)
 fn main(
@@ -25,21 +25,17 @@ fn main(
     if start >= s.n {
         return;
     }
-    let end = min(start + STRETCH, s.n);
-    var total = 0.0;
-    var i = start + lane;
-    for (var block = 0u; block < BLOCKS; block++) {
-        var sum = 0.0;
-        for (var k = 0u; k < 16u; k++) {
-            if i < end {
-                let v = x[s.x_at + i];
-                sum += v * v;
-            }
-            i += 256u;
+    var sum = 0.0;
+    for (var block = start; block < start + STRETCH; block += BLOCK) {
+        var part = 0.0;
+        let end = min(block + BLOCK, s.n);
+        for (var i = block + lane; i < end; i += 256u) {
+            let v = x[s.x_at + i];
+            part += v * v;
         }
-        total += sum;
+        sum += part;
     }
-    total = reduce_sum(total, lane);
+    let total = reduce_sum(sum, lane);
     if lane == 0u {
         squares[(s.first + start) / STRETCH] = total;
     }

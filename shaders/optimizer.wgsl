@@ -33,7 +33,7 @@ struct Coefficients {
 @group(0) @binding(2) var<storage, read_write> grads: array<f32>;
 @group(0) @binding(3) var<storage, read_write> m: array<f32>;
 @group(0) @binding(4) var<storage, read_write> v: array<f32>;
-@group(0) @binding(5) var<storage, read_write> c: Coefficients;
+@group(0) @binding(5) var<storage, read_write> coefficients: Coefficients;
 @group(0) @binding(6) var<storage, read_write> p_out: array<f32>;
 @group(0) @binding(7) var<storage, read_write> m_out: array<f32>;
 @group(0) @binding(8) var<storage, read_write> v_out: array<f32>;
@@ -45,6 +45,8 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let start = flat_start(group, groups, lane);
+    // Once, before stores that might have changed them.
+    let c = coefficients;
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i >= s.n {

@@ -24,14 +24,17 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let start = flat_start(group, groups, lane);
+    // Once, before stores that might have changed them.
+    let update = coefficients[0];
+    let follow = coefficients[11u + s.number];
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i >= s.n {
             return;
         }
         var a = average[s.average_at + i];
-        if coefficients[0] != 0.0 {
-            a += coefficients[11u + s.number] * (p[s.p_at + i] - a);
+        if update != 0.0 {
+            a += follow * (p[s.p_at + i] - a);
         }
         y[s.y_at + i] = a;
     }
