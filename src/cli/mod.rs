@@ -14,7 +14,7 @@ mod train;
 mod train_classifier;
 
 use crate::collective;
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -78,6 +78,19 @@ impl Output {
         // A closed pipe is the reader's choice.
         let _ = writeln!(std::io::stdout(), "{text}");
     }
+}
+
+/// The device of that name; `auto` is the best one that `fits`, which lowers what is to run.
+fn choose(name: &str, output: Output, fits: impl Fn(&Device) -> Result<()>) -> Result<Device> {
+    match name {
+        "auto" => Ok(Device::auto_for(fits, |passed| output.note(passed))),
+        name => name.parse(),
+    }
+}
+
+/// For [`choose`]: what `auto` keeps to the processor.
+fn only_by_name(what: &str) -> impl Fn(&Device) -> Result<()> {
+    move |device| Err(Error::unsupported(format!("auto for {what}"), format!("it takes --device {device}")))
 }
 
 /// Set by Ctrl-C.
