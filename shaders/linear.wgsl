@@ -84,32 +84,53 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
     }
 }
 
-// The same without workgroup memory and barriers, for a processor that plays GPU: an invocation makes 8 rows of a panel.
-// A grid of (panels / COL_LANES, row tiles).
-@compute @workgroup_size(ROW_LANES * COL_LANES)
-fn direct(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let first_row = wg.y * ROW_LANES * EACH + lane % ROW_LANES;
-    let panel = wg.x * COL_LANES + lane / ROW_LANES;
-    if panel * 16u >= s.n || first_row >= s.m {
+// x by four terms.
+@group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<f32>>;
+
+// The same without workgroup memory and barriers, for a processor that plays GPU: an invocation makes 4 rows of 8 columns. K is
+// a multiple of 4. Reading four numbers costs there as much as reading one.
+@compute @workgroup_size(64)
+fn direct(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    // Of panels, those that hold columns.
+    let halves = (s.n + 7u) / 8u;
+    let number = (wg.x + wg.y * wgs.x) * 64u + lane;
+    let row = number / halves * 4u;
+    let half = number % halves;
+    if row >= s.m {
         return;
     }
-    // Rows beyond the last read the last one, and are not stored.
-    var at = array<u32, EACH>();
-    for (var r = 0u; r < EACH; r++) {
-        at[r] = min(first_row + r * ROW_LANES, s.m - 1u) * s.k;
+    // Rows beyond the last stand for the last, and are not stored.
+    let quads = s.k / 4u;
+    let row_0 = row * quads;
+    let row_1 = min(row + 1u, s.m - 1u) * quads;
+    let row_2 = min(row + 2u, s.m - 1u) * quads;
+    let row_3 = min(row + 3u, s.m - 1u) * quads;
+    var at = half / 2u * s.k * 4u + half % 2u * 2u;
+    var left = array<vec4<f32>, 4>();
+    var right = array<vec4<f32>, 4>();
+    for (var i = 0u; i < quads; i++) {
+        let w_left = mat4x4<f32>(w[at], w[at + 4u], w[at + 8u], w[at + 12u]);
+        let w_right = mat4x4<f32>(w[at + 1u], w[at + 5u], w[at + 9u], w[at + 13u]);
+        let v_0 = x_quads[row_0 + i];
+        left[0] += w_left * v_0;
+        right[0] += w_right * v_0;
+        let v_1 = x_quads[row_1 + i];
+        left[1] += w_left * v_1;
+        right[1] += w_right * v_1;
+        let v_2 = x_quads[row_2 + i];
+        left[2] += w_left * v_2;
+        right[2] += w_right * v_2;
+        let v_3 = x_quads[row_3 + i];
+        left[3] += w_left * v_3;
+        right[3] += w_right * v_3;
+        at += 16u;
     }
-    var sum = array<mat4x4<f32>, EACH>();
-    var w_at = panel * s.k * 4u;
-    for (var k = 0u; k < s.k; k++) {
-        let v = mat4x4<f32>(w[w_at], w[w_at + 1u], w[w_at + 2u], w[w_at + 3u]);
-        for (var r = 0u; r < EACH; r++) {
-            sum[r] += x[at[r] + k] * v;
-        }
-        w_at += 4u;
-    }
-    for (var r = 0u; r < EACH; r++) {
-        for (var q = 0u; q < 4u; q++) {
-            store(first_row + r * ROW_LANES, 16u * panel + 4u * q, sum[r][q]);
-        }
+    for (var r = 0u; r < 4u; r++) {
+        store(row + r, 8u * half, left[r]);
+        store(row + r, 8u * half + 4u, right[r]);
     }
 }

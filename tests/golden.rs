@@ -1,8 +1,10 @@
-//! Whole networks against PyTorch: outputs and every gradient, under poison with guard zones.
+//! Whole networks against PyTorch on every device: outputs and every gradient, under poison with guard zones.
 //!
 //! Each folder of `tests/golden` is a case: `model/` as diffusers saves it (random weights), `inputs.safetensors`, and
 //! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout
 //! are run from the folder that the environment variable `LANGEVIN_GOLDEN` names.
+
+mod support;
 
 use langevin::Device;
 use langevin::graph::{Graph, Value};
@@ -59,6 +61,7 @@ fn distance(a: &[f32], b: &[f32]) -> [f64; 2] {
 
 struct Case {
     name: String,
+    device: Device,
     network: Network,
     weights: Tensors,
     inputs: Tensors,
@@ -66,11 +69,12 @@ struct Case {
 }
 
 impl Case {
-    fn read(dir: &Path) -> Case {
+    fn read(dir: &Path, device: Device) -> Case {
         let config = dir.join("model/config.json");
         let text = std::fs::read_to_string(&config).unwrap();
         Case {
-            name: dir.file_name().unwrap().to_string_lossy().into_owned(),
+            name: format!("{} on {device}", dir.file_name().unwrap().to_string_lossy()),
+            device,
             network: Network::from_config(&text, &config).unwrap(),
             weights: read(&dir.join("model/diffusion_pytorch_model.safetensors")),
             inputs: read(&dir.join("inputs.safetensors")),
@@ -118,12 +122,12 @@ impl Case {
             buffers.declare(name, graph.ty(*value).clone());
         }
         let ids = buffers.clone();
-        let (target, options) = (Device::Cpu.target(), Options { guard: 64 });
+        let (target, options) = (self.device.target(), Options { guard: 256 });
         let program = Program::compile(&*self.name, graph, target, &mut buffers, |n| ids.find(n), options).unwrap();
         let mut schedule = Schedule::new(&*self.name, buffers);
         let p = schedule.add(program);
         schedule.steps.push(Step::Run(p));
-        let mut session = Session::new(Device::Cpu, schedule).unwrap().poisoned();
+        let mut session = Session::new(self.device.clone(), schedule).unwrap().poisoned();
         for (value, name) in graph.inputs() {
             let data = self.input(name, graph.shape(value)[0]);
             let id = ids.find(name).unwrap();
@@ -216,7 +220,7 @@ fn cases() -> Vec<PathBuf> {
 #[test]
 fn networks_agree_with_pytorch() {
     for dir in cases() {
-        let case = Case::read(&dir);
+        let case = Case::read(&dir, Device::Cpu);
         let built = case.build();
         case.check_names(&built);
         println!("{:<40} inference, fused: output {:.1e}", case.name, case.check_inference(&built));
@@ -227,5 +231,19 @@ fn networks_agree_with_pytorch() {
                 println!("{:<40} {what}, {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
             }
         }
+    }
+}
+
+/// The graphs are those of the CPU device, so one form of each is enough.
+#[test]
+fn networks_agree_with_pytorch_on_wgpu() {
+    let Some(device) = support::wgpu() else { return };
+    for dir in cases() {
+        let case = Case::read(&dir, device.clone());
+        let built = case.build();
+        let inference = case.check_inference(&built);
+        let (fused, _) = fuse(&built.graph, Purpose::Training).unwrap();
+        let [output, gradient] = case.check(&built, fused, Recompute::Off);
+        println!("{:<40} inference {inference:.1e}, output {output:.1e}, worst gradient {gradient:.1e}", case.name);
     }
 }

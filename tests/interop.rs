@@ -1,7 +1,7 @@
-//! What is trained here loads in diffusers.
+//! What is trained here loads in diffusers, and adapters in PEFT.
 //!
 //! `tests/interop/*/` hold what the library itself saved: the configurations that are trained from, and the names, types and shapes
-//! of the tensors that must come out. Where `python3` has torch and diffusers, the library loads the models and answers as langevin
+//! of the tensors that must come out. Where `python3` has torch, diffusers and peft, the library loads the models and answers as langevin
 //! does; `LANGEVIN_REQUIRE=diffusers` makes their absence an error.
 
 mod support;
@@ -41,8 +41,30 @@ fn train(place: &TempDir, network: &str) -> PathBuf {
         ..Settings::default()
     };
     let out = place.path().join(network);
-    Run::start(&out, settings, Device::Cpu).unwrap().finish(&mut |_, _| Ok(())).unwrap();
+    finish(&out, settings)
+}
+
+fn finish(out: &Path, settings: Settings) -> PathBuf {
+    Run::start(out, settings, Device::Cpu).unwrap().finish(&mut |_, _| Ok(())).unwrap();
     out.join("model")
+}
+
+/// The model folder of an adapter that a few more steps made of the model in `from`.
+fn tune(place: &TempDir, from: &Path) -> PathBuf {
+    let settings = Settings {
+        from: from.display().to_string(),
+        lora_rank: 3,
+        lora_alpha: 5.0,
+        lora_targets: vec!["attention".into(), "conv".into()],
+        data: place.path().join("data.zip").display().to_string(),
+        steps: 5,
+        batch: 4,
+        lr: 1e-2,
+        warmup: 0,
+        ema_half_life: vec![0.0],
+        ..Settings::default()
+    };
+    finish(&place.path().join("tuned"), settings)
 }
 
 fn json_of(path: impl AsRef<Path>) -> Value {
@@ -80,7 +102,7 @@ fn trained_models_have_the_files_that_diffusers_writes() {
 
 /// Whether the library is there; if not, why.
 fn diffusers() -> Result<(), String> {
-    match Command::new("python3").args(["-c", "import torch, diffusers"]).output() {
+    match Command::new("python3").args(["-c", "import torch, diffusers, peft"]).output() {
         Err(e) => Err(format!("python3: {e}")),
         Ok(out) if !out.status.success() => {
             let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -115,8 +137,10 @@ fn diffusers_loads_what_was_trained_and_answers_the_same() {
     }
     let place = tempfile::tempdir().unwrap();
     let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/mnist-dit");
+    let unet = train(&place, "unet2d");
     let models = [
-        (train(&place, "unet2d"), inputs([3, 16], false)),
+        (tune(&place, &unet), inputs([3, 16], false)),
+        (unet, inputs([3, 16], false)),
         (train(&place, "dit"), inputs([3, 16], true)),
         (embedded, inputs([1, 28], true)),
     ];

@@ -1,8 +1,11 @@
 //! Training whole runs of tiny networks.
 
+mod support;
+
 use langevin::data::Dataset;
 use langevin::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, SamplerKind, Space, Spacing, Weighting};
 use langevin::nn::InputSpec;
+use langevin::ops::OptimizerKind;
 use langevin::schedule::{Options, Session};
 use langevin::trainer::{Ema, TrainConfig, Trainer};
 use langevin::weights::Dtype;
@@ -61,7 +64,11 @@ fn config(steps: usize) -> TrainConfig {
 }
 
 fn trainer(config: TrainConfig, network: &str, data: &Arc<Dataset>) -> Trainer {
-    Trainer::new(config, network, Path::new("config.json"), data.clone(), Device::Cpu).unwrap()
+    trainer_on(Device::Cpu, config, network, data)
+}
+
+fn trainer_on(device: Device, config: TrainConfig, network: &str, data: &Arc<Dataset>) -> Trainer {
+    Trainer::new(config, network, Path::new("config.json"), data.clone(), device).unwrap()
 }
 
 fn losses(config: TrainConfig, network: &str, data: &Arc<Dataset>) -> Vec<f32> {
@@ -232,4 +239,33 @@ fn a_run_that_diverges_stops() {
     let absurd = TrainConfig { learning_rate: 1e3, ..config(10) };
     let e = Trainer::new(absurd, EDM, Path::new("config.json"), data.clone(), Device::Cpu).unwrap_err();
     assert!(e.to_string().contains("lr: 1000 is not from"), "{e}");
+}
+
+/// The same losses as on the CPU device but for rounding, and the same bits when a state is read back.
+#[test]
+fn training_on_wgpu_goes_as_on_the_cpu() {
+    let Some(device) = support::wgpu() else { return };
+    let data = bars();
+    let dropout = EDM.replace(r#""dropout": 0.0"#, r#""dropout": 0.2"#);
+    let emas = vec![Ema::HalfLife(100.0), Ema::Power(0.1)];
+    let plain = TrainConfig { emas, flip: 0.5, ..config(10) };
+    let parts = TrainConfig { accumulate: 2, recompute: true, optimizer: OptimizerKind::RAdam, ..plain.clone() };
+    for (network, config) in [(&*dropout, &plain), (UNET, &plain), (DIT, &plain), (UNET, &parts)] {
+        let expected = losses(config.clone(), network, &data);
+        let mut trainer = trainer_on(device.clone(), config.clone(), network, &data);
+        let (dir, mut got) = (tempfile::tempdir().unwrap(), Vec::new());
+        for step in 0..config.steps {
+            if step == 6 {
+                trainer.save_state(&dir.path().join("state.safetensors")).unwrap();
+            }
+            got.push(trainer.step().unwrap().loss);
+        }
+        for (step, (a, b)) in got.iter().zip(&expected).enumerate() {
+            assert!((a - b).abs() <= 1e-3 * b.abs(), "step {step}: {a} instead of {b} in\n{network}");
+        }
+        let mut resumed = trainer_on(device.clone(), config.clone(), network, &data);
+        resumed.load_state(&dir.path().join("state.safetensors")).unwrap();
+        let again: Vec<f32> = (6..config.steps).map(|_| resumed.step().unwrap().loss).collect();
+        assert_eq!(again, got[6..], "{network}");
+    }
 }

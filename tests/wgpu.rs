@@ -3,7 +3,7 @@
 #![cfg(feature = "wgpu")]
 
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
-use langevin::ops::{Affine, Binary, Linear};
+use langevin::ops::{Affine, Binary, GradNorm, Linear, Optimizer, OptimizerKind};
 use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
 use langevin::tensor::TensorType;
 use langevin::{Device, Error, Result};
@@ -69,6 +69,37 @@ fn large_arrays_are_cut_and_a_large_arena_lies_in_several_buffers() {
         session.run(&mut |_, _| Ok(())).unwrap();
         let got = read(&mut session, "sum");
         assert!(got.iter().enumerate().all(|(i, v)| *v == 2.0 * i as f32 + 1.5), "poisoned: {poisoned}");
+    }
+}
+
+#[test]
+fn an_optimiser_step_over_large_regions_is_cut() {
+    let Some(narrow) = narrow(1 << 16, 1 << 20) else { return };
+    // 160 KB a region, not a multiple of what a workgroup takes.
+    let n = 40_003;
+    let mut g = Graph::new();
+    let regions = ["params", "grads", "m", "v", "average"].map(|name| g.input(name, TensorType::f32([n])));
+    let hyper = g.input("hyper", TensorType::f32([9]));
+    let norm = g.apply(GradNorm, &[regions[1]]).unwrap();
+    let inputs = [&regions[..], &[hyper, norm]].concat();
+    let outs = g.apply_all(Optimizer { kind: OptimizerKind::AdamW, emas: 1 }, &inputs).unwrap();
+    let names = ["new params", "new m", "new v", "new average", "norm"];
+    for (name, out) in names.iter().zip(outs.into_iter().chain([norm])) {
+        g.output(*name, out);
+    }
+    let [cpu, wgpu] = [Device::Cpu, narrow].map(|device| {
+        let mut session = session(&device, &g).unwrap().poisoned();
+        for (k, name) in ["params", "grads", "m", "v", "average"].into_iter().enumerate() {
+            // The pattern repeats at no size of a stretch.
+            write(&mut session, name, &(0..n).map(|i| ((i * (k + 3)) % 997) as f32 / 997.0).collect::<Vec<_>>());
+        }
+        write(&mut session, "hyper", &[1e-2, 0.9, 0.99, 1e-6, 0.1, 3.0, 0.5, 1.0, 0.9]);
+        session.run(&mut |_, _| Ok(())).unwrap();
+        names.map(|name| read(&mut session, name))
+    });
+    for ((name, a), b) in names.iter().zip(&cpu).zip(&wgpu) {
+        let off = a.iter().zip(b).map(|(a, b)| (a - b).abs() / a.abs().max(0.1)).fold(0.0, f32::max);
+        assert!(off < 1e-5, "{name} is off by {off:.1e}");
     }
 }
 

@@ -106,6 +106,23 @@ pub struct Window {
 }
 
 impl Window {
+    /// A 1×1 convolution of images of one pixel: a plain matrix product.
+    pub fn matrix(channels: usize) -> Self {
+        let (kernel, one) = ([1, 1], 1);
+        Window {
+            height: one,
+            width: one,
+            channels,
+            out_height: one,
+            out_width: one,
+            kernel,
+            stride: one,
+            pad_top: 0,
+            pad_left: 0,
+            dilation: one,
+        }
+    }
+
     /// Pixels under the kernel.
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
@@ -579,7 +596,7 @@ mod x86 {
     use crate::tensor::PANEL;
     use std::arch::x86_64::*;
 
-    /// Calls `$tile::<rows, …>` for the whole tiles of `$max` rows and then for what is left.
+    /// Calls `$lanes::<rows, …>` for the whole tiles of `$max` rows and then for what is left.
     macro_rules! rows_of {
         ($t:ident, $m:ident, $max:literal, $call:ident, [$($rest:literal)*], $p:ident, $k:ident, $accumulate:ident) => {{
             let mut i = 0;

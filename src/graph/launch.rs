@@ -93,6 +93,8 @@ pub enum Arg {
     Output(usize),
     /// Piece i of the launch's own scratch memory.
     Scratch(usize),
+    /// What an earlier launch of the same op left in its scratch memory: the launch's number, the piece.
+    Left(usize, usize),
 }
 
 /// A number handed to a kernel.
@@ -251,6 +253,14 @@ impl Launch {
         Launch { kernel, grid, block: [1; 3], args, scalars: vec![], scratch: vec![], flat: None, anywhere: vec![] }
     }
 
+    /// Takes argument `i` from those that are cut: every stretch sees all of it.
+    pub fn whole(mut self, i: usize) -> Self {
+        if let Some(flat) = &mut self.flat {
+            flat.arguments.retain(|a| *a != i);
+        }
+        self
+    }
+
     /// Arguments that may begin anywhere, see [`Launch::anywhere`].
     pub fn anywhere(mut self, arguments: impl IntoIterator<Item = usize>) -> Self {
         self.anywhere.extend(arguments);
@@ -262,9 +272,22 @@ impl Launch {
     /// [`Launch::anywhere`]. A workgroup takes [`FLAT_GROUP`] elements.
     pub fn flat(shader: Shader, target: &WgpuTarget, elements: usize, inputs: usize) -> Self {
         let args = (0..inputs).map(Arg::Input).chain([Arg::Output(0)]);
+        Launch::over(shader, target, elements, args, 0..=inputs)
+    }
+
+    /// As [`Launch::flat`], but over any arguments, of which only those of `cut` are flat arrays of `elements` numbers; the
+    /// others are seen whole.
+    pub fn over(
+        shader: Shader,
+        target: &WgpuTarget,
+        elements: usize,
+        args: impl IntoIterator<Item = Arg>,
+        cut: impl IntoIterator<Item = usize>,
+    ) -> Self {
         let launch = Launch::wgsl(shader, target.grid(elements.div_ceil(FLAT_GROUP)), args);
-        let flat = Flat { elements, per_group: FLAT_GROUP, arguments: (0..=inputs).collect() };
-        Launch { flat: Some(flat), ..launch.scalars([elements, 0]).anywhere(0..=inputs) }
+        let flat = Flat { elements, per_group: FLAT_GROUP, arguments: cut.into_iter().collect() };
+        let all = 0..launch.args.len();
+        Launch { flat: Some(flat), ..launch.scalars([elements, 0]).anywhere(all) }
     }
 
     /// Adds a scalar.

@@ -1,8 +1,9 @@
 //! Where the largest number stands.
 
+use super::lanes::by_row;
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -34,8 +35,14 @@ impl Op for Argmax {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalar(io.inputs[0].cols())])
+        let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalar(dims[1]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("argmax"));
+                by_row(shader, target, dims, [Arg::Input(0), Arg::Output(0)]).scalars(dims)
+            }
+        }])
     }
 }
 

@@ -8,7 +8,7 @@ use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};
@@ -107,6 +107,32 @@ impl Sizes {
         (blocks.div_ceil(size), size)
     }
 
+    /// A shader of `shaders/lib/attention.wgsl` on the wgpu device, over blocks of `rows` rows of every head, with sums of
+    /// `width` elements; and the number of its workgroups.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for heads too wide for workgroup memory.
+    fn tiled(&self, shader: Shader, target: &WgpuTarget, rows: usize, width: usize) -> Result<(Shader, usize)> {
+        let cols = width.div_ceil(8).max(8);
+        // Two tiles of 8 terms, weights and maxima, of the 16 KiB that there are everywhere.
+        let fit = 16384usize.saturating_sub(160 + 64 * cols) / (48 * cols + 128);
+        let lanes = fit.min(256 / cols).min(rows.div_ceil(4));
+        if lanes == 0 {
+            let what = format!("attention heads of {width} columns on the wgpu device");
+            return Err(Error::unsupported(what, "its workgroup memory is too small; use more heads"));
+        }
+        let quads = self.d.is_multiple_of(4) && self.dv.is_multiple_of(4);
+        let shader = shader.constant("ROW_LANES", lanes as u32).constant("COL_LANES", cols as u32);
+        let shader = shader.flag("QUADS", quads).flag("STAGED", !target.software);
+        Ok((shader, self.pairs() * rows.div_ceil(4 * lanes)))
+    }
+
+    /// The scalars of those shaders.
+    fn words(&self, launch: Launch, scale: f32) -> Launch {
+        let sizes = [self.queries, self.keys, self.heads, self.d, self.dv, self.pairs()];
+        launch.scalars(sizes).scalar(scale)
+    }
+
     /// Work in units of [`tasks`].
     fn work(&self) -> usize {
         (self.scores() as usize).saturating_mul(self.d + self.dv) / 32
@@ -137,9 +163,16 @@ impl Op for Attention {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let s = self.sizes_of(self.name(), io)?;
-        Ok(vec![s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale)])
+        Ok(vec![match target {
+            Target::Cpu => s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/attention", "attention"));
+                let (shader, groups) = s.tiled(shader, target, s.queries, s.dv)?;
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
+                s.words(Launch::wgsl(shader, target.grid(groups), args), self.scale)
+            }
+        }])
     }
 }
 
@@ -170,12 +203,35 @@ impl Op for AttentionGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let s = self.0.sizes_of(self.name(), io)?;
-        let (splits, _) = s.splits();
-        let launch = Launch::cpu(self.name(), backward, 6, 3);
-        let launch = if splits > 1 { launch.with_scratch(splits * io.inputs[0].elements()) } else { launch };
-        Ok(vec![s.scalars(launch).scalar(self.0.scale)])
+        match target {
+            Target::Cpu => {
+                let (splits, _) = s.splits();
+                let launch = Launch::cpu(self.name(), backward, 6, 3);
+                let launch = if splits > 1 { launch.with_scratch(splits * io.inputs[0].elements()) } else { launch };
+                Ok(vec![s.scalars(launch).scalar(self.0.scale)])
+            }
+            Target::Wgpu(target) => self.launches(&s, target),
+        }
+    }
+}
+
+impl AttentionGrad {
+    /// On the wgpu device: rowsum(dy ∘ y) into scratch, then dk and dv, then dq.
+    fn launches(&self, s: &Sizes, target: &WgpuTarget) -> Result<Vec<Launch>> {
+        let [q, k, v, y, lse, dy] = [0, 1, 2, 3, 4, 5].map(Arg::Input);
+        let (rows, shader) = (s.pairs() * s.queries, Shader::new(self.name(), wgsl!("attention_delta")));
+        let delta = Launch::wgsl(shader, target.grid(rows.div_ceil(64)), [y, dy]).with_scratch(rows);
+        let by_key = wgsl!("lib/attention", "lib/attention_grad", "attention_keys_grad");
+        let by_query = wgsl!("lib/attention", "lib/attention_grad", "attention_queries_grad");
+        let shader = |source| Shader::new(self.name(), source);
+        let inputs = [q, k, v, dy, lse, Arg::Left(0, 0)];
+        let (by_key, groups) = s.tiled(shader(by_key), target, s.keys, s.d.max(s.dv))?;
+        let args = inputs.into_iter().chain([Arg::Output(1), Arg::Output(2)]);
+        let by_key = s.words(Launch::wgsl(by_key, target.grid(groups), args), self.0.scale);
+        let (by_query, groups) = s.tiled(shader(by_query), target, s.queries, s.d)?;
+        let by_query = Launch::wgsl(by_query, target.grid(groups), inputs.into_iter().chain([Arg::Output(0)]));
+        Ok(vec![delta.scalars([s.queries, s.heads, s.dv, rows]), by_key, s.words(by_query, self.0.scale)])
     }
 }
 

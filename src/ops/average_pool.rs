@@ -3,7 +3,7 @@
 use super::expect_inputs;
 use super::pool::{PoolWindow, Pooling, WINDOW_SCALARS};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -37,9 +37,18 @@ impl Op for AveragePool {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = self.window.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), io)?;
-        Ok(vec![launch.scalar(self.fixed())])
+        let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
+        Ok(vec![match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), forward, 1, 1);
+                self.window.scalars(self.name(), launch, x)?.scalar(self.fixed())
+            }
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "average_pool"));
+                let args = [Arg::Input(0), Arg::Output(0)];
+                self.window.shader(shader, target, x, windows, self.fixed(), args)?
+            }
+        }])
     }
 }
 
@@ -114,11 +123,18 @@ impl Op for AveragePoolGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         // The window lies over dx, the output.
-        let over = Signature { inputs: io.outputs.clone(), outputs: vec![] };
-        let launch = self.pool.window.scalars(self.name(), Launch::cpu(self.name(), backward, 1, 1), &over)?;
-        Ok(vec![launch.scalar(self.pool.fixed())])
+        let (window, fixed, dx) = (self.pool.window, self.pool.fixed(), &io.outputs[0]);
+        Ok(vec![match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), backward, 1, 1);
+                window.scalars(self.name(), launch, dx)?.scalar(fixed)
+            }
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "average_pool_grad"));
+                window.shader(shader, target, dx, dx.elements(), fixed, [Arg::Input(0), Arg::Output(0)])?
+            }
+        }])
     }
 }
 

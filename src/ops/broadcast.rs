@@ -2,7 +2,7 @@
 
 use super::{Reduce, Reduction, expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -52,10 +52,17 @@ impl Op for Broadcast {
         Ok(vec![Some(if self.scale == 1.0 { dx } else { g.apply(super::Affine::scale(self.scale), &[dx])? })])
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = Launch::cpu(self.name(), kernel, 1, 1);
-        Ok(vec![launch.scalars([self.outer, self.middle, self.inner]).scalar(self.scale)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "broadcast"));
+                let args = [Arg::Input(0), Arg::Output(0)];
+                Launch::over(shader, target, io.outputs[0].elements(), args, [1])
+                    .scalars([self.inner, self.middle * self.inner])
+            }
+        };
+        Ok(vec![launch.scalar(self.scale)])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Slice, expect_plain};
 use crate::cpu::threads::stretches;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -57,9 +57,31 @@ impl Op for Concat {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let runs = io.inputs.iter().map(|x| x.shape[self.axis..].iter().product::<usize>());
-        Ok(vec![Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars(runs)])
+        match target {
+            Target::Cpu => Ok(vec![Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars(runs)]),
+            Target::Wgpu(target) => Ok(self.pairs(io, &runs.collect::<Vec<_>>(), target)),
+        }
+    }
+}
+
+impl Concat {
+    /// Launches of the shader, which takes two inputs at a time; `runs` are what the inputs give to a row of y.
+    fn pairs(&self, io: &Signature, runs: &[usize], target: &WgpuTarget) -> Vec<Launch> {
+        let rows: usize = io.inputs[0].shape[..self.axis].iter().product();
+        let width: usize = runs.iter().sum();
+        let mut start = 0;
+        let pair = |(i, runs): (usize, &[usize])| {
+            let shader = Shader::new(self.name(), wgsl!("lib/flat", "concat"));
+            // An input without a partner is its own, of which nothing is taken.
+            let (a, b) = (runs[0], runs.get(1).copied().unwrap_or(0));
+            let args = [Arg::Input(2 * i), Arg::Input(2 * i + runs.len() - 1), Arg::Output(0)];
+            let cut = (a + b == width).then_some(2);
+            let launch = Launch::over(shader, target, rows * (a + b), args, cut).scalars([a, b, start, width]);
+            start += a + b;
+            launch
+        };
+        runs.chunks(2).enumerate().map(pair).collect()
     }
 }
 

@@ -1,10 +1,13 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
 use super::linear::expect_weight;
+use super::tile::{BUSY, DIRECT_LANES, Tiling};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
-use crate::tensor::{Layout, TensorType};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+};
+use crate::tensor::{Layout, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// Zeros around an image.
@@ -104,6 +107,14 @@ fn window_of(args: &Args, at: usize) -> Window {
 
 const WINDOW_SCALARS: usize = 11;
 
+/// The scalars of `shaders/lib/window.wgsl`; there are `pixels` in the output.
+fn window_words(launch: Launch, w: &Window, pixels: usize) -> Launch {
+    let sizes = [w.height, w.width, w.channels, w.out_height, w.out_width, w.kernel[0], w.kernel[1]];
+    launch.scalars(sizes).scalars([w.stride, w.pad_top, w.pad_left, pixels, w.taps() * w.channels])
+}
+
+const CONV2D: &str = wgsl!("lib/activation", "lib/epilogue", "lib/tile", "lib/window", "conv2d");
+
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
         "conv2d"
@@ -146,12 +157,29 @@ impl Op for Conv2d {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let w = self.window(self.name(), &io.inputs[0])?;
-        let n = io.outputs[0].cols();
-        let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
-        let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
-        Ok(vec![self.epilogue.scalars(launch)])
+        let (pixels, n) = (io.outputs[0].rows(), io.outputs[0].cols());
+        Ok(match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
+                let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
+                vec![self.epilogue.scalars(launch)]
+            }
+            Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
+            Target::Wgpu(target) => {
+                let shader = self.epilogue.shader(Shader::new(self.name(), CONV2D));
+                let shader = shader.constant("DILATION", w.dilation as u32);
+                let (shader, groups) = if target.software && w.channels.is_multiple_of(4) {
+                    let invocations = pixels.div_ceil(4) * n.div_ceil(8);
+                    (shader.entry("direct"), invocations.div_ceil(DIRECT_LANES))
+                } else {
+                    let tiles = Tiling::new(1, pixels, n.next_multiple_of(PANEL));
+                    (tiles.shader(shader).entry("tiled"), tiles.count)
+                };
+                let launch = Launch::wgsl(shader, target.grid(groups), self.epilogue.arguments());
+                vec![window_words(launch, &w, pixels).scalar(n).scalar(self.epilogue.scale)]
+            }
+        })
     }
 }
 
@@ -234,11 +262,60 @@ impl Op for Conv2dWeightGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let w = self.conv.window(self.name(), &io.inputs[0])?;
-        let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);
-        Ok(vec![window_scalars(launch, &w).scalar(io.inputs[1].cols())])
+        Ok(match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);
+                vec![window_scalars(launch, &w).scalar(io.inputs[1].cols())]
+            }
+            Target::Wgpu(target) => weight_grad_launches(self.name(), io, &w, target),
+        })
     }
+}
+
+/// Pixels that one part of a weight gradient sums over, at least if it need not be split, and at most: longer sums lose digits.
+const PART: [usize; 2] = [512, 8192];
+/// Most bytes of all parts of a weight gradient.
+const PART_BYTES: usize = 1 << 26;
+
+const WEIGHT_GRAD: &str = wgsl!("lib/tile", "lib/window", "weight_grad");
+
+/// x, dy → dW on the wgpu device: sums over parts of the pixels, so that there are enough workgroups, and then over the parts.
+pub(super) fn weight_grad_launches(name: &'static str, io: &Signature, w: &Window, target: &WgpuTarget) -> Vec<Launch> {
+    let (pixels, n, elements) = (io.inputs[1].rows(), io.inputs[1].cols(), io.outputs[0].stored());
+    if elements == 0 {
+        return vec![];
+    }
+    let terms = w.taps() * w.channels;
+    let shader = Shader::new(name, WEIGHT_GRAD).constant("DILATION", w.dilation as u32);
+    let four = [w.channels, n, terms].into_iter().all(|n| n.is_multiple_of(4));
+    let direct = target.software && four && w.dilation == 1;
+    let invocations = terms / 4 * n.div_ceil(PANEL) * 2;
+    let tiles = Tiling::new(1, terms, n.next_multiple_of(PANEL));
+    let groups = if direct { invocations.div_ceil(DIRECT_LANES) } else { tiles.count };
+    let busy = if target.software { 8 } else { 2 * BUSY };
+    let most = PART_BYTES.min(target.argument_bytes as usize) / (4 * elements);
+    let wanted = busy.div_ceil(groups).min(pixels.div_ceil(PART[0])).max(pixels.div_ceil(PART[1]));
+    let part = pixels.div_ceil(wanted.min(most).max(1)).max(1).next_multiple_of(16);
+    let parts = pixels.div_ceil(part).max(1);
+    let (shader, groups) = if direct {
+        (shader.entry("direct"), (parts * invocations).div_ceil(DIRECT_LANES))
+    } else {
+        (tiles.shader(shader).entry("tiled"), parts * tiles.count)
+    };
+    let sums = |args: &[Arg]| {
+        let launch = Launch::wgsl(shader.clone(), target.grid(groups), args.iter().copied());
+        window_words(launch, w, pixels).scalars([n, part, parts])
+    };
+    if parts == 1 {
+        return vec![sums(&[Arg::Input(0), Arg::Input(1), Arg::Output(0)])];
+    }
+    let all = Shader::new(name, wgsl!("lib/flat", "sum_parts"));
+    let grid = target.grid(elements.div_ceil(FLAT_GROUP));
+    vec![
+        sums(&[Arg::Input(0), Arg::Input(1)]).with_scratch(parts * elements),
+        Launch::wgsl(all, grid, [Arg::Left(0, 0), Arg::Output(0)]).scalars([elements, parts]),
+    ]
 }
 
 fn weight_grad_kernel(args: &Args) {

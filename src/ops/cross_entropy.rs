@@ -1,9 +1,10 @@
 //! The loss of a classifier, one number for each sample.
 
 use super::embedding::expect_i32;
+use super::lanes::by_row;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -49,8 +50,14 @@ impl Op for CrossEntropy {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(io.inputs[0].cols())])
+        let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalar(dims[1]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy"));
+                by_row(shader, target, dims, [Arg::Input(0), Arg::Input(1), Arg::Output(0)]).scalars(dims)
+            }
+        }])
     }
 }
 
@@ -89,8 +96,15 @@ impl Op for CrossEntropyGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), grad_kernel, 3, 1).scalar(io.inputs[0].cols())])
+        let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), grad_kernel, 3, 1).scalar(dims[1]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy_grad"));
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                by_row(shader, target, dims, args).scalars(dims)
+            }
+        }])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -49,10 +49,19 @@ impl Op for DiffusionUpdate {
         Err(Error::unsupported("the gradient of diffusion_update", "samplers are not differentiated"))
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = Launch::cpu(self.name(), kernel, 1 + self.terms, 1);
-        Ok(vec![launch.scalar(self.clip.unwrap_or(f32::INFINITY))])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let clip = self.clip.unwrap_or(f32::INFINITY);
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1 + self.terms, 1).scalar(clip),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "diffusion_update"));
+                // The first tensor stands for those that are absent.
+                let x = (1..=Self::MAX_TERMS).map(|i| Arg::Input(if i <= self.terms { i } else { 1 }));
+                let args = [Arg::Input(0)].into_iter().chain(x).chain([Arg::Output(0)]);
+                let elements = io.outputs[0].elements();
+                Launch::over(shader, target, elements, args, 1..Self::MAX_TERMS + 2).scalar(self.terms).scalar(clip)
+            }
+        }])
     }
 }
 

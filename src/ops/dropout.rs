@@ -4,7 +4,7 @@ use super::random::{BLOCK, expect_seeds, sample_blocks};
 use super::{expect_inputs, expect_plain};
 use crate::cpu::philox;
 use crate::cpu::threads::Ptr;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -46,10 +46,17 @@ impl Op for Dropout {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let n: usize = io.inputs[0].shape[1..].iter().product();
-        let launch = Launch::cpu(self.name(), kernel, 3, 1);
-        Ok(vec![launch.scalars([n, self.stream as usize]).scalar(self.p)])
+        let sizes = [n, self.stream as usize];
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1).scalars(sizes).scalar(self.p),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/multiply", "lib/philox", "dropout"));
+                let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
+                let launch = Launch::over(shader, target, io.outputs[0].elements(), args, [0, 3]);
+                launch.scalars(sizes).scalars([self.p, 1.0 / (1.0 - self.p)])
+            }
+        }])
     }
 }
 

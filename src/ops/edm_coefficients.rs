@@ -1,7 +1,7 @@
 //! EDM's preconditioning coefficients.
 
 use super::{expect_inputs, expect_shape};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -36,9 +36,16 @@ impl Op for EdmCoefficients {
         Ok(vec![None])
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 4).scalar(self.sigma_data)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 4).scalar(self.sigma_data),
+            Target::Wgpu(target) => {
+                let (shader, n) = (Shader::new(self.name(), wgsl!("edm_coefficients")), io.inputs[0].elements());
+                let args = [Arg::Input(0)].into_iter().chain((0..4).map(Arg::Output));
+                let launch = Launch::wgsl(shader, target.grid(n.div_ceil(64)), args);
+                launch.scalar(n).scalar(self.sigma_data).anywhere([0])
+            }
+        }])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, stretches, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
@@ -46,9 +46,16 @@ impl Op for Embedding {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "embedding"));
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::over(shader, target, io.outputs[0].elements(), args, [2])
+            }
+        };
         let table = &io.inputs[0].shape;
-        Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalars([table[0], table[1]])])
+        Ok(vec![launch.scalars([table[0], table[1]])])
     }
 }
 
@@ -88,9 +95,17 @@ impl Op for EmbeddingGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let c = io.inputs[0].cols();
-        Ok(vec![Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.rows, c])])
+        let (n, c) = (io.inputs[0].rows(), io.inputs[0].cols());
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.rows, c]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("embedding_grad"));
+                let parts = c.div_ceil(1024).max(1);
+                Launch::wgsl(shader, target.grid(self.rows * parts), [Arg::Input(0), Arg::Input(1), Arg::Output(0)])
+                    .scalars([self.rows, c, n, parts])
+                    .anywhere(0..3)
+            }
+        }])
     }
 }
 

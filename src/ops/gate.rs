@@ -3,7 +3,7 @@
 use super::norm::Chunks;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -56,9 +56,16 @@ impl Op for Gate {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = chunks(&io.inputs[0]);
-        Ok(vec![Launch::cpu(self.name(), forward, 3, 1).scalars([c.samples, c.rows, c.channels])])
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), forward, 3, 1).scalars([c.samples, c.rows, c.channels]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "gate"));
+                let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
+                Launch::over(shader, target, io.outputs[0].elements(), args, [0, 2, 3])
+                    .scalars([c.channels, c.rows * c.channels])
+            }
+        }])
     }
 }
 
@@ -83,11 +90,21 @@ impl Op for GateGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = chunks(&io.inputs[0]);
-        // A sum a channel of every chunk.
-        let launch = Launch::cpu(self.name(), backward, 3, 2).with_scratch(c.samples * c.count * c.channels);
-        Ok(vec![launch.scalars([c.samples, c.rows, c.channels])])
+        let sizes = [c.samples, c.rows, c.channels];
+        Ok(vec![match target {
+            Target::Cpu => {
+                // A sum a channel of every chunk.
+                let sums = c.samples * c.count * c.channels;
+                Launch::cpu(self.name(), backward, 3, 2).with_scratch(sums).scalars(sizes)
+            }
+            Target::Wgpu(target) => {
+                let parts = c.channels.div_ceil(32);
+                let args = (0..3).map(Arg::Input).chain((0..2).map(Arg::Output));
+                let shader = Shader::new(self.name(), wgsl!("gate_grad"));
+                Launch::wgsl(shader, target.grid(c.samples * parts), args).scalars(sizes).scalar(parts)
+            }
+        }])
     }
 }
 

@@ -3,7 +3,7 @@
 use super::embedding::expect_i32;
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::stretches;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -37,10 +37,17 @@ impl Op for Gather {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[0].shape;
         let sizes = [x[1], x[2..].iter().product()];
-        Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalars(sizes)])
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "gather"));
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::over(shader, target, io.outputs[0].elements(), args, [2])
+            }
+        };
+        Ok(vec![launch.scalars(sizes)])
     }
 }
 
@@ -79,9 +86,16 @@ impl Op for GatherGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let inner = io.inputs[0].shape[1..].iter().product::<usize>();
-        Ok(vec![Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.count, inner])])
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), grad_kernel, 2, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "gather_grad"));
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::over(shader, target, io.outputs[0].elements(), args, [2])
+            }
+        };
+        Ok(vec![launch.scalars([self.count, inner])])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -42,8 +42,15 @@ impl Op for Geglu {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), forward, 1, 1).scalar(io.outputs[0].cols())])
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), forward, 1, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "geglu"));
+                let shader = shader.constant("ACTIVATION", Activation::Gelu as u32);
+                Launch::over(shader, target, io.outputs[0].elements(), [Arg::Input(0), Arg::Output(0)], [1])
+            }
+        };
+        Ok(vec![launch.scalar(io.outputs[0].cols())])
     }
 }
 
@@ -68,8 +75,16 @@ impl Op for GegluGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), backward, 2, 1).scalar(io.inputs[1].cols())])
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), backward, 2, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "geglu_grad"));
+                let shader = shader.constant("ACTIVATION", Activation::Gelu as u32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::over(shader, target, io.inputs[1].elements(), args, [])
+            }
+        };
+        Ok(vec![launch.scalar(io.inputs[1].cols())])
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{expect_inputs, expect_plain};
 use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Flat, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -15,6 +15,9 @@ pub struct GradNorm;
 
 /// Elements in one partial sum.
 const CHUNK: usize = 1 << 16;
+
+/// Elements of a workgroup of the shader.
+const STRETCH: usize = 1 << 14;
 
 impl Op for GradNorm {
     fn name(&self) -> &'static str {
@@ -36,10 +39,24 @@ impl Op for GradNorm {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        // Two f32 hold one f64.
-        let partial = 2 * io.inputs[0].elements().div_ceil(CHUNK).max(1);
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).with_scratch(partial)])
+        let elements = io.inputs[0].elements();
+        Ok(match target {
+            Target::Cpu => {
+                // Two f32 hold one f64.
+                let partial = 2 * elements.div_ceil(CHUNK).max(1);
+                vec![Launch::cpu(self.name(), kernel, 1, 1).with_scratch(partial)]
+            }
+            Target::Wgpu(target) => {
+                let count = elements.div_ceil(STRETCH);
+                let shader = Shader::new("grad_norm_squares", wgsl!("lib/reduce", "grad_norm_squares"));
+                let sums = Launch::wgsl(shader, target.grid(count), [Arg::Input(0)]);
+                let flat = Flat { elements, per_group: STRETCH, arguments: vec![0] };
+                let sums = Launch { flat: Some(flat), ..sums.scalars([elements, 0]).anywhere([0]) };
+                let shader = Shader::new(self.name(), wgsl!("lib/reduce", "grad_norm"));
+                let root = Launch::wgsl(shader, [1; 3], [Arg::Left(0, 0), Arg::Output(0)]).scalar(count);
+                vec![sums.with_scratch(count), root]
+            }
+        })
     }
 }
 

@@ -1,11 +1,12 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_count};
+use super::lanes::{Stretches, add_sums, by_row};
+use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -102,6 +103,8 @@ impl Op for GroupNorm {
     }
 }
 
+const GROUP_NORM_GRAD: &str = wgsl!("lib/activation", "lib/lanes", "lib/stretch", "group_norm_grad");
+
 /// The backward of [`GroupNorm`]: its inputs, its stats, dy → the gradients of its inputs, in their order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupNormGrad(pub GroupNorm);
@@ -125,15 +128,46 @@ impl Op for GroupNormGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
+        if let Target::Wgpu(target) = target {
+            return Ok(self.shaders(target, &c));
+        }
         // Two sums a channel: of every chunk, of every sample; five coefficients a channel.
         let launch = Launch::cpu(self.name(), backward, n + 2, n)
             .with_scratch(2 * c.samples * c.count * c.channels)
             .with_scratch(2 * c.samples * c.channels)
             .with_scratch(5 * c.samples * c.channels);
         Ok(vec![self.0.scalars(launch, &c)])
+    }
+}
+
+impl GroupNormGrad {
+    fn shaders(&self, target: &WgpuTarget, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = self.0;
+        let n = self.0.inputs();
+        let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
+        let [gamma, beta, scale, shift] = parameter_args(true, modulate, x);
+        let shader = Shader::new(self.name(), GROUP_NORM_GRAD);
+        let shader = shader.flag("MODULATE", modulate).constant("ACTIVATION", activation as u32);
+        let stretches = Stretches::new([c.samples, c.rows, c.channels]);
+        let dims = [c.samples, stretches.count, 2 * c.channels];
+        let args = [x, gamma, beta, scale, shift, dy, stats];
+        let launch = stretches.launch(shader.clone().entry("sum_rows"), target, args, groups, 1.0);
+        let mut launches = vec![launch.with_scratch(dims.iter().product())];
+        let sums = add_sums(&mut launches, target, Arg::Left(0, 0), dims, 1.0, None);
+
+        let (count, width) = (c.samples * groups, c.channels / groups);
+        let means = Shader::new("group_norm_grad_means", wgsl!("lib/lanes", "group_norm_grad_means"));
+        let means = means.flag("MODULATE", modulate);
+        let launch = by_row(means, target, [count, width], [sums, gamma, scale, stats]);
+        launches.push(launch.scalars([count, width, groups, c.rows]).with_scratch(4 * count));
+        let means = Arg::Left(launches.len() - 1, 0);
+
+        let args = [x, gamma, beta, scale, shift, dy, means, Arg::Output(0)];
+        launches.push(stretches.launch(shader, target, args, groups, 1.0));
+        launches.push(parameters_grad(target, [c.samples, c.channels], true, modulate, sums));
+        launches
     }
 }
 

@@ -1,8 +1,9 @@
 //! Guidance that keeps the contrast of the conditional prediction.
 
+use super::lanes::Samples;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -43,9 +44,19 @@ impl Op for GuidanceRescale {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let samples = io.inputs[0].shape[0];
-        Ok(vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)])
+        Ok(match target {
+            Target::Cpu => vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)],
+            Target::Wgpu(target) => {
+                let over = Samples::new(samples, io.inputs[0].shape[1..].iter().product());
+                let shader = Shader::new(self.name(), wgsl!("lib/reduce", "guidance_rescale"));
+                let launch = |entry, args| over.launch(shader.clone().entry(entry), target, over.all(), args);
+                let (cond, combined) = (Arg::Input(0), Arg::Input(1));
+                let spreads = launch("spreads", [combined, Arg::Scratch(0), cond]).scalar(self.phi);
+                let main = launch("main", [combined, Arg::Left(0, 0), Arg::Output(0)]).scalar(self.phi);
+                vec![Launch { scratch: vec![16 * over.all()], ..spreads }, main]
+            }
+        })
     }
 }
 

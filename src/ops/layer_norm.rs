@@ -1,11 +1,12 @@
 //! Layer normalisation over the last dimension, with a modulation by sample.
 
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_count};
+use super::lanes::{Stretches, add_sums, by_row};
+use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -46,6 +47,16 @@ impl LayerNorm {
         let launch = launch.scalars([c.samples, c.rows, c.channels]);
         launch.scalars([self.affine, self.modulate]).scalar(self.eps)
     }
+
+    fn shader(&self, shader: Shader) -> Shader {
+        shader.flag("AFFINE", self.affine).flag("MODULATE", self.modulate)
+    }
+
+    /// A launch with a line of lanes a row; its scalars: rows, channels, rows of a sample.
+    fn by_row(&self, shader: Shader, target: &WgpuTarget, c: &Chunks, args: impl IntoIterator<Item = Arg>) -> Launch {
+        let rows = c.samples * c.rows;
+        by_row(shader, target, [rows, c.channels], args).scalars([rows, c.channels, c.rows.max(1)])
+    }
 }
 
 impl Op for LayerNorm {
@@ -70,9 +81,16 @@ impl Op for LayerNorm {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = Launch::cpu(self.name(), forward, self.inputs(), 2);
-        Ok(vec![self.scalars(launch, &self.chunks(&io.inputs[0]))])
+        let c = self.chunks(&io.inputs[0]);
+        Ok(vec![match target {
+            Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
+            Target::Wgpu(target) => {
+                let shader = self.shader(Shader::new(self.name(), wgsl!("lib/lanes", "layer_norm")));
+                let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
+                let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
+                self.by_row(shader, target, &c, args).scalar(self.eps)
+            }
+        }])
     }
 }
 
@@ -100,14 +118,37 @@ impl Op for LayerNormGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
+        if let Target::Wgpu(target) = target {
+            return Ok(self.shaders(target, &c));
+        }
         let launch = Launch::cpu(self.name(), backward, n + 2, n);
         // Two sums a channel, of every chunk and of every sample, if there are parameters.
         let sums = if n > 1 { 2 * c.samples * c.channels } else { 0 };
         let launch = if n > 1 { launch.with_scratch(sums * c.count).with_scratch(sums) } else { launch };
         Ok(vec![self.0.scalars(launch, &c)])
+    }
+}
+
+impl LayerNormGrad {
+    fn shaders(&self, target: &WgpuTarget, c: &Chunks) -> Vec<Launch> {
+        let LayerNorm { affine, modulate, .. } = self.0;
+        let n = self.0.inputs();
+        let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
+        let shader = self.0.shader(Shader::new(self.name(), wgsl!("lib/lanes", "layer_norm_grad")));
+        let [gamma, _, scale, _] = parameter_args(affine, modulate, x);
+        let mut launches = vec![self.0.by_row(shader, target, c, [x, gamma, scale, stats, dy, Arg::Output(0)])];
+        if n > 1 {
+            let stretches = Stretches::new([c.samples, c.rows, c.channels]);
+            let shader = Shader::new("layer_norm_grad_sums", wgsl!("lib/lanes", "lib/stretch", "layer_norm_grad_sums"));
+            let dims = [c.samples, stretches.count, 2 * c.channels];
+            let launch = stretches.launch(shader, target, [x, stats, dy], 1, 1.0);
+            launches.push(launch.with_scratch(dims.iter().product()));
+            let sums = add_sums(&mut launches, target, Arg::Left(1, 0), dims, 1.0, None);
+            launches.push(parameters_grad(target, [c.samples, c.channels], affine, modulate, sums));
+        }
+        launches
     }
 }
 

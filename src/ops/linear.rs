@@ -1,7 +1,9 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
+use super::conv2d::weight_grad_launches;
+use super::tile::DIRECT_LANES;
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
-use crate::cpu::gemm::{self, Matrix, gemm};
+use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::{Layout, TensorType};
 use crate::{Error, Result};
@@ -205,18 +207,19 @@ impl Op for Linear {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
                 self.0.scalars(launch)
             }
+            Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
-                let (entry, row_lanes, col_lanes) = match target.software {
-                    true => ("direct", 8, 4),
-                    // Few rows: lanes along the columns instead.
-                    false if m <= 32 => ("tiled", 4, 32),
-                    false => ("tiled", 16, 16),
+                let shader = self.0.shader(Shader::new(self.name(), LINEAR));
+                let (shader, grid) = if target.software && k.is_multiple_of(4) {
+                    let invocations = m.div_ceil(4) * n.div_ceil(8);
+                    (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))
+                } else {
+                    // Few rows: lanes along the columns instead. An invocation makes 8 rows of 4 columns.
+                    let [row_lanes, col_lanes] = if m <= 32 { [4, 32] } else { [16, 16] };
+                    let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
+                    let grid = [n.div_ceil(4 * col_lanes) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
+                    (shader.entry("tiled"), grid)
                 };
-                // An invocation makes 8 rows of 4 columns, or of the 16 columns of a panel.
-                let columns = col_lanes * if target.software { 16 } else { 4 };
-                let shader = self.0.shader(Shader::new(self.name(), LINEAR).entry(entry));
-                let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
-                let grid = [n.div_ceil(columns) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
                 Launch::wgsl(shader, grid, self.0.arguments()).scalars([m, n, k, per_sample]).scalar(self.0.scale)
             }
         }])
@@ -257,9 +260,12 @@ impl Op for LinearWeightGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
-        Ok(vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)])
+        Ok(match target {
+            Target::Cpu => vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)],
+            // Every row is an image of one pixel.
+            Target::Wgpu(target) => weight_grad_launches(self.name(), io, &Window::matrix(sizes[2]), target),
+        })
     }
 }
 

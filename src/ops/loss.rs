@@ -1,9 +1,10 @@
 //! Losses of a prediction, one number for each sample.
 
+use super::lanes::Samples;
 use super::{Affine, Binary, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -28,6 +29,19 @@ impl LossKind {
             LossKind::PseudoHuber { c } => (2, c),
         }
     }
+
+    fn shader(self, name: &'static str, source: &'static str) -> Shader {
+        Shader::new(name, source).constant("KIND", self.code().0 as u32)
+    }
+}
+
+const LOSS: &str = wgsl!("lib/reduce", "loss");
+
+/// The launch that leaves ‖d‖² of every stretch of prediction and target, inputs 0 and 1.
+fn squares(kind: LossKind, target: &WgpuTarget, over: Samples) -> Launch {
+    let shader = kind.shader("loss", LOSS).entry("sum_squares");
+    let launch = over.launch(shader, target, over.all(), [Arg::Input(0), Arg::Input(1)]);
+    launch.scalar(kind.code().1).with_scratch(over.all())
 }
 
 /// prediction `[B, …]`, target `[B, …]`, weight `[B]` → the weighted loss of each sample `[B]`. Sums are in f64 across blocks.
@@ -84,10 +98,18 @@ impl Op for Loss {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
-        Ok(vec![Launch::cpu(self.name(), kernel, 3, 1).scalars([n, kind]).scalar(c)])
+        Ok(match target {
+            Target::Cpu => vec![Launch::cpu(self.name(), kernel, 3, 1).scalars([n, kind]).scalar(c)],
+            Target::Wgpu(target) => {
+                let samples = io.inputs[0].shape[0];
+                let args = [Arg::Left(0, 0), Arg::Input(2), Arg::Output(0)];
+                let over = Samples::new(samples, n);
+                let launch = over.launch(self.kind.shader(self.name(), LOSS), target, samples, args).scalar(c);
+                vec![squares(self.kind, target, over), launch]
+            }
+        })
     }
 }
 
@@ -157,10 +179,25 @@ impl Op for LossGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
-        Ok(vec![Launch::cpu(self.name(), grad_kernel, 4, 1).scalars([n, kind]).scalar(c)])
+        Ok(match target {
+            Target::Cpu => vec![Launch::cpu(self.name(), grad_kernel, 4, 1).scalars([n, kind]).scalar(c)],
+            Target::Wgpu(target) => {
+                let over = Samples::new(io.inputs[0].shape[0], n);
+                let mut launches = vec![];
+                // Not read for the mean square, which needs no sums.
+                let mut sums = Arg::Input(2);
+                if self.kind != LossKind::Mse {
+                    launches.push(squares(self.kind, target, over));
+                    sums = Arg::Left(0, 0);
+                }
+                let shader = self.kind.shader(self.name(), wgsl!("lib/reduce", "loss_grad"));
+                let args = (0..4).map(Arg::Input).chain([Arg::Output(0), sums]);
+                launches.push(over.launch(shader, target, over.all(), args).scalar(c));
+                launches
+            }
+        })
     }
 }
 

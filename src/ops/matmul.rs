@@ -1,9 +1,10 @@
 //! Products of matrices that both are computed, batch by batch.
 
+use super::tile::Tiling;
 use super::{expect_inputs, expect_plain};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -66,10 +67,21 @@ impl Op for BatchedMatmul {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let Some([_, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
-        let launch = Launch::cpu(self.name(), kernel, 2, 1).scalars([m, n, k]);
-        Ok(vec![launch.scalars([self.transpose_a, self.transpose_b])])
+        let Some([batch, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
+        Ok(match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), kernel, 2, 1).scalars([m, n, k]);
+                vec![launch.scalars([self.transpose_a, self.transpose_b])]
+            }
+            Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/tile", "matmul"));
+                let shader = shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b);
+                let tiles = Tiling::new(batch, m, n);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                vec![Launch::wgsl(tiles.shader(shader), target.grid(tiles.count), args).scalars([batch, m, n, k])]
+            }
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use super::pool::{PoolWindow, Pooling};
 use super::{expect_inputs, expect_shape};
 use crate::Result;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 
@@ -32,8 +32,14 @@ impl Op for MaxPool {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![self.0.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), io)?])
+        let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
+        Ok(vec![match target {
+            Target::Cpu => self.0.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), x)?,
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "lib/peak", "max_pool"));
+                self.0.shader(shader, target, x, windows, 0, [Arg::Input(0), Arg::Output(0)])?
+            }
+        }])
     }
 }
 
@@ -88,8 +94,18 @@ impl Op for MaxPoolGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![self.0.scalars(self.name(), Launch::cpu(self.name(), backward, 2, 1), io)?])
+        let (x, windows) = (&io.inputs[0], io.inputs[1].elements());
+        Ok(match target {
+            Target::Cpu => vec![self.0.scalars(self.name(), Launch::cpu(self.name(), backward, 2, 1), x)?],
+            Target::Wgpu(target) => {
+                let peaks = wgsl!("lib/flat", "lib/pool", "lib/peak", "max_pool_grad_peaks");
+                let peaks = Shader::new("max_pool_grad_peaks", peaks);
+                let peaks = self.0.shader(peaks, target, x, windows, 0, [Arg::Input(0)])?.with_scratch(windows);
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "max_pool_grad"));
+                let args = [Arg::Left(0, 0), Arg::Input(1), Arg::Output(0)];
+                vec![peaks, self.0.shader(shader, target, x, x.elements(), 0, args)?]
+            }
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::expect_shape;
 use crate::Result;
-use crate::graph::Args;
+use crate::graph::{Arg, Args, Launch, Shader, WgpuTarget, wgsl};
 use crate::tensor::TensorType;
 
 /// Elements of a chunk: 128 KiB, a part of L2, and enough to outweigh what is done once a chunk.
@@ -132,4 +132,33 @@ pub(crate) fn expect_parameters(op: &str, inputs: &[&TensorType], affine: bool, 
         }
     }
     Ok(())
+}
+
+/// The parameters of a normalisation as arguments of a shader: gamma, beta, scale, shift among an op's inputs, those that are
+/// absent replaced by `other`, which is not read there.
+pub(crate) fn parameter_args(affine: bool, modulate: bool, other: Arg) -> [Arg; 4] {
+    parameter_places(affine, modulate).map(|place| place.map_or(other, |i| Arg::Input(1 + i)))
+}
+
+/// Number of gamma, beta, scale, shift among the parameters that are there.
+fn parameter_places(affine: bool, modulate: bool) -> [Option<usize>; 4] {
+    let first = 2 * affine as usize;
+    [affine.then_some(0), affine.then_some(1), modulate.then_some(first), modulate.then_some(first + 1)]
+}
+
+/// The launch that makes the gradients of the parameters, outputs from 1 on, from `sums` `[samples, 2, C]`, the sums over each
+/// sample's rows of e and of e·n, e the gradient of what follows the normalisation.
+pub(crate) fn parameters_grad(
+    target: &WgpuTarget,
+    [samples, channels]: [usize; 2],
+    affine: bool,
+    modulate: bool,
+    sums: Arg,
+) -> Launch {
+    let shader = Shader::new("norm_parameters_grad", wgsl!("norm_parameters_grad"));
+    let shader = shader.flag("AFFINE", affine).flag("MODULATE", modulate);
+    let [gamma, beta, scale, _] = parameter_args(affine, modulate, sums);
+    let outputs = parameter_places(affine, modulate).map(|place| place.map_or(sums, |i| Arg::Output(1 + i)));
+    let args = [sums, gamma, beta, scale].into_iter().chain(outputs);
+    Launch::wgsl(shader, target.grid(channels.div_ceil(64)), args).scalars([samples, channels])
 }

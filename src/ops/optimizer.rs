@@ -2,7 +2,9 @@
 
 use super::{expect_inputs, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_GROUP, Flat, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -101,10 +103,40 @@ impl Op for Optimizer {
         &[(0, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = Launch::cpu(self.name(), kernel, 6 + self.emas, 3 + self.emas);
-        Ok(vec![launch.scalars([self.emas, self.kind as usize])])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), kernel, 6 + self.emas, 3 + self.emas);
+                vec![launch.scalars([self.emas, self.kind as usize])]
+            }
+            Target::Wgpu(target) => self.shaders(target, io.inputs[0].elements()),
+        })
+    }
+}
+
+impl Optimizer {
+    /// Coefficients, then the step, then each average: no launch has more than eight arguments.
+    fn shaders(&self, target: &WgpuTarget, elements: usize) -> Vec<Launch> {
+        // All arguments but the coefficients, which are argument `of`, are regions.
+        let region = |shader, args: &[Arg], of: usize| {
+            let launch = Launch::wgsl(shader, target.grid(elements.div_ceil(FLAT_GROUP)), args.iter().copied());
+            let arguments: Vec<usize> = (0..args.len()).filter(|i| *i != of).collect();
+            let flat = Flat { elements, per_group: FLAT_GROUP, arguments: arguments.clone() };
+            Launch { flat: Some(flat), ..launch.scalars([elements, 0]).anywhere(arguments) }
+        };
+        let shader = Shader::new("optimizer_coefficients", wgsl!("optimizer_coefficients"));
+        let shader = shader.constant("KIND", self.kind as u32).constant("AVERAGES", self.emas as u32);
+        let [hyper, norm] = [4, 5].map(|i| Arg::Input(i + self.emas));
+        let coefficients = Launch::wgsl(shader, [1; 3], [hyper, norm]).anywhere([0, 1]).with_scratch(11 + self.emas);
+        let left = Arg::Left(0, 0);
+        let [params, grads, m, v] = [0, 1, 2, 3].map(Arg::Input);
+        let args = [params, grads, m, v, left, Arg::Output(0), Arg::Output(1), Arg::Output(2)];
+        let step = region(Shader::new(self.name(), wgsl!("lib/flat", "optimizer")), &args, 4);
+        let average = |i: usize| {
+            let args = [Arg::Output(0), Arg::Input(4 + i), left, Arg::Output(3 + i)];
+            region(Shader::new("optimizer_average", wgsl!("lib/flat", "optimizer_average")), &args, 2).scalar(i)
+        };
+        [coefficients, step].into_iter().chain((0..self.emas).map(average)).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Slice, expect_inputs, expect_plain};
 use crate::cpu::threads::stretches;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -41,11 +41,20 @@ impl Op for Pad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[0].shape;
         let inner: usize = x[self.axis + 1..].iter().product();
-        let sizes = [self.before * inner, x[self.axis] * inner, self.after * inner];
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
+        let [before, run, after] = [self.before, x[self.axis], self.after].map(|n| n * inner);
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([before, run, after]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "pad"));
+                Launch::over(shader, target, io.outputs[0].elements(), [Arg::Input(0), Arg::Output(0)], [1]).scalars([
+                    before,
+                    run,
+                    before + run + after,
+                ])
+            }
+        }])
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, stretches, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -65,10 +67,53 @@ impl Op for Permute {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let axes = self.axes(&io.inputs[0].shape);
-        let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
-        Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])
+        match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
+                Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])
+            }
+            Target::Wgpu(target) => Ok(vec![self.lower_wgsl(&axes, target)?]),
+        }
+    }
+}
+
+impl Permute {
+    /// Axes that the shader has room for.
+    const MAX_AXES: usize = 6;
+    /// Sides from which on squares are transposed in workgroup memory.
+    const MIN_SIDE: usize = 16;
+
+    fn lower_wgsl(&self, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Launch> {
+        let n: usize = axes.iter().map(|a| a.0).product();
+        // (size, distance in x, distance in y)
+        let mut listed: Vec<[usize; 3]> = Vec::new();
+        for (size, in_x) in axes.iter().rev() {
+            let in_y = listed.last().map_or(1, |[size, _, in_y]| size * in_y);
+            listed.push([*size, *in_x, in_y]);
+        }
+        listed.reverse();
+        let shader = Shader::new(self.name(), wgsl!("lib/flat", "permute"));
+        let last = listed.len() - 1;
+        let near = listed.iter().position(|[size, in_x, _]| *in_x == 1 && *size >= Self::MIN_SIDE);
+        let near = near.filter(|near| *near != last && listed[last][0] >= Self::MIN_SIDE && !target.software);
+        let (shader, groups, sides) = match near {
+            Some(near) => {
+                let [last, last_in_x, _] = listed.remove(last);
+                let [near, _, near_in_y] = listed.remove(near);
+                let groups = near.div_ceil(32) * last.div_ceil(32) * (n / (near * last));
+                (shader.entry("transpose"), groups, [last, last_in_x, near, near_in_y])
+            }
+            None => (shader, n.div_ceil(FLAT_GROUP), [0; 4]),
+        };
+        if listed.len() > Self::MAX_AXES {
+            let reason = format!("{} axes in another order; there is room for {}", listed.len(), Self::MAX_AXES);
+            return Err(Error::unsupported("`permute` on the wgpu device", reason));
+        }
+        let launch = Launch::wgsl(shader, target.grid(groups), [Arg::Input(0), Arg::Output(0)]);
+        let launch = launch.scalars([n, listed.len()]).scalars(sides);
+        listed.resize(Self::MAX_AXES, [1, 0, 0]);
+        Ok(launch.scalars(listed.into_iter().flatten()))
     }
 }
 

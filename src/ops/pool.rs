@@ -1,7 +1,7 @@
 //! What the poolings share: windows over NHWC images, and which pixels lie under which window.
 
 use super::{Padding, expect_inputs, expect_plain};
-use crate::graph::{Args, Launch, Signature};
+use crate::graph::{Arg, Args, FLAT_GROUP, Launch, Shader, WgpuTarget};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -59,11 +59,27 @@ impl PoolWindow {
         windows * (self.kernel[0] * self.kernel[1]) as u64
     }
 
-    /// Appends the window over the first input to a launch; read back by [`Pooling::of`].
-    pub(crate) fn scalars(&self, op: &str, launch: Launch, io: &Signature) -> Result<Launch> {
-        let p = self.over(op, &io.inputs[0])?;
+    /// Appends the window over x to a launch; read back by [`Pooling::of`].
+    pub(crate) fn scalars(&self, op: &str, launch: Launch, x: &TensorType) -> Result<Launch> {
+        let p = self.over(op, x)?;
         let pairs = [p.size, p.out, p.kernel, p.near].into_iter().flatten();
         Ok(launch.scalars(pairs).scalars([p.channels, p.stride]))
+    }
+
+    /// The launch of a shader that makes `elements` numbers with the window over x, means divided by `divisor` or else by the
+    /// pixels of each; `shaders/lib/pool.wgsl`.
+    pub(crate) fn shader(
+        &self,
+        shader: Shader,
+        target: &WgpuTarget,
+        x: &TensorType,
+        elements: usize,
+        divisor: usize,
+        args: impl IntoIterator<Item = Arg>,
+    ) -> Result<Launch> {
+        let name = shader.name;
+        let launch = Launch::wgsl(shader, target.grid(elements.div_ceil(FLAT_GROUP)), args);
+        Ok(self.scalars(name, launch, x)?.scalars([elements, divisor]))
     }
 }
 

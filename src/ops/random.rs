@@ -5,7 +5,7 @@ use super::{expect_inputs, expect_shape};
 use crate::cpu::philox;
 use crate::cpu::simd::{cos_sin_turn, ln};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -81,10 +81,18 @@ impl Op for Random {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = Launch::cpu(self.name(), kernel, 2, 1);
         let n: usize = io.outputs[0].shape[1..].iter().product();
-        Ok(vec![launch.scalars([n, self.stream as usize]).scalar(self.kind == RandomKind::Normal)])
+        let sizes = [n, self.stream as usize];
+        let normal = self.kind == RandomKind::Normal;
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalars(sizes).scalar(normal),
+            Target::Wgpu(target) => {
+                let source = wgsl!("lib/flat", "lib/multiply", "lib/philox", "lib/turn", "random");
+                let shader = Shader::new(self.name(), source).flag("NORMAL", normal);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::over(shader, target, io.outputs[0].elements(), args, [2]).scalars(sizes)
+            }
+        }])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Affine, Binary, elementwise, expect_inputs, expect_plain};
 use crate::Result;
-use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 
 /// y = 1/x, any shape.
@@ -33,8 +33,13 @@ impl Op for Reciprocal {
         &[(0, 0)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), |args: &Args| elementwise(args, |[x]| 1.0 / x), 1, 1)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), |args: &Args| elementwise(args, |[x]| 1.0 / x), 1, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "reciprocal"));
+                Launch::flat(shader, target, io.outputs[0].stored(), 1)
+            }
+        }])
     }
 }

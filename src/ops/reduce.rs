@@ -1,8 +1,9 @@
 //! Sums over the middle of a tensor.
 
+use super::lanes::add_sums;
 use super::{Broadcast, expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -72,11 +73,16 @@ impl Op for Reduce {
     }
 
     fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
-        let launch =
-            Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]).scalar(scale);
-        Ok(vec![launch])
+        let dims = [self.outer, self.middle, self.inner];
+        Ok(match target {
+            Target::Cpu => vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(dims).scalar(scale)],
+            Target::Wgpu(target) => {
+                let mut launches = vec![];
+                add_sums(&mut launches, target, Arg::Input(0), dims, scale, Some(Arg::Output(0)));
+                launches
+            }
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Slice, expect_inputs, expect_plain};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -127,7 +127,9 @@ impl Op for Resample {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
+        if let Target::Wgpu(target) = target {
+            return Ok(vec![self.lower_wgsl(io, target)?]);
+        }
         let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
         let (method, tap) = match (self.constant_taps(self.up), self.constant_taps(self.down)) {
             (Some(f), _) if self.down == 1 && self.pad == [self.up - 1, 0] => (Method::Repeat, f),
@@ -137,6 +139,28 @@ impl Op for Resample {
         let launch = Launch::cpu(self.name(), kernel, 1, 1).scalars([x[1], x[2], x[3], y[1], y[2], self.up, self.down]);
         let launch = launch.scalars([self.pad[0], method as usize, self.filter.len()]).scalar(tap * tap);
         Ok(vec![launch.scalars(self.filter.iter().copied())])
+    }
+}
+
+impl Resample {
+    /// Taps that the shader has room for, unless all are equal.
+    const MAX_TAPS: usize = 16;
+
+    fn lower_wgsl(&self, io: &Signature, target: &WgpuTarget) -> Result<Launch> {
+        let taps = self.filter.len();
+        let equal = self.constant_taps(taps).is_some();
+        if taps > Self::MAX_TAPS && !equal {
+            let reason = format!("the filter has {taps} taps that differ; there is room for {}", Self::MAX_TAPS);
+            return Err(Error::unsupported("`resample` on the wgpu device", reason));
+        }
+        let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
+        let (lines, line) = (y[0] * y[1], y[2] * y[3]);
+        let mut weights = [0.0; Self::MAX_TAPS];
+        weights.iter_mut().zip(&self.filter).for_each(|(w, f)| *w = *f);
+        let shader = Shader::new(self.name(), wgsl!("lib/line", "resample")).flag("EQUAL", equal);
+        let launch = Launch::wgsl(shader, target.grid(lines * line.div_ceil(1024)), [Arg::Input(0), Arg::Output(0)]);
+        let sizes = [lines, x[1], x[2], x[3], y[1], y[2]];
+        Ok(launch.scalars(sizes).scalars([self.up, self.down, self.pad[0], taps]).scalars(weights))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, stretches, tasks};
-use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -21,6 +21,12 @@ fn sides(op: &str, what: &str, ty: &TensorType) -> Result<[usize; 4]> {
         [b, h, w, c] if h > 0 && w > 0 => Ok([b, h, w, c]),
         _ => Err(Error::shape(op, format!("{what} must be [B, H, W, C], is {ty}"))),
     }
+}
+
+/// A launch of a shader of `lib/line` over an output `[B, H, W, C]`. Its first scalar is the number of lines.
+fn lines(shader: Shader, target: &WgpuTarget, out: &[usize]) -> Launch {
+    let (lines, line) = (out[0] * out[1], out[2] * out[3]);
+    Launch::wgsl(shader, target.grid(lines * line.div_ceil(1024)), [Arg::Input(0), Arg::Output(0)]).scalar(lines)
 }
 
 impl Op for ResizeNearest {
@@ -42,10 +48,14 @@ impl Op for ResizeNearest {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
+            Target::Wgpu(target) => {
+                lines(Shader::new(self.name(), wgsl!("lib/line", "resize_nearest")), target, &io.outputs[0].shape)
+            }
+        };
         let x = &io.inputs[0].shape;
-        let sizes = [x[1], x[2], x[3], self.height, self.width];
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
+        Ok(vec![launch.scalars([x[1], x[2], x[3], self.height, self.width])])
     }
 }
 
@@ -89,10 +99,14 @@ impl Op for ResizeNearestGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), grad_kernel, 1, 1),
+            Target::Wgpu(target) => {
+                lines(Shader::new(self.name(), wgsl!("lib/line", "resize_nearest_grad")), target, &io.outputs[0].shape)
+            }
+        };
         let dy = &io.inputs[0].shape;
-        let sizes = [dy[1], dy[2], dy[3], self.height, self.width];
-        Ok(vec![Launch::cpu(self.name(), grad_kernel, 1, 1).scalars(sizes)])
+        Ok(vec![launch.scalars([dy[1], dy[2], dy[3], self.height, self.width])])
     }
 }
 

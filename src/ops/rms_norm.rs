@@ -1,11 +1,12 @@
 //! Root-mean-square normalisation over the last dimension.
 
+use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::Chunks;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -36,6 +37,11 @@ impl RmsNorm {
         Ok(TensorType::f32([x.rows()]))
     }
 
+    /// gamma as an argument of a shader; x stands for it where it is absent, and is not read there.
+    fn gamma(&self) -> Arg {
+        Arg::Input(self.affine as usize)
+    }
+
     fn scalars(&self, launch: Launch, x: &TensorType) -> Launch {
         launch.scalars([x.rows(), x.cols()]).scalar(self.affine).scalar(self.eps)
     }
@@ -63,8 +69,15 @@ impl Op for RmsNorm {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &io.inputs[0])])
+        let x = &io.inputs[0];
+        Ok(vec![match target {
+            Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "rms_norm")).flag("AFFINE", self.affine);
+                let args = [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)];
+                by_row(shader, target, [x.rows(), x.cols()], args).scalars([x.rows(), x.cols()]).scalar(self.eps)
+            }
+        }])
     }
 }
 
@@ -92,13 +105,34 @@ impl Op for RmsNormGrad {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let (x, n) = (&io.inputs[0], self.0.inputs());
+        if let Target::Wgpu(target) = target {
+            return Ok(self.shaders(target, [x.rows(), x.cols()]));
+        }
         let launch = Launch::cpu(self.name(), backward, n + 2, n);
         // A sum a channel of every chunk.
         let sums = Chunks::new(1, x.rows(), x.cols()).count * x.cols();
         let launch = if self.0.affine { launch.with_scratch(sums) } else { launch };
         Ok(vec![self.0.scalars(launch, x)])
+    }
+}
+
+impl RmsNormGrad {
+    fn shaders(&self, target: &WgpuTarget, [rows, channels]: [usize; 2]) -> Vec<Launch> {
+        let (affine, n) = (self.0.affine, self.0.inputs());
+        let [x, rstd, dy] = [0, n, n + 1].map(Arg::Input);
+        let shader = Shader::new(self.name(), wgsl!("lib/lanes", "rms_norm_grad")).flag("AFFINE", affine);
+        let args = [x, self.0.gamma(), rstd, dy, Arg::Output(0)];
+        let mut launches = vec![by_row(shader, target, [rows, channels], args).scalars([rows, channels])];
+        if affine {
+            let stretches = Stretches::new([1, rows, channels]);
+            let shader = Shader::new("rms_norm_grad_sums", wgsl!("lib/lanes", "lib/stretch", "rms_norm_grad_sums"));
+            let dims = [1, stretches.count, channels];
+            let launch = stretches.launch(shader, target, [x, rstd, dy], 1, 1.0);
+            launches.push(launch.with_scratch(dims.iter().product()));
+            add_sums(&mut launches, target, Arg::Left(1, 0), dims, 1.0, Some(Arg::Output(1)));
+        }
+        launches
     }
 }
 

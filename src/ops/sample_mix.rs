@@ -2,7 +2,7 @@
 
 use super::{Binary, Reduce, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -63,10 +63,17 @@ impl Op for SampleMix {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[1];
-        let launch = Launch::cpu(self.name(), kernel, 2 * self.terms, 1);
-        Ok(vec![launch.scalar(self.terms).scalar(x.elements() / x.shape[0].max(1))])
+        let width = x.elements() / x.shape[0].max(1);
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 2 * self.terms, 1).scalars([self.terms, width]),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "sample_mix")).flag("TWO", self.terms == 2);
+                // The first term stands for the second where that is absent.
+                let args = (0..4).map(|i| Arg::Input(i % (2 * self.terms))).chain([Arg::Output(0)]);
+                Launch::over(shader, target, x.elements(), args, [1, 3, 4]).scalar(width)
+            }
+        }])
     }
 }
 

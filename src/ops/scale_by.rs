@@ -3,7 +3,7 @@
 use super::{Binary, Reduce, expect_inputs, expect_plain, expect_shape};
 use crate::Result;
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
 use crate::tensor::TensorType;
 
@@ -41,9 +41,14 @@ impl Op for ScaleBy {
         &[(0, 0)]
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![Launch::cpu(self.name(), kernel, 2, 1)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "scale_by"));
+                Launch::flat(shader, target, io.outputs[0].stored(), 2).whole(1)
+            }
+        }])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Pad, expect_inputs, expect_plain};
 use crate::cpu::threads::stretches;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -41,11 +41,17 @@ impl Op for Slice {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
         let x = &io.inputs[0].shape;
         let inner: usize = x[self.axis + 1..].iter().product();
         let sizes = [x[self.axis] * inner, self.start * inner, self.len * inner];
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
+            Target::Wgpu(target) => {
+                let shader = Shader::new(self.name(), wgsl!("lib/flat", "slice"));
+                Launch::over(shader, target, io.outputs[0].elements(), [Arg::Input(0), Arg::Output(0)], [1])
+            }
+        };
+        Ok(vec![launch.scalars(sizes)])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{expect_inputs, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -32,6 +32,16 @@ impl TimestepEmbedding {
         Ok(())
     }
 
+    /// The logarithm of the quotient of neighbouring frequencies.
+    fn exponent(&self) -> f64 {
+        -(self.max_period as f64).ln() / ((self.dim / 2) as f64 - self.freq_shift as f64)
+    }
+
+    /// How `wave` of `shaders/lib/wave.wgsl` gets its frequencies: their quotient, and the turns a unit of t at the first.
+    pub(crate) fn wide_scalars(&self) -> [[usize; 4]; 2] {
+        [self.exponent().exp(), self.scale as f64 / std::f64::consts::TAU].map(wide)
+    }
+
     /// Appends its fields to a launch; read back by [`TimestepEmbedding::of`].
     pub(crate) fn scalars(&self, launch: Launch) -> Launch {
         let floats = [self.freq_shift, self.max_period, self.scale];
@@ -52,11 +62,19 @@ impl TimestepEmbedding {
     /// The embedding of every time of `t`.
     pub(crate) fn embed(&self, t: &[f32], out: &mut [f32]) {
         let half = self.dim / 2;
-        let exponent = -(self.max_period as f64).ln() / (half as f64 - self.freq_shift as f64);
+        let exponent = self.exponent();
         let frequency = |j: usize| if j == 0 { 1.0 } else { (exponent * j as f64).exp() };
         let frequencies: Vec<f64> = (0..half).map(|j| frequency(j) * self.scale as f64).collect();
         waves(t, &frequencies, self.dim, self.flip_sin_to_cos, |t| t, out);
     }
+}
+
+/// A normal number or zero as the `Wide` of `shaders/lib/wide.wgsl`.
+fn wide(v: f64) -> [usize; 4] {
+    let bits = v.to_bits();
+    let exponent = (bits >> 52 & 0x7ff) as i32 - 1022;
+    let mantissa = if v == 0.0 { 0 } else { bits << 11 | 1 << 63 };
+    [(mantissa >> 32) as u32, mantissa as u32, exponent as u32, v.is_sign_negative() as u32].map(|w| w as usize)
 }
 
 /// Rows of `dim`: the sines and cosines of frequency · f(t), zeros behind them.
@@ -113,9 +131,20 @@ impl Op for TimestepEmbedding {
         Ok(vec![None])
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        Ok(vec![self.scalars(Launch::cpu(self.name(), kernel, 1, 1))])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => self.scalars(Launch::cpu(self.name(), kernel, 1, 1)),
+            Target::Wgpu(target) => {
+                let source =
+                    wgsl!("lib/flat", "lib/multiply", "lib/wide", "lib/turn", "lib/wave", "timestep_embedding");
+                // A sine and a cosine at a time; the zero of an odd dim counts as well.
+                let pairs = io.outputs[0].rows() * self.dim.div_ceil(2);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                Launch::over(Shader::new(self.name(), source), target, pairs, args, [])
+                    .scalars([self.dim, self.flip_sin_to_cos as usize])
+                    .scalars(self.wide_scalars().into_iter().flatten())
+            }
+        }])
     }
 }
 
@@ -153,10 +182,21 @@ impl Op for FourierEmbedding {
         Ok(vec![None, None])
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let launch = Launch::cpu(self.name(), fourier_kernel, 2, 1);
-        Ok(vec![launch.scalar(self.log).scalar(self.flip_sin_to_cos)])
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        Ok(vec![match target {
+            Target::Cpu => {
+                let launch = Launch::cpu(self.name(), fourier_kernel, 2, 1);
+                launch.scalar(self.log).scalar(self.flip_sin_to_cos)
+            }
+            Target::Wgpu(target) => {
+                let source = wgsl!("lib/flat", "lib/multiply", "lib/wide", "lib/turn", "lib/wave", "fourier_embedding");
+                let shader =
+                    Shader::new(self.name(), source).flag("LOG", self.log).flag("COSINES_FIRST", self.flip_sin_to_cos);
+                let half = io.inputs[1].elements();
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::over(shader, target, io.inputs[0].elements() * half, args, []).scalar(half)
+            }
+        }])
     }
 }
 

@@ -4,7 +4,7 @@ use super::linear::expect_weight;
 use super::timestep_embedding::expect_times;
 use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, gemm};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -71,12 +71,43 @@ impl Op for TimestepMlp {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
+        if let Target::Wgpu(_) = target {
+            return self.launches(io, target);
+        }
         let (samples, hidden, n) = (io.outputs[0].rows(), io.inputs[1].cols(), io.outputs[0].cols());
         let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
         let launch = launch.with_scratch(samples * self.embedding.dim).with_scratch(samples * hidden);
         let launch = launch.scalars([samples, hidden, n, self.act as usize]).scalar(self.label);
         Ok(vec![self.embedding.scalars(launch)])
+    }
+}
+
+impl TimestepMlp {
+    /// Its three ops one after the other, a launch each, what is between them in scratch.
+    fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let (samples, mut launches) = (io.outputs[0].rows(), Vec::new());
+        let mut add = |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, to: Arg| -> Result<(Arg, TensorType)> {
+            let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
+            let between = TensorType::f32([samples, n]);
+            for mut launch in op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)? {
+                if to == Arg::Scratch(0) {
+                    launch.scratch = vec![between.bytes()];
+                }
+                for arg in &mut launch.args {
+                    *arg = if let Arg::Input(i) = arg { args[*i] } else { to };
+                }
+                launches.push(launch);
+            }
+            Ok((Arg::Left(launches.len().saturating_sub(1), 0), between))
+        };
+        let input = |i: usize| (Arg::Input(i), io.inputs[i].clone());
+        let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
+        let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
+        let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, Arg::Scratch(0))?;
+        let hidden = add(&first, vec![embedded, input(1), input(2)], io.inputs[1].cols(), Arg::Scratch(0))?;
+        let operands = (3..io.inputs.len()).map(input);
+        add(&second, [hidden].into_iter().chain(operands).collect(), io.outputs[0].cols(), Arg::Output(0))?;
+        Ok(launches)
     }
 }
 

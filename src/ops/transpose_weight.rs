@@ -3,7 +3,7 @@
 use super::expect_inputs;
 use super::linear::expect_weight;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::{PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -40,9 +40,17 @@ impl Op for TransposeWeight {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let Target::Cpu = target else { return target.lacks(self.name()) };
-        let sizes = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
-        Ok(vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(sizes)])
+        let [taps, c, n] = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
+        let launch = match target {
+            Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
+            Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Wgpu(target) => {
+                let squares = taps * c.div_ceil(PANEL) * n.div_ceil(PANEL);
+                let shader = Shader::new(self.name(), wgsl!("transpose_weight"));
+                Launch::wgsl(shader, target.grid(squares), [Arg::Input(0), Arg::Output(0)])
+            }
+        };
+        Ok(vec![launch.scalars([taps, c, n])])
     }
 }
 

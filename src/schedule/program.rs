@@ -477,7 +477,7 @@ impl<'a> Compiler<'a> {
                     let value = match launch.args[a] {
                         Arg::Input(k) => node.inputs[k],
                         Arg::Output(k) => node.outputs[k],
-                        Arg::Scratch(_) => continue,
+                        Arg::Scratch(_) | Arg::Left(..) => continue,
                     };
                     let Home::Buffer(b) = self.home[self.root[value.index()]] else { continue };
                     if !buffers.get(b).offset.is_multiple_of(ALIGN) {
@@ -515,25 +515,29 @@ impl<'a> Compiler<'a> {
                 let mut args = Vec::with_capacity(launch.args.len());
                 let (mut writes, mut outputs) = (Vec::new(), Vec::new());
                 let mut back = Vec::new();
-                let last = l + 1 == self.launches[i].len();
+                let (before, after) = (&self.launches[i][..l], &self.launches[i][l + 1..]);
+                let scratch = |of: usize, k: usize| {
+                    let offset = plan.offsets[self.scratch[&(i, of)][k]];
+                    Slice { space: Space::Scratch, offset, bytes: self.launches[i][of].scratch[k] }
+                };
                 for arg in &launch.args {
                     args.push(match arg {
                         Arg::Input(k) => self.slice(node.inputs[*k], buffers, plan)?,
                         Arg::Output(k) => {
                             // Later launches of an op may read what earlier ones wrote.
-                            if l == 0 {
+                            if !before.iter().any(|b| b.args.contains(arg)) {
                                 writes.push(args.len());
                             }
-                            if last {
+                            if !after.iter().any(|a| a.args.contains(arg)) {
                                 outputs.push(args.len());
                             }
                             self.slice(node.outputs[*k], buffers, plan)?
                         }
                         Arg::Scratch(k) => {
                             writes.push(args.len());
-                            let offset = plan.offsets[self.scratch[&(i, l)][*k]];
-                            Slice { space: Space::Scratch, offset, bytes: launch.scratch[*k] }
+                            scratch(l, *k)
                         }
+                        Arg::Left(of, k) => scratch(*of, *k),
                     });
                 }
                 for (a, slice) in args.iter_mut().enumerate() {

@@ -501,7 +501,8 @@ fn objective(network: &Network, config: &TrainConfig) -> Result<Objective> {
 fn check_data(network: &Network, data: &Dataset, config: &TrainConfig) -> Result<()> {
     let channels = network.channels()[0];
     if channels != data.channels {
-        let reason = format!("images have {} channels, the network takes {channels}", data.channels);
+        let hint = if matches!(channels, 1 | 3) { "; `channels` converts grey and RGB" } else { "" };
+        let reason = format!("images have {} channels, the network takes {channels}{hint}", data.channels);
         return Err(Error::invalid("data", reason));
     }
     if let Some(size) = network.sample_size().filter(|s| *s != [data.height, data.width]) {

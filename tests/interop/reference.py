@@ -1,10 +1,11 @@
-"""What diffusers itself makes of networks that langevin trains. Needs torch and diffusers; nothing is downloaded.
+"""What diffusers itself makes of networks that langevin trains. Needs torch, diffusers and peft; nothing is downloaded.
 
     python reference.py layout                               # writes config.json and tensors.json of each network here
     python reference.py check MODEL INPUTS EXPECTED          # MODEL loads in diffusers and answers INPUTS with EXPECTED
 
 `check` ends with an error unless every tensor of the folder has its place in the network, none is left over, and the output
-differs by at most 1e-5 from the `sample` in EXPECTED.
+differs by at most 1e-5 from the `sample` in EXPECTED. MODEL may be an adapter that langevin trained: its base model is loaded,
+and PEFT puts the adapter on it.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import diffusers
+import peft
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -65,6 +67,32 @@ def layout():
 
 
 def check(folder, inputs, expected):
+    adapter = Path(folder, "adapter_config.json")
+    if adapter.exists():
+        network, cls = load(json.loads(adapter.read_text())["base_model_name_or_path"])
+        network = peft.PeftModel.from_pretrained(network, folder)
+        mine = {key for key in network.state_dict() if "lora_" in key}
+        theirs = {key.replace(".weight", ".default.weight") for key in load_file(Path(folder, "adapter_model.safetensors"))}
+        if mine != theirs:
+            sys.exit(f"{folder}: {sorted(mine ^ theirs)} are in the network or in the file alone")
+    else:
+        network, cls = load(folder)
+    given = load_file(inputs)
+    names = {"sample": "hidden_states"} if cls is diffusers.DiTTransformer2DModel else {}
+    with torch.no_grad():
+        out = network.eval()(**{names.get(k, k): v for k, v in given.items()}).sample
+    theirs = load_file(expected)["sample"]
+    if out.shape != theirs.shape:
+        sys.exit(f"{folder}: the output is {tuple(out.shape)}, expected {tuple(theirs.shape)}")
+    worst = (out - theirs).abs().max().item()
+    print(f"{type(network).__name__}: worst difference {worst:.2e} of outputs up to {theirs.abs().max().item():.2f}")
+    if not worst <= BOUND:
+        sys.exit(f"{folder}: differs by {worst}, more than {BOUND}")
+
+
+def load(folder):
+    if Path(folder, "model").is_dir():
+        folder = Path(folder, "model")
     config = json.loads(Path(folder, "config.json").read_text())
     cls = getattr(diffusers, config["_class_name"])
     network, info = cls.from_pretrained(folder, output_loading_info=True, torch_dtype=torch.float32)
@@ -77,17 +105,7 @@ def check(folder, inputs, expected):
     unknown = [key for key in settings if key[0] != "_" and scheduler.config.get(key) != settings[key]]
     if unknown:
         sys.exit(f"{path}: {settings['_class_name']} knows nothing of {unknown}")
-    given = load_file(inputs)
-    names = {"sample": "hidden_states"} if cls is diffusers.DiTTransformer2DModel else {}
-    with torch.no_grad():
-        out = network.eval()(**{names.get(k, k): v for k, v in given.items()}).sample
-    theirs = load_file(expected)["sample"]
-    if out.shape != theirs.shape:
-        sys.exit(f"{folder}: the output is {tuple(out.shape)}, expected {tuple(theirs.shape)}")
-    worst = (out - theirs).abs().max().item()
-    print(f"{cls.__name__}: worst difference {worst:.2e} of outputs up to {theirs.abs().max().item():.2f}")
-    if not worst <= BOUND:
-        sys.exit(f"{folder}: differs by {worst}, more than {BOUND}")
+    return network, cls
 
 
 if __name__ == "__main__":

@@ -264,73 +264,13 @@ impl<'a> Case<'a> {
 /// The outputs of a graph by name, row-major in f64.
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
-/// Ops without a shader. Every other op must have one, and these must not.
-const NO_SHADER: &[&str] = &[
-    "argmax",
-    "attention",
-    "attention_grad",
-    "average_pool",
-    "average_pool_grad",
-    "broadcast",
-    "concat",
-    "conv2d",
-    "conv2d_weight_grad",
-    "cross_entropy",
-    "cross_entropy_grad",
-    "diffusion_update",
-    "dropout",
-    "edm_coefficients",
-    "embedding",
-    "embedding_grad",
-    "fourier_embedding",
-    "gate",
-    "gate_grad",
-    "gather",
-    "gather_grad",
-    "geglu",
-    "geglu_grad",
-    "grad_norm",
-    "group_norm_grad",
-    "guidance_rescale",
-    "layer_norm",
-    "layer_norm_grad",
-    "linear_weight_grad",
-    "loss",
-    "loss_grad",
-    "matmul",
-    "max_pool",
-    "max_pool_grad",
-    "optimizer",
-    "pad",
-    "permute",
-    "random",
-    "reciprocal",
-    "reduce",
-    "resample",
-    "resize_nearest",
-    "resize_nearest_grad",
-    "rms_norm",
-    "rms_norm_grad",
-    "sample_mix",
-    "scale_by",
-    "slice",
-    "timestep_embedding",
-    "timestep_mlp",
-    "transpose_weight",
-];
-
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
-/// hardware. What is left out and why is printed; `LANGEVIN_REQUIRE=wgpu` makes a missing
-/// adapter a failure. Shaders are validated in any case.
+/// hardware. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
-    let mut missing = Vec::new();
     for target in [false, true].map(|software| WgpuTarget { software, ..Default::default() }) {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
-            let listed = NO_SHADER.contains(&node.op.name());
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
-                Err(langevin::Error::Unsupported { .. }) if listed => missing.push(node.op.name()),
                 Err(e) => panic!("{name}: {e}"),
-                Ok(_) if listed => panic!("`{}` has a shader: take it from NO_SHADER", node.op.name()),
                 #[cfg(feature = "wgpu")]
                 Ok(launches) => launches.iter().for_each(|l| crate::wgsl::validate(l, &target)),
                 #[cfg(not(feature = "wgpu"))]
@@ -338,11 +278,8 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
             }
         }
     }
-    missing.sort_unstable();
-    missing.dedup();
     let mut places = vec![(Device::Cpu, Target::Cpu)];
     match adapter() {
-        _ if !missing.is_empty() => eprintln!("{name}: not run on wgpu: no shader for {}", missing.join(", ")),
         Ok(device) => {
             if let Target::Wgpu(target @ WgpuTarget { software: true, .. }) = device.target() {
                 places.push((device.clone(), Target::Wgpu(WgpuTarget { software: false, ..target })));
@@ -360,8 +297,9 @@ fn adapter() -> Result<Device, &'static str> {
     let found = FOUND.get_or_init(|| Device::wgpu().map_err(|e| e.to_string()));
     let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
     match found {
+        Ok(device) => Ok(device.clone()),
         Err(reason) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
-        found => found.as_ref().map(Clone::clone).map_err(String::as_str),
+        Err(reason) => Err(reason),
     }
 }
 

@@ -2,7 +2,21 @@
 // Every test program compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
 
+use langevin::Device;
 use std::io::Write;
+
+/// The wgpu device; where there is none, the reason is printed, or it is a failure if `LANGEVIN_REQUIRE` has `wgpu`.
+pub fn wgpu() -> Option<Device> {
+    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
+    match Device::wgpu() {
+        Ok(device) => Some(device),
+        Err(e) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {e}"),
+        Err(e) => {
+            eprintln!("skipped on wgpu: {e}");
+            None
+        }
+    }
+}
 use std::path::Path;
 
 /// A safetensors file from its header text and data.

@@ -1,0 +1,67 @@
+// y = n, with AFFINE n * gamma + beta, with MODULATE (what that gives) * (1 + scale) + shift, where n = (x - mean) * rstd over
+// each row of x [rows, C]; a line of lanes a row. After: lib/lanes.
+
+struct Scalars {
+    rows: u32,
+    channels: u32,
+    // Rows of a sample.
+    per_sample: u32,
+    eps: f32,
+}
+
+override AFFINE: bool;
+override MODULATE: bool;
+
+@group(0) @binding(0) var<uniform> s: Scalars;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> gamma: array<f32>;
+@group(0) @binding(3) var<storage, read_write> beta: array<f32>;
+// [samples, C]
+@group(0) @binding(4) var<storage, read_write> scale: array<f32>;
+@group(0) @binding(5) var<storage, read_write> shift: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+// [rows, 2]: mean, rstd
+@group(0) @binding(7) var<storage, read_write> stats: array<f32>;
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row = (wg.x + wg.y * wgs.x) * DOWN + lane / ACROSS;
+    let across = lane % ACROSS;
+    let start = row * s.channels;
+    // Lanes without a row still meet the others in the sums.
+    let n = select(0u, s.channels, row < s.rows);
+
+    var sum = 0.0;
+    for (var i = across; i < n; i += ACROSS) {
+        sum += x[start + i];
+    }
+    let mean = sum_across(vec2<f32>(sum, 0.0), lane).x / f32(s.channels);
+    // What rounding left of the mean: large means cost no digits.
+    var rest = vec2<f32>();
+    for (var i = across; i < n; i += ACROSS) {
+        let d = x[start + i] - mean;
+        rest += vec2<f32>(d, d * d);
+    }
+    rest = sum_across(rest, lane) / f32(s.channels);
+    let rstd = 1.0 / sqrt(max(rest.y - rest.x * rest.x, 0.0) + s.eps);
+
+    if across < min(n, 1u) {
+        stats[2u * row] = mean + rest.x;
+        stats[2u * row + 1u] = rstd;
+    }
+    let sample = row / s.per_sample * s.channels;
+    for (var i = across; i < n; i += ACROSS) {
+        var v = ((x[start + i] - mean) - rest.x) * rstd;
+        if AFFINE {
+            v = v * gamma[i] + beta[i];
+        }
+        if MODULATE {
+            v = v * (1.0 + scale[sample + i]) + shift[sample + i];
+        }
+        y[start + i] = v;
+    }
+}

@@ -1,0 +1,29 @@
+// y = factor[0] * x. After: lib/flat.
+
+struct Scalars {
+    n: u32,
+    first: u32,
+    x_at: u32,
+    factor_at: u32,
+    y_at: u32,
+}
+
+@group(0) @binding(0) var<uniform> s: Scalars;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> factor: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(FLAT_LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let start = flat_start(group, groups, lane);
+    for (var k = 0u; k < FLAT_EACH; k++) {
+        let i = start + k * FLAT_LANES;
+        if i < s.n {
+            y[s.y_at + i] = factor[s.factor_at] * x[s.x_at + i];
+        }
+    }
+}
