@@ -1,27 +1,25 @@
-//! langevin inside a program that has a wgpu device of its own: both share it, and the result is drawn from the buffer that
-//! langevin left it in. The host sees only the finished picture, `wgpu_embed.png`: a small network that maps places to colours.
+//! langevin inside a program that has a wgpu device of its own: both share it, and the samples are drawn from the buffer that
+//! langevin left them in. The host sees only the finished picture, `wgpu_embed.png`.
 //!
 //!     cargo run --release --example wgpu_embed
 
-use langevin::graph::{Graph, Value};
 use langevin::image::Image;
-use langevin::ops::{Activation, Affine, Epilogue, GroupNorm, Linear};
-use langevin::passes::fuse::{Purpose, fuse};
-use langevin::schedule::{Options, Schedule, Session};
-use langevin::tensor::{TensorType, to_layout};
-use langevin::{Device, Result};
+use langevin::sampler::SampleRequest;
+use langevin::{Device, Model};
 use pollster::block_on;
 
-/// Pixels along a side of what the network makes, and of the picture.
-const SIDE: usize = 128;
-const PICTURE: u32 = 512;
-const WIDTH: usize = 32;
+/// Images of 28×28 along a side of the picture, and pixels of it for one of theirs.
+const ALONG: u32 = 4;
+const SIDE: u32 = 28;
+const SCALE: u32 = 5;
+const PICTURE: u32 = ALONG * SIDE * SCALE;
 
-/// A triangle over the whole picture, whose pixels take their colour from the buffer: `[SIDE, SIDE, 3]`, from 0 to 1.
+/// A triangle over the whole picture, whose pixels are grey as the buffer says: `[images, SIDE, SIDE]`, from -1 to 1.
 const DRAW: &str = "
+override ALONG: u32;
 override SIDE: u32;
-override PICTURE: u32;
-@group(0) @binding(0) var<storage, read> colours: array<f32>;
+override SCALE: u32;
+@group(0) @binding(0) var<storage, read> images: array<f32>;
 
 @vertex
 fn corner(@builtin(vertex_index) i: u32) -> @builtin(position) vec4<f32> {
@@ -30,9 +28,11 @@ fn corner(@builtin(vertex_index) i: u32) -> @builtin(position) vec4<f32> {
 
 @fragment
 fn pixel(@builtin(position) at: vec4<f32>) -> @location(0) vec4<f32> {
-    let place = vec2<u32>(at.xy) * SIDE / PICTURE;
-    let first = (place.y * SIDE + place.x) * 3u;
-    return vec4<f32>(colours[first], colours[first + 1u], colours[first + 2u], 1.0);
+    let place = vec2<u32>(at.xy) / SCALE;
+    let image = place.y / SIDE * ALONG + place.x / SIDE;
+    let inside = place % SIDE;
+    let grey = images[(image * SIDE + inside.y) * SIDE + inside.x] * 0.5 + 0.5;
+    return vec4<f32>(grey, grey, grey, 1.0);
 }
 ";
 
@@ -47,75 +47,28 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let description = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
     let (gpu, queue) = block_on(adapter.request_device(&description))?;
 
-    // langevin's: the same device and queue, and a schedule.
+    // langevin's: the same device and queue.
     let device = Device::from_wgpu(adapter.get_info(), gpu.clone(), queue.clone())?;
-    let (graph, _) = fuse(&network()?, Purpose::Inference)?;
-    let schedule = Schedule::once("colours", &graph, device.target(), Options::default())?;
-    let mut session = Session::new(device, schedule)?;
-    write_inputs(&mut session)?;
-    session.run(&mut |_, _| Ok(()))?;
+    let model = Model::open("mnist-unet")?;
+    let n = (ALONG * ALONG) as usize;
+    let request = SampleRequest { n, batch: n, steps: 8, ..SampleRequest::new(&model) };
+    let mut sampler = request.prepare(&model, device)?;
+    sampler.run_batch(0, &mut || Ok(()))?;
 
-    // The result, where it is. What the embedder submits now comes after what langevin submitted.
-    let colours = session.schedule().buffers.find("colours").ok_or("the schedule has no buffer `colours`")?;
-    let (buffer, offset) = session.wgpu_buffer(colours)?;
-    let size = wgpu::BufferSize::new(12 * (SIDE * SIDE) as u64);
+    // The samples, where they are. What the embedder submits now comes after what langevin submitted.
+    let (buffer, offset, shape) = sampler.wgpu_images()?;
+    let size = wgpu::BufferSize::new(4 * shape.iter().product::<usize>() as u64);
     let pixels = draw(&gpu, &queue, wgpu::BufferBinding { buffer: &buffer, offset, size })?;
     Image::new(PICTURE as usize, PICTURE as usize, 3, pixels)?.save_png("wgpu_embed.png")?;
     println!("wgpu_embed.png was drawn on {}", adapter.get_info().name);
     Ok(())
 }
 
-/// Places `[1, pixels, 4]` (x, y, distance from the middle, 1) to colours `[1, pixels, 3]`: three layers of random weights.
-fn network() -> Result<Graph> {
-    let mut g = Graph::new();
-    let mut x = g.input("places", TensorType::f32([1, SIDE * SIDE, 4]));
-    for layer in 0..3 {
-        x = linear(&mut g, layer, x, WIDTH)?;
-        let [gamma, beta] =
-            ["gamma", "beta"].map(|name| g.parameter(format!("{name}{layer}"), TensorType::f32([WIDTH])));
-        let norm = GroupNorm { groups: 4, eps: 1e-5, activation: Activation::Silu, modulate: false };
-        x = g.apply(norm, &[x, gamma, beta])?;
-    }
-    let colours = linear(&mut g, 3, x, 3)?;
-    let colours = g.apply(Affine { scale: 0.3, shift: 0.5 }, &[colours])?;
-    g.output("colours", colours);
-    Ok(g)
-}
-
-fn linear(g: &mut Graph, layer: usize, x: Value, outputs: usize) -> Result<Value> {
-    let inputs = g.ty(x).cols();
-    let weight = g.parameter(format!("weight{layer}"), TensorType::panels([inputs, outputs]));
-    let bias = g.parameter(format!("bias{layer}"), TensorType::f32([outputs]));
-    g.apply(Linear(Epilogue::bias()), &[x, weight, bias])
-}
-
-/// Weights of mean 0, drawn from the cosine of their number; gammas 1, betas 0.
-fn write_inputs(session: &mut Session) -> Result<()> {
-    let noise = |i: usize| (12.9898 * (i + 1) as f32 + 0.01 * (i * i) as f32).cos();
-    let buffers = session.schedule().buffers.clone();
-    for buffer in buffers.all() {
-        let Some(id) = buffers.find(&buffer.name) else { continue };
-        let plain: Vec<f32> = match buffer.name.trim_end_matches(|c: char| c.is_ascii_digit()) {
-            "places" => (0..SIDE * SIDE).flat_map(|i| place(i % SIDE, i / SIDE)).collect(),
-            "weight" => (0..buffer.ty.elements()).map(noise).collect(),
-            "gamma" => vec![1.0; WIDTH],
-            _ => continue,
-        };
-        session.fill(id, |stored| to_layout(&buffer.ty, &plain, stored))?;
-    }
-    Ok(())
-}
-
-fn place(column: usize, row: usize) -> [f32; 4] {
-    let [x, y] = [column, row].map(|i| 2.0 * i as f32 / SIDE as f32 - 1.0);
-    [x, y, 2.0 * x.hypot(y), 1.0]
-}
-
 /// Draws the buffer into a texture, and reads that back: RGB.
 fn draw(
     gpu: &wgpu::Device,
     queue: &wgpu::Queue,
-    colours: wgpu::BufferBinding,
+    images: wgpu::BufferBinding,
 ) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error>> {
     let format = wgpu::TextureFormat::Rgba8Unorm;
     let extent = wgpu::Extent3d { width: PICTURE, height: PICTURE, depth_or_array_layers: 1 };
@@ -131,7 +84,7 @@ fn draw(
     });
     let shader = wgpu::ShaderModuleDescriptor { label: Some("draw"), source: wgpu::ShaderSource::Wgsl(DRAW.into()) };
     let module = gpu.create_shader_module(shader);
-    let constants = [("SIDE", SIDE as f64), ("PICTURE", PICTURE as f64)];
+    let constants = [("ALONG", ALONG as f64), ("SIDE", SIDE as f64), ("SCALE", SCALE as f64)];
     let compilation_options = wgpu::PipelineCompilationOptions { constants: &constants, ..Default::default() };
     let pipeline = gpu.create_render_pipeline(&wgpu::RenderPipelineDescriptor {
         label: Some("draw"),
@@ -154,12 +107,13 @@ fn draw(
         multiview_mask: None,
         cache: None,
     });
-    let entries = [wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(colours) }];
+    let entries = [wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(images) }];
     let layout = &pipeline.get_bind_group_layout(0);
-    let group = gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("colours"), layout, entries: &entries });
+    let group = gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("images"), layout, entries: &entries });
+    let bytes_per_row = (4 * PICTURE).next_multiple_of(wgpu::COPY_BYTES_PER_ROW_ALIGNMENT);
     let picture = gpu.create_buffer(&wgpu::BufferDescriptor {
         label: Some("picture"),
-        size: 4 * (PICTURE * PICTURE) as u64,
+        size: (bytes_per_row * PICTURE) as u64,
         usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     });
@@ -178,15 +132,15 @@ fn draw(
     pass.set_bind_group(0, &group, &[]);
     pass.draw(0..3, 0..1);
     drop(pass);
-    let bytes_per_row = Some(4 * PICTURE);
     let to = wgpu::TexelCopyBufferInfo {
         buffer: &picture,
-        layout: wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row, rows_per_image: None },
+        layout: wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(bytes_per_row), rows_per_image: None },
     };
     encoder.copy_texture_to_buffer(texture.as_image_copy(), to, extent);
     queue.submit([encoder.finish()]);
     picture.map_async(wgpu::MapMode::Read, .., |_| {});
     gpu.poll(wgpu::PollType::wait_indefinitely())?;
-    let rgba = picture.get_mapped_range(..)?;
-    Ok(rgba.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect())
+    let rows = picture.get_mapped_range(..)?;
+    let rows = rows.chunks_exact(bytes_per_row as usize).map(|row| &row[..4 * PICTURE as usize]);
+    Ok(rows.flat_map(|row| row.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]])).collect())
 }

@@ -80,17 +80,12 @@ impl Output {
     }
 }
 
-/// The device of that name; `auto` is the best one that `fits`, which lowers what is to run.
+/// The device of that name; `auto` is the best one that `fits`: it lowers what is to run, where an op from elsewhere may be in it.
 fn choose(name: &str, output: Output, fits: impl Fn(&Device) -> Result<()>) -> Result<Device> {
     match name {
         "auto" => Ok(Device::auto_for(fits, |passed| output.note(passed))),
         name => name.parse(),
     }
-}
-
-/// For [`choose`]: what `auto` keeps to the processor.
-fn only_by_name(what: &str) -> impl Fn(&Device) -> Result<()> {
-    move |device| Err(Error::unsupported(format!("auto for {what}"), format!("it takes --device {device}")))
 }
 
 /// Set by Ctrl-C.
