@@ -62,8 +62,8 @@ pub struct HostTime {
     /// Launches encoded; one that is cut counts as several.
     pub dispatches: f64,
     pub submissions: f64,
-    /// Without waiting for the device.
-    pub ms: f64,
+    pub encode_ms: f64,
+    pub submit_ms: f64,
 }
 
 /// Time of all launches of one kernel in one run, by the device's clock where it has one.
@@ -147,7 +147,8 @@ fn host_time(before: HostWork, after: HostWork, runs: f64) -> HostTime {
     HostTime {
         dispatches: (after.dispatches - before.dispatches) as f64 / runs,
         submissions: (after.submissions - before.submissions) as f64 / runs,
-        ms: (after.seconds - before.seconds) * 1e3 / runs,
+        encode_ms: (after.encode_seconds - before.encode_seconds) * 1e3 / runs,
+        submit_ms: (after.submit_seconds - before.submit_seconds) * 1e3 / runs,
     }
 }
 

@@ -2,6 +2,8 @@
 //! and submit the same dispatches, and nothing on top. Skipped where there is no adapter, unless `LANGEVIN_REQUIRE=wgpu`.
 #![cfg(feature = "wgpu")]
 
+mod support;
+
 use langevin::graph::Graph;
 use langevin::ops::Affine;
 use langevin::schedule::{Options, Rows, Schedule, Session, Step};
@@ -116,12 +118,7 @@ fn by_hand(gpu: &device::wgpu::Gpu, dispatches: u64) -> impl FnMut() {
 /// One test: the counts are of the whole program.
 #[test]
 fn a_run_allocates_what_wgpu_takes_and_nothing_more() {
-    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
-    let device = match Device::wgpu() {
-        Ok(device) => device,
-        Err(e) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {e}"),
-        Err(e) => return eprintln!("skipped: {e}"),
-    };
+    let Some(device) = support::wgpu() else { return };
     let Device::Wgpu(gpu) = &device else { panic!("{device} is another device") };
     for launches in [1, 32, 224] {
         let mut session = Session::new(device.clone(), chain(&device, launches)).unwrap();

@@ -60,10 +60,13 @@ fn describe(m: &Measurement, kernels: bool) -> String {
     )];
     lines.push(format!("  {} device, first run {:.0} ms, {} launches", m.device, m.ms_first, m.launches));
     if let Some(host) = &m.host {
-        let each = 1e3 * host.ms / host.dispatches.max(1.0);
         lines.push(format!(
-            "  host: {:.2} ms a run to encode and submit, {each:.2} us a dispatch; {:.0} dispatches, {:.1} submissions",
-            host.ms, host.dispatches, host.submissions
+            "  host, a run: {:.3} ms to encode {:.0} dispatches ({:.2} us each), {:.3} ms to submit them in {:.1} pieces",
+            host.encode_ms,
+            host.dispatches,
+            1e3 * host.encode_ms / host.dispatches.max(1.0),
+            host.submit_ms,
+            host.submissions
         ));
     }
     if kernels {

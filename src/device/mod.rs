@@ -90,8 +90,9 @@ pub struct HostWork {
     /// Launches encoded; one that is cut counts as several.
     pub dispatches: usize,
     pub submissions: usize,
-    /// Time for both, without waiting for the device.
-    pub seconds: f64,
+    pub encode_seconds: f64,
+    /// In the driver's submission; one that runs submissions one by one on the processor may wait there.
+    pub submit_seconds: f64,
 }
 
 impl Device {

@@ -91,7 +91,7 @@ impl Stream {
             let count = (SUBMIT - self.encoded).min(dispatches.len());
             let begin = Instant::now();
             recording.encode(self.pass(), dispatches.start..dispatches.start + count);
-            self.work.seconds += begin.elapsed().as_secs_f64();
+            self.work.encode_seconds += begin.elapsed().as_secs_f64();
             self.work.dispatches += count;
             dispatches.start += count;
             self.encoded += count;
@@ -108,8 +108,11 @@ impl Stream {
         self.encoded = 0;
         if let Some(encoder) = self.encoder.take() {
             let begin = Instant::now();
-            let submission = self.gpu.queue().submit([encoder.finish()]);
-            self.work.seconds += begin.elapsed().as_secs_f64();
+            let commands = encoder.finish();
+            let encoded = Instant::now();
+            let submission = self.gpu.queue().submit([commands]);
+            self.work.encode_seconds += (encoded - begin).as_secs_f64();
+            self.work.submit_seconds += encoded.elapsed().as_secs_f64();
             self.work.submissions += 1;
             self.under_way.push_back(submission);
         }
