@@ -24,6 +24,14 @@ override MODULATE: bool;
 // [B, groups, 2]: mean, rstd
 @group(0) @binding(7) var<storage, read_write> stats: array<f32>;
 
+// The same by four neighbouring channels.
+@group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> gamma_quads: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> beta_quads: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> scale_quads: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> shift_quads: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> y_quads: array<vec4<f32>>;
+
 @compute @workgroup_size(REDUCE_LANES)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
@@ -66,5 +74,53 @@ fn main(
             v = v * (1.0 + scale[sample * s.channels + c]) + shift[sample * s.channels + c];
         }
         y[at] = act(v);
+    }
+}
+
+// For groups of a multiple of four channels.
+@compute @workgroup_size(REDUCE_LANES)
+fn quads(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = wg.x + wg.y * wgs.x;
+    if number >= s.count {
+        return;
+    }
+    // All in units of four channels.
+    let width = s.channels / s.groups / 4u;
+    let pitch = s.channels / 4u;
+    let sample = number / s.groups;
+    let channel = (number % s.groups) * width;
+    let start = sample * s.rows * pitch + channel;
+    let n = s.rows * width;
+
+    let origin = x_quads[start].x;
+    var sum = vec4<f32>();
+    for (var i = lane; i < n; i += REDUCE_LANES) {
+        sum += x_quads[start + (i / width) * pitch + i % width] - origin;
+    }
+    let mean = reduce_sum((sum.x + sum.y) + (sum.z + sum.w), lane) / f32(4u * n);
+    var square = vec4<f32>();
+    for (var i = lane; i < n; i += REDUCE_LANES) {
+        let d = (x_quads[start + (i / width) * pitch + i % width] - origin) - mean;
+        square += d * d;
+    }
+    let squares = (square.x + square.y) + (square.z + square.w);
+    let rstd = 1.0 / sqrt(reduce_sum(squares, lane) / f32(4u * n) + s.eps);
+
+    if lane == 0u {
+        stats[2u * number] = origin + mean;
+        stats[2u * number + 1u] = rstd;
+    }
+    for (var i = lane; i < n; i += REDUCE_LANES) {
+        let c = channel + i % width;
+        let at = start + (i / width) * pitch + i % width;
+        var v = ((x_quads[at] - origin) - mean) * rstd * gamma_quads[c] + beta_quads[c];
+        if MODULATE {
+            v = v * (1.0 + scale_quads[sample * pitch + c]) + shift_quads[sample * pitch + c];
+        }
+        y_quads[at] = vec4<f32>(act(v.x), act(v.y), act(v.z), act(v.w));
     }
 }

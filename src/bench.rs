@@ -1,6 +1,6 @@
 //! Measuring whole networks: time, rate, memory, and where the time goes.
 
-use crate::device::Device;
+use crate::device::{Device, HostWork};
 use crate::diffusion::Prediction;
 use crate::methods::forward::forward;
 use crate::methods::train::{TrainLowering, Training, train};
@@ -41,17 +41,32 @@ pub struct Measurement {
     pub case: String,
     pub device: &'static str,
     pub batch: usize,
+    /// The first run, which also compiles shaders.
+    pub ms_first: f64,
+    /// Whole runs, by the clock on the wall.
     pub ms_median: f64,
     pub ms_min: f64,
     pub gflops: f64,
     pub launches: usize,
+    /// What the host did for one run, on devices that run launches beside it.
+    pub host: Option<HostTime>,
     pub arena_mib: f64,
     /// Peak resident memory less that of the process before the case began; 0 where the system does not tell.
     pub peak_mib_over_idle: f64,
     pub kernels: Vec<KernelTime>,
 }
 
-/// Time of all launches of one kernel in one run.
+/// What the host does for a run: it encodes launches and submits them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct HostTime {
+    /// Launches encoded; one that is cut counts as several.
+    pub dispatches: f64,
+    pub submissions: f64,
+    pub encode_ms: f64,
+    pub submit_ms: f64,
+}
+
+/// Time of all launches of one kernel in one run, by the device's clock where it has one.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct KernelTime {
     pub kernel: String,
@@ -64,13 +79,17 @@ pub struct KernelTime {
 
 /// What [`measure`] runs: a case of [`CASES`] with small numbers in every buffer.
 pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
-    let schedule = schedule(case, batch, &device)?;
+    let schedule = lower(case, batch, &device)?;
     let mut session = Session::new(device, schedule)?;
     fill(&mut session)?;
     Ok(session)
 }
 
-/// Runs a case of [`CASES`] `runs` times after a first run that is not counted. `check` may stop it.
+/// Runs a case of [`CASES`] `runs` times after a first run that is not counted, then once more kernel by kernel. `check` may
+/// stop it.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming an op that the device lacks.
 pub fn measure(
     case: &str,
     batch: usize,
@@ -82,21 +101,22 @@ pub fn measure(
     let mut session = session(case, batch, device)?;
     let launches = session.schedule().programs.iter().map(|p| p.commands.len()).sum();
     let flops: u64 = session.schedule().programs.iter().map(|p| p.cost().flops).sum();
-    let mut times = Vec::new();
-    let mut kernels = BTreeMap::new();
-    for run in 0..=runs {
+    let mut timed = |session: &mut Session| {
         check()?;
-        kernels.clear();
         let start = Instant::now();
-        session.load_row(0)?;
-        for p in 0..session.schedule().programs.len() {
-            let mut seconds = vec![0.0; session.schedule().programs[p].commands.len()];
-            session.time_program(p, &mut |i, s| seconds[i] = s)?;
-            add_times(&session.schedule().programs[p].commands, &seconds, &mut kernels);
-        }
-        if run > 0 {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
+        session.run(&mut |_, _| Ok(()))?;
+        Ok::<f64, Error>(start.elapsed().as_secs_f64() * 1e3)
+    };
+    let ms_first = timed(&mut session)?;
+    let before = session.host_work();
+    let mut times = (0..runs).map(|_| timed(&mut session)).collect::<Result<Vec<f64>>>()?;
+    let host = before.zip(session.host_work()).map(|(before, after)| host_time(before, after, runs as f64));
+    let mut kernels = BTreeMap::new();
+    session.load_row(0)?;
+    for p in 0..session.schedule().programs.len() {
+        let mut seconds = vec![0.0; session.schedule().programs[p].commands.len()];
+        session.time_program(p, &mut |i, s| seconds[i] = s)?;
+        add_times(&session.schedule().programs[p].commands, &seconds, &mut kernels);
     }
     times.sort_by(f64::total_cmp);
     let mut kernels: Vec<KernelTime> = kernels.into_values().collect();
@@ -110,14 +130,26 @@ pub fn measure(
         case: case.into(),
         device: session.device().name(),
         batch,
+        ms_first,
         ms_median,
         ms_min: times[0],
         gflops: flops as f64 / ms_median / 1e6,
         launches,
+        host,
         arena_mib: session.arena_bytes() as f64 / 1048576.0,
         peak_mib_over_idle: (memory("VmHWM:") - idle).max(0.0),
         kernels,
     })
+}
+
+/// A run's share of what the host did in `runs` of them.
+fn host_time(before: HostWork, after: HostWork, runs: f64) -> HostTime {
+    HostTime {
+        dispatches: (after.dispatches - before.dispatches) as f64 / runs,
+        submissions: (after.submissions - before.submissions) as f64 / runs,
+        encode_ms: (after.encode_seconds - before.encode_seconds) * 1e3 / runs,
+        submit_ms: (after.submit_seconds - before.submit_seconds) * 1e3 / runs,
+    }
 }
 
 fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &mut BTreeMap<&'static str, KernelTime>) {
@@ -132,7 +164,8 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
     }
 }
 
-fn schedule(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
+/// The schedule of a case of [`CASES`].
+pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
     let (config, size) = match case {
         "unet" | "unet-train" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),

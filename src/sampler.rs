@@ -236,13 +236,9 @@ impl Sampler<'_> {
         let mut images = Vec::with_capacity(n * h * w * c);
         let mut step = 0;
         for first in (0..n).step_by(batch) {
-            self.write_inputs(first)?;
-            self.session.run(&mut |_, event| match event {
-                Event::Row(_) => {
-                    step += 1;
-                    progress(Progress { step, steps, batch: batch.min(n - first) })
-                }
-                Event::Host(_) | Event::Mark(_) => Ok(()),
+            self.run_batch(first, &mut || {
+                step += 1;
+                progress(Progress { step, steps, batch: batch.min(n - first) })
             })?;
             let result = self.session.read::<f32>(self.plan.sampling.result)?;
             if let Some(bad) = result.iter().find(|v| !v.is_finite()) {
@@ -252,6 +248,27 @@ impl Sampler<'_> {
             images.extend_from_slice(&nchw[..batch.min(n - first) * c * h * w]);
         }
         Ok(Images { data: images, shape: [n, c, h, w] })
+    }
+
+    /// Samples one batch, the images from number `first` on, and leaves them on the device, where [`Sampler::wgpu_images`] finds
+    /// them. `step` is called before every step.
+    pub fn run_batch(&mut self, first: usize, step: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.write_inputs(first)?;
+        self.session.run(&mut |_, event| match event {
+            Event::Row(_) => step(),
+            Event::Host(_) | Event::Mark(_) => Ok(()),
+        })
+    }
+
+    /// The last batch on the wgpu device: the buffer, where in it the images begin, in bytes, and their shape
+    /// `[n, height, width, channels]`. f32, near −1..1.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on another device.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_images(&self) -> Result<(wgpu::Buffer, u64, &[usize])> {
+        let (buffer, offset) = self.session.wgpu_buffer(self.plan.sampling.result)?;
+        Ok((buffer, offset, &self.plan.latents.shape))
     }
 
     /// The latents of unit variance that images `0..n` start from, NCHW, as [`Sampler::run`] would draw them.

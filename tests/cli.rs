@@ -261,7 +261,17 @@ fn other_commands_answer() {
     assert!(tensors.contains("model.map_layer0.weight"), "{tensors}");
     assert!(place.run(&format!("inspect {} --graph", model.display())).contains("output denoised"));
     let devices = place.json("devices --json");
-    assert_eq!(devices["auto"], "cpu");
+    let found = devices["devices"].as_array().unwrap().iter().find(|d| d["name"] == "wgpu").unwrap();
+    let adapters = found["adapters"].as_array().unwrap();
+    assert_eq!(found["available"], !adapters.is_empty());
+    // A processor that plays GPU is never taken unasked.
+    let hardware = adapters.first().is_some_and(|a| a["software"] == false);
+    assert_eq!(devices["auto"], if hardware { "wgpu" } else { "cpu" });
+    for adapter in adapters {
+        assert!(adapter["name"].is_string() && adapter["buffer_bytes"].as_u64() > Some(0), "{adapter}");
+        let text = place.run("devices");
+        assert!(text.contains(adapter["name"].as_str().unwrap()) && text.contains("timestamps: "), "{text}");
+    }
     assert!(devices["devices"].as_array().unwrap().iter().any(|d| d["name"] == "cuda" && d["available"] == false));
     assert!(place.run("completions bash").contains("_langevin"));
     for command in

@@ -264,6 +264,48 @@ fn a_destroyed_device_is_reported_as_lost() {
     assert!(matches!(e, Error::DeviceLost { device: "wgpu", .. }), "{e:?}");
 }
 
+/// Says to the process that runs a test anew that it is that process.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const LIMITED: &str = "LANGEVIN_TEST_LIMITED";
+
+/// In a process of its own, which may not grow: an adapter on the processor takes its memory from there.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn an_arena_without_memory_is_an_error_with_its_size() {
+    let Some(device) = device() else { return };
+    if !matches!(device.target(), Target::Wgpu(target) if target.software) {
+        return eprintln!("skipped: the adapter's memory is its own, and nothing limits it");
+    }
+    if std::env::var_os(LIMITED).is_none() {
+        let this = ["--exact", "an_arena_without_memory_is_an_error_with_its_size", "--nocapture"];
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let out = child.args(this).env(LIMITED, "1").output().unwrap();
+        return assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    let of = |n: usize| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([n]));
+        let y = g.apply(Affine::scale(2.0), &[x]).unwrap();
+        g.output("y", y);
+        g
+    };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|l| l.strip_prefix("VmSize:")).unwrap();
+    let kib: u64 = size.trim().split(' ').next().unwrap().parse().unwrap();
+    let most = (kib << 10) + (256 << 20);
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: the call reads the struct, which lives until it returns.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    // Two buffers of 512 MiB.
+    let e = session(&device, &of(1 << 27)).unwrap_err();
+    assert!(matches!(e, Error::OutOfMemory { device: "wgpu", bytes: 0x4000_0000, .. }), "{e:?}");
+    // The device goes on.
+    let mut small = session(&device, &of(4)).unwrap();
+    write(&mut small, "x", &[1.0, 2.0, 3.0, 4.0]);
+    small.run(&mut |_, _| Ok(())).unwrap();
+    assert_eq!(read(&mut small, "y"), [2.0, 4.0, 6.0, 8.0]);
+}
+
 #[test]
 fn a_result_is_a_buffer_for_the_embedder() {
     let Some(device) = device() else { return };

@@ -1,8 +1,8 @@
 //! `langevin bench`
 
-use super::{Output, check_interrupt};
-use crate::bench::{CASES, Measurement, measure};
-use crate::{Device, Error, Result};
+use super::{Output, check_interrupt, choose};
+use crate::bench::{CASES, Measurement, lower, measure};
+use crate::{Error, Result};
 use clap::Args;
 
 /// Time networks and training steps, kernel by kernel
@@ -11,9 +11,14 @@ use clap::Args;
 /// AdamW step of unet), sd15 (SD1.5's UNet, 860 M), the embedded models, and mnist-unet-train (one step of mnist-unet as
 /// `langevin train` takes it, but without averages).
 ///
+/// Times are of whole runs, by the clock on the wall. --kernels adds a run that is timed kernel by kernel: on the wgpu device by
+/// the adapter's timestamps, if it has them. Rates are the cost model's FLOPs and minimal bytes over that time. What the
+/// host takes to encode and submit a run is told apart.
+///
 /// Examples:
 ///   langevin bench unet dit --batch 8
 ///   langevin bench sd15 --kernels
+///   langevin bench mnist-unet --device wgpu --kernels
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct BenchArgs {
@@ -32,7 +37,6 @@ pub struct BenchArgs {
 }
 
 pub fn run(args: BenchArgs, output: Output) -> Result<()> {
-    let device: Device = args.device.parse()?;
     if args.batch == 0 || args.runs == 0 {
         return Err(Error::invalid("--batch, --runs", "must be at least 1"));
     }
@@ -41,7 +45,8 @@ pub fn run(args: BenchArgs, output: Output) -> Result<()> {
         return Err(Error::invalid("case", format!("`{unknown}` is none of {}", CASES.join(", "))));
     }
     for name in names {
-        let m = measure(&name, args.batch, args.runs, device.clone(), &mut check_interrupt)?;
+        let device = choose(&args.device, output, |device| lower(&name, args.batch, device).map(drop))?;
+        let m = measure(&name, args.batch, args.runs, device, &mut check_interrupt)?;
         let json = serde_json::to_value(&m).map_err(|e| Error::invalid("--json", e.to_string()))?;
         output.result(describe(&m, args.kernels), json);
     }
@@ -53,13 +58,26 @@ fn describe(m: &Measurement, kernels: bool) -> String {
         "{:<11} batch {:<3} {:>9.1} ms (least {:.1})  {:>7.1} GFLOP/s  arena {:.1} MiB  peak {:.1} MiB over idle",
         m.case, m.batch, m.ms_median, m.ms_min, m.gflops, m.arena_mib, m.peak_mib_over_idle
     )];
+    lines.push(format!("  {} device, first run {:.0} ms, {} launches", m.device, m.ms_first, m.launches));
+    if let Some(host) = &m.host {
+        lines.push(format!(
+            "  host, a run: {:.3} ms to encode {:.0} dispatches ({:.2} us each), {:.3} ms to submit them in {:.1} pieces",
+            host.encode_ms,
+            host.dispatches,
+            1e3 * host.encode_ms / host.dispatches.max(1.0),
+            host.submit_ms,
+            host.submissions
+        ));
+    }
     if kernels {
-        lines.push(format!("  {:<22} {:>6} {:>9} {:>6} {:>9} {:>8}", "kernel", "calls", "ms", "%", "GFLOP/s", "GB/s"));
+        let all: f64 = m.kernels.iter().map(|k| k.ms).sum();
+        lines.push(format!("  kernels one by one: {all:.2} ms"));
+        lines.push(format!("  {:<22} {:>6} {:>9} {:>6} {:>9} {:>8}", "kernel", "calls", "ms", "%", "TFLOP/s", "GB/s"));
         for k in &m.kernels {
-            let share = 100.0 * k.ms / m.ms_median;
+            let (share, tflops) = (100.0 * k.ms / all, k.gflops / 1e3);
             lines.push(format!(
-                "  {:<22} {:>6} {:>9.2} {share:>6.1} {:>9.1} {:>8.1}",
-                k.kernel, k.calls, k.ms, k.gflops, k.gbps
+                "  {:<22} {:>6} {:>9.3} {share:>6.1} {tflops:>9.4} {:>8.1}",
+                k.kernel, k.calls, k.ms, k.gbps
             ));
         }
     }

@@ -1,6 +1,6 @@
 //! `langevin compare`
 
-use super::Output;
+use super::{Output, choose};
 use crate::image::{BatchShape, grid};
 use crate::model::Model;
 use crate::run::{BIN_EDGES, Summary, bin_name, differences, plot};
@@ -36,7 +36,7 @@ pub struct CompareArgs {
 }
 
 pub fn run(args: CompareArgs, output: Output) -> Result<()> {
-    let device: Device = args.device.parse()?;
+    let device = choose(&args.device, output, |_| Ok(()))?;
     let runs = args.runs.iter().map(|path| Summary::read(path)).collect::<Result<Vec<_>>>()?;
     let differ = differences(&runs)?;
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;

@@ -1,8 +1,8 @@
 //! `langevin eval`
 
-use super::Output;
 use super::progress::Progress;
 use super::sample::RequestArgs;
+use super::{Output, choose};
 use crate::classifier::EMBEDDED;
 use crate::data::{Dataset, DatasetOptions};
 use crate::eval::{Bootstrap, NEIGHBOURS, Reference};
@@ -75,7 +75,7 @@ const MAX_RESAMPLES: usize = 100_000;
 const MAX_NEIGHBOURS: usize = 1000;
 
 pub fn run(args: EvalArgs, output: Output) -> Result<()> {
-    let device: Device = args.request.device.parse()?;
+    let device = choose(&args.request.device, output, |_| Ok(()))?;
     let metrics: Vec<Metric> = args.metrics.iter().map(|m| m.parse()).collect::<Result<_>>()?;
     if args.bootstrap > MAX_RESAMPLES {
         return Err(Error::invalid("--bootstrap", format!("{} is not from 0 to {MAX_RESAMPLES}", args.bootstrap)));

@@ -1,7 +1,7 @@
 //! `langevin forward`
 
-use super::Output;
 use super::lora::LoraArgs;
+use super::{Output, choose};
 use crate::graph::Graph;
 use crate::methods::forward::forward;
 use crate::model::Model;
@@ -48,14 +48,15 @@ pub struct ForwardArgs {
 }
 
 pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
-    let device: Device = args.device.parse()?;
-    check_dtype(&args.dtype, &device)?;
     let model = args.lora.add_to(Model::open(&args.model)?)?;
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
     let built = model.build(&spec)?;
     let recompute = if args.recompute { Recompute::Blocks } else { Recompute::Off };
-    let schedule = forward(&built, args.grad.then_some(recompute), device.target(), Options::default())?;
+    let lower = |device: &Device| forward(&built, args.grad.then_some(recompute), device.target(), Options::default());
+    let device = choose(&args.device, output, |device| lower(device).map(drop))?;
+    check_dtype(&args.dtype, &device)?;
+    let schedule = lower(&device)?;
     let mut session = Session::new(device, schedule)?;
     load_weights(&model, &built, &mut session)?;
     write_inputs(&model, &built, &inputs, args.grad, &mut session, output)?;

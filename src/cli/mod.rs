@@ -14,7 +14,7 @@ mod train;
 mod train_classifier;
 
 use crate::collective;
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -77,6 +77,14 @@ impl Output {
         let text = if self.json { json.to_string() } else { text.to_string() };
         // A closed pipe is the reader's choice.
         let _ = writeln!(std::io::stdout(), "{text}");
+    }
+}
+
+/// The device of that name; `auto` is the best one that `fits`: it lowers what is to run, where an op from elsewhere may be in it.
+fn choose(name: &str, output: Output, fits: impl Fn(&Device) -> Result<()>) -> Result<Device> {
+    match name {
+        "auto" => Ok(Device::auto_for(fits, |passed| output.note(passed))),
+        name => name.parse(),
     }
 }
 

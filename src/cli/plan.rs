@@ -1,7 +1,7 @@
 //! `langevin plan`
 
-use super::Output;
 use super::sample::RequestArgs;
+use super::{Output, choose};
 use crate::diffusion::Prediction;
 use crate::methods::forward::forward;
 use crate::methods::train::{TrainLowering, train};
@@ -81,9 +81,10 @@ struct View {
 pub fn run(args: PlanArgs, output: Output) -> Result<()> {
     match args.what {
         What::Sample { request, view } => {
-            let device: Device = request.device.parse()?;
             let files = request.open()?;
-            let sampling = request.request(&files)?.lower(&files.model, &device)?;
+            let asked = request.request(&files)?;
+            let device = choose(&request.device, output, |device| asked.lower(&files.model, device).map(drop))?;
+            let sampling = asked.lower(&files.model, &device)?;
             if view.fusions {
                 output.result(sampling.fusions.join("\n"), serde_json::json!({ "fusions": sampling.fusions }));
                 return Ok(());

@@ -1,14 +1,14 @@
 //! `langevin sample`
 
-use super::Output;
 use super::lora::LoraArgs;
 use super::progress::Progress;
+use super::{Output, choose};
 use crate::diffusion::{Churn, Interval, Options, SamplerConfig, SamplerKind};
 use crate::files::AtomicFile;
 use crate::model::Model;
 use crate::sampler::SampleRequest;
 use crate::weights::{Dtype, TensorSpec, Weights, WriteOptions, write};
-use crate::{Device, Error, Result};
+use crate::{Error, Result};
 use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -178,9 +178,9 @@ fn read_latents(path: &Path, model: &Model, size: &mut Option<[usize; 2]>) -> Re
 }
 
 pub fn run(args: SampleArgs, output: Output) -> Result<()> {
-    let device: Device = args.request.device.parse()?;
     let files = args.request.open()?;
     let request = args.request.request(&files)?;
+    let device = choose(&args.request.device, output, |device| request.lower(&files.model, device).map(drop))?;
     // An output that cannot be written is found out before the work, not after.
     for path in [Some(&args.out), args.save_latents.as_ref(), args.save_samples.as_ref()].into_iter().flatten() {
         drop(AtomicFile::create(path)?);

@@ -1,7 +1,7 @@
 //! `langevin train`
 
-use super::Output;
 use super::progress::Progress;
+use super::{Output, choose};
 use crate::collective::{agree, join};
 use crate::run::{Key, PRESETS, Run, Settings, parse, preset};
 use crate::{Device, Error, Result};
@@ -134,7 +134,11 @@ pub fn run(args: TrainArgs, output: Output) -> Result<()> {
     // Of several processes the first one speaks.
     let (first, size) = (ranks.rank() == 0, ranks.size());
     let output = Output { quiet: output.quiet || !first, json: output.json && first };
-    let device = agree(&mut *ranks, args.device.parse::<Device>())?;
+    let alone = |_: &Device| match size {
+        1 => Ok(()),
+        _ => Err(Error::unsupported("a sum over processes", "gradients are not in host memory there")),
+    };
+    let device = agree(&mut *ranks, choose(&args.device, output, alone))?;
     let Some(out) = &args.out else { return Err(Error::invalid("--out", "is missing")) };
     let mut run = if args.resume {
         Run::resume_among(ranks, out, |before| args.settings(Some(before)), device)?

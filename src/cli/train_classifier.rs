@@ -1,7 +1,7 @@
 //! `langevin train-classifier`
 
-use super::Output;
 use super::progress::Progress;
+use super::{Output, choose};
 use crate::classifier::{Classifier, ClassifierTrainConfig, ClassifierTrainer};
 use crate::data::{Dataset, DatasetOptions};
 use crate::evaluator::FeatureExtractor;
@@ -58,7 +58,7 @@ pub struct TrainClassifierArgs {
 }
 
 pub fn run(args: TrainClassifierArgs, output: Output) -> Result<()> {
-    let device: Device = args.device.parse()?;
+    let device = choose(&args.device, output, |_| Ok(()))?;
     let dtype = weight_type(&args.save_dtype)?;
     let data = Dataset::open(&args.data, &DatasetOptions { channels: args.channels, ..DatasetOptions::default() })?;
     let classes = data.class_count;

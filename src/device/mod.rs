@@ -30,12 +30,98 @@ pub struct DeviceReport {
     pub available: bool,
     /// What it is, or why it is not there.
     pub detail: String,
+    /// Of the wgpu device: every adapter, the one that is used first.
+    pub adapters: Vec<AdapterReport>,
+}
+
+/// An adapter of the wgpu device, and what it offers.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AdapterReport {
+    pub name: String,
+    /// Vulkan, Metal, ...
+    pub backend: String,
+    /// The driver's name and version, as far as it tells them.
+    pub driver: String,
+    /// A processor that plays GPU.
+    pub software: bool,
+    pub f16: bool,
+    pub subgroups: bool,
+    /// Kernels are timed by the adapter's own clock.
+    pub timestamps: bool,
+    /// Most bytes of one buffer; a larger arena is cut between tensors.
+    pub buffer_bytes: u64,
+    /// Most bytes of one tensor that a kernel sees; elementwise kernels are cut into several, others refused.
+    pub argument_bytes: u64,
+    /// Most tensors of a kernel.
+    pub arguments: u32,
+    /// Most invocations of a workgroup, and bytes of its memory.
+    pub workgroup_size: u32,
+    pub workgroup_bytes: u32,
+}
+
+impl fmt::Display for AdapterReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.software { ", on the processor" } else { "" };
+        writeln!(f, "{} ({}{kind}), driver {}", self.name, self.backend, self.driver)?;
+        let yes = |there| if there { "yes" } else { "no" };
+        writeln!(
+            f,
+            "f16: {}, subgroups: {}, timestamps: {}",
+            yes(self.f16),
+            yes(self.subgroups),
+            yes(self.timestamps)
+        )?;
+        let mib = |bytes: u64| bytes / 1048576;
+        write!(
+            f,
+            "a buffer holds {} MiB; a kernel sees {} tensors of {} MiB; workgroups of {} with {} KiB",
+            mib(self.buffer_bytes),
+            self.arguments,
+            mib(self.argument_bytes),
+            self.workgroup_size,
+            self.workgroup_bytes / 1024
+        )
+    }
+}
+
+/// What the host has done so far to have a device run launches that it does not run itself.
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub struct HostWork {
+    /// Launches encoded; one that is cut counts as several.
+    pub dispatches: usize,
+    pub submissions: usize,
+    pub encode_seconds: f64,
+    /// In the driver's submission; one that runs submissions one by one on the processor may wait there.
+    pub submit_seconds: f64,
 }
 
 impl Device {
-    /// The fastest device that knows every op: today the processor.
+    /// The device that runs everything: the processor. [`Device::auto_for`] looks further.
     pub fn auto() -> Device {
         Device::Cpu
+    }
+
+    /// The best device for something: the first of [`Device::report`]'s that is hardware of its own and that `fits` accepts,
+    /// which should lower what is to run; otherwise the processor. `passed` is told which device was passed over, and why.
+    pub fn auto_for(fits: impl Fn(&Device) -> Result<()>, mut passed: impl FnMut(String)) -> Device {
+        let Some(adapter) = report_wgpu().adapters.into_iter().next() else { return Device::Cpu };
+        let reason = match Device::wgpu_hardware(&adapter).and_then(|device| fits(&device).map(|()| device)) {
+            Ok(device) => return device,
+            Err(e) => e,
+        };
+        passed(format!("auto takes cpu and not wgpu on {}: {reason}", adapter.name));
+        Device::Cpu
+    }
+
+    /// The wgpu device, if the adapter is hardware.
+    fn wgpu_hardware(adapter: &AdapterReport) -> Result<Device> {
+        match adapter.software {
+            true => Err(Error::Device {
+                device: "wgpu",
+                reason: "that is this processor, which the cpu device uses better".into(),
+            }),
+            false => Device::wgpu(),
+        }
     }
 
     /// The wgpu device on the most promising adapter; `LANGEVIN_ADAPTER` chooses one by a part of its name.
@@ -65,11 +151,12 @@ impl Device {
             name,
             available: false,
             detail: format!("this version of langevin has no {what} yet"),
+            adapters: vec![],
         };
         vec![
             absent("cuda", "CUDA kernels"),
             report_wgpu(),
-            DeviceReport { name: "cpu", available: true, detail: cpu::describe() },
+            DeviceReport { name: "cpu", available: true, detail: cpu::describe(), adapters: vec![] },
             absent("ptx", "PTX to execute"),
         ]
     }
@@ -99,28 +186,17 @@ const NOT_BUILT: &str = "this build of langevin is without it (the feature `wgpu
 
 #[cfg(not(feature = "wgpu"))]
 fn report_wgpu() -> DeviceReport {
-    DeviceReport { name: "wgpu", available: false, detail: NOT_BUILT.into() }
+    DeviceReport { name: "wgpu", available: false, detail: NOT_BUILT.into(), adapters: vec![] }
 }
 
 #[cfg(feature = "wgpu")]
 fn report_wgpu() -> DeviceReport {
     let adapters = wgpu::adapters();
-    let software = |a: &::wgpu::AdapterInfo| a.device_type == ::wgpu::DeviceType::Cpu;
-    let describe = |a: &::wgpu::AdapterInfo| {
-        let kind = if software(a) { ", on the processor" } else { "" };
-        format!("{} ({:?}{kind})", a.name, a.backend)
+    let detail = match &adapters[..] {
+        [] => "there is no Vulkan, Metal or DirectX 12 adapter, or LANGEVIN_ADAPTER names none".into(),
+        [first, ..] => format!("{} ({})", first.name, first.backend),
     };
-    match adapters.first() {
-        None => {
-            let detail = "there is no Vulkan, Metal or DirectX 12 adapter, or LANGEVIN_ADAPTER names none";
-            DeviceReport { name: "wgpu", available: false, detail: detail.into() }
-        }
-        Some(_) => {
-            let names: Vec<String> = adapters.iter().map(describe).collect();
-            let detail = format!("{}; part of the ops have shaders", names.join(", "));
-            DeviceReport { name: "wgpu", available: true, detail }
-        }
-    }
+    DeviceReport { name: "wgpu", available: !adapters.is_empty(), detail, adapters }
 }
 
 impl fmt::Display for Device {
@@ -132,7 +208,7 @@ impl fmt::Display for Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// `auto` or a device's name.
+    /// A device's name, or `auto` for [`Device::auto`].
     fn from_str(name: &str) -> Result<Device> {
         if name == "auto" {
             return Ok(Device::auto());

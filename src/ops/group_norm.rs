@@ -90,8 +90,11 @@ impl Op for GroupNorm {
             }
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/activation", "lib/reduce", "group_norm"))
+                    .entry(if (c.channels / self.groups).is_multiple_of(4) { "quads" } else { "main" })
                     .flag("MODULATE", self.modulate)
-                    .constant("ACTIVATION", self.activation as u32);
+                    .constant("ACTIVATION", self.activation as u32)
+                    // Barriers among few invocations are cheap for a processor.
+                    .constant("REDUCE_LANES", if target.software { 8 } else { 256 });
                 let modulation = if self.modulate { [3, 4] } else { [0, 0] };
                 let inputs = [0, 1, 2].into_iter().chain(modulation).map(Arg::Input);
                 let groups = c.samples * self.groups;

@@ -1,7 +1,7 @@
 //! What a session asks of a device: memory, and launches run over it.
 
 use super::{Command, Schedule, Slice, Space};
-use crate::device::{Arena, Device};
+use crate::device::{Arena, Device, HostWork};
 use crate::graph::{Args, Kernel, Region};
 use crate::{Error, Result};
 use std::fmt::Debug;
@@ -45,6 +45,11 @@ pub(super) trait Engine: Debug + Send {
     /// Lets the device start on what it was given, before the host is asked something.
     fn start(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// What the host has done so far to have launches run; `None` where it runs them itself.
+    fn host_work(&self) -> Option<HostWork> {
+        None
     }
 
     /// The wgpu buffer that holds bytes of the arena, and where in it they begin.

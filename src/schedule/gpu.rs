@@ -3,6 +3,7 @@
 use super::engine::{Engine, foreign, place};
 use super::{Program, Schedule};
 use crate::Result;
+use crate::device::HostWork;
 use crate::device::wgpu::{Arena, Bound, Gpu, Recording, Stream};
 use crate::graph::Kernel;
 use std::ops::Range;
@@ -132,6 +133,10 @@ impl Engine for Wgpu {
 
     fn start(&mut self) -> Result<()> {
         self.stream.submit()
+    }
+
+    fn host_work(&self) -> Option<HostWork> {
+        Some(self.stream.work())
     }
 
     fn wgpu_buffer(&self, offset: usize, bytes: usize) -> Result<(Buffer, u64)> {

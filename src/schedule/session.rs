@@ -2,7 +2,7 @@
 
 use super::engine::{Engine, engine, place};
 use super::{BufferId, Command, Mark, Program, Schedule, Slice, Space, Step};
-use crate::device::{ALIGN, Device};
+use crate::device::{ALIGN, Device, HostWork};
 use crate::graph::Region;
 use crate::{Error, Result};
 use bytemuck::Pod;
@@ -71,6 +71,11 @@ impl Session {
     /// Bytes of the arena.
     pub fn arena_bytes(&self) -> usize {
         self.engine.bytes()
+    }
+
+    /// What the host has done so far to have the device run launches; `None` where it runs them itself.
+    pub fn host_work(&self) -> Option<HostWork> {
+        self.engine.host_work()
     }
 
     /// A buffer's numbers, in its layout.

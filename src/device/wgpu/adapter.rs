@@ -2,7 +2,7 @@
 
 use super::NAME;
 use super::pipelines::Pipelines;
-use crate::device::ALIGN;
+use crate::device::{ALIGN, AdapterReport};
 use crate::graph::WgpuTarget;
 use crate::{Error, Result};
 use pollster::block_on;
@@ -43,8 +43,26 @@ fn failed(reason: impl fmt::Display) -> Error {
 }
 
 /// The adapters that the environment allows, the most promising first.
-pub fn adapters() -> Vec<AdapterInfo> {
-    find_adapters().iter().map(Adapter::get_info).collect()
+pub fn adapters() -> Vec<AdapterReport> {
+    find_adapters().iter().map(report).collect()
+}
+
+fn report(adapter: &Adapter) -> AdapterReport {
+    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    AdapterReport {
+        software: info.device_type == DeviceType::Cpu,
+        backend: format!("{:?}", info.backend),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+        name: info.name,
+        f16: features.contains(Features::SHADER_F16),
+        subgroups: features.contains(Features::SUBGROUP),
+        timestamps: features.contains(Features::TIMESTAMP_QUERY),
+        buffer_bytes: limits.max_buffer_size,
+        argument_bytes: limits.max_storage_buffer_binding_size,
+        arguments: limits.max_storage_buffers_per_shader_stage,
+        workgroup_size: limits.max_compute_invocations_per_workgroup,
+        workgroup_bytes: limits.max_compute_workgroup_storage_size,
+    }
 }
 
 fn find_adapters() -> Vec<Adapter> {

@@ -4,8 +4,10 @@ use super::adapter::Gpu;
 use super::arena::Arena;
 use super::recording::Recording;
 use crate::Result;
+use crate::device::HostWork;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::time::Instant;
 use wgpu::{Buffer, BufferUsages, CommandEncoder, ComputePass, ComputePassTimestampWrites, Features, SubmissionIndex};
 
 /// Dispatches that make a submission: the adapter starts while the rest is encoded, and no submission runs so long that a
@@ -33,6 +35,7 @@ pub struct Stream {
     bounce: Option<Buffer>,
     /// What the host writes before it goes to the queue.
     host: Vec<u64>,
+    work: HostWork,
 }
 
 impl Stream {
@@ -47,7 +50,13 @@ impl Stream {
             mapped: None,
             bounce: None,
             host: vec![],
+            work: HostWork::default(),
         }
+    }
+
+    /// What was encoded and submitted so far, but for [`Stream::time`].
+    pub fn work(&self) -> HostWork {
+        self.work
     }
 
     /// The device.
@@ -80,7 +89,10 @@ impl Stream {
         let mut dispatches = recording.dispatches(launches);
         while !dispatches.is_empty() {
             let count = (SUBMIT - self.encoded).min(dispatches.len());
+            let begin = Instant::now();
             recording.encode(self.pass(), dispatches.start..dispatches.start + count);
+            self.work.encode_seconds += begin.elapsed().as_secs_f64();
+            self.work.dispatches += count;
             dispatches.start += count;
             self.encoded += count;
             if self.encoded == SUBMIT {
@@ -95,7 +107,13 @@ impl Stream {
         self.pass = None;
         self.encoded = 0;
         if let Some(encoder) = self.encoder.take() {
-            let submission = self.gpu.queue().submit([encoder.finish()]);
+            let begin = Instant::now();
+            let commands = encoder.finish();
+            let encoded = Instant::now();
+            let submission = self.gpu.queue().submit([commands]);
+            self.work.encode_seconds += (encoded - begin).as_secs_f64();
+            self.work.submit_seconds += encoded.elapsed().as_secs_f64();
+            self.work.submissions += 1;
             self.under_way.push_back(submission);
         }
         while self.under_way.len() > AHEAD {
@@ -192,7 +210,7 @@ impl Stream {
                 self.time_by_stamps(recording, launches, timing)?;
             } else {
                 for i in launches {
-                    let begin = std::time::Instant::now();
+                    let begin = Instant::now();
                     self.run(recording, i..i + 1)?;
                     self.finish()?;
                     timing(i, begin.elapsed().as_secs_f64());
