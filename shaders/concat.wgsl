@@ -31,15 +31,16 @@ fn main(
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i < s.n {
-            let row = i / run;
-            let col = i % run;
+            let row = (s.first + i) / run;
+            let col = (s.first + i) % run;
             var v = 0u;
             if col < s.a_run {
                 v = a[s.a_at + row * s.a_run + col];
             } else {
                 v = b[s.b_at + row * s.b_run + col - s.a_run];
             }
-            y[s.y_at + row * s.width + s.start + col] = v;
+            // Only a launch that makes all of y is cut.
+            y[s.y_at + row * s.width + s.start + col - s.first] = v;
         }
     }
 }

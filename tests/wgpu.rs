@@ -3,9 +3,12 @@
 #![cfg(feature = "wgpu")]
 
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
-use langevin::ops::{Affine, Binary, GradNorm, Linear, Optimizer, OptimizerKind};
+use langevin::ops::{
+    Affine, Binary, Broadcast, Concat, DiffusionUpdate, Dropout, Embedding, Gate, GatherGrad, GradNorm, Linear,
+    Optimizer, OptimizerKind, Pad, Random, RandomKind, SampleMix,
+};
 use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
-use langevin::tensor::TensorType;
+use langevin::tensor::{DType, TensorType};
 use langevin::{Device, Error, Result};
 use pollster::block_on;
 
@@ -192,6 +195,76 @@ fn views_are_moved_to_where_they_can_be_bound() {
     session.run_program(0).unwrap();
     assert_eq!(session.read::<f32>(y).unwrap(), [6.0, 15.0]);
     assert_eq!(session.read_part::<f32>(all, 11, 6).unwrap(), [0.0, 0.0, 6.0, 15.0, 0.0, 0.0]);
+}
+
+/// What an op makes of some numbers, all operands at odd places.
+fn at_odd_places(device: &Device, op: impl Op, inputs: &[TensorType]) -> Vec<f32> {
+    let mut buffers = Buffers::new();
+    let mut g = Graph::new();
+    let mut odd = |name: &str, skip: usize, ty: &TensorType| {
+        let around = TensorType { shape: vec![ty.elements() + skip], ..ty.clone() };
+        let all = buffers.declare(format!("around {name}"), around);
+        buffers.view(all, name, skip, ty.clone()).unwrap()
+    };
+    let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+    let ids: Vec<_> = (0..inputs.len()).map(|i| odd(&names[i], 2 * i + 1, &inputs[i])).collect();
+    let values: Vec<_> = names.iter().zip(inputs).map(|(name, ty)| g.input(name, ty.clone())).collect();
+    let out = g.apply(op, &values).unwrap();
+    g.output("y", out);
+    let y = odd("y", 15, g.ty(out));
+    let places = buffers.clone();
+    let options = Options { guard: 64 };
+    let program = Program::compile("odd", &g, device.target(), &mut buffers, |n| places.find(n), options).unwrap();
+    let mut schedule = Schedule::new("odd", buffers);
+    schedule.add(program);
+    let mut session = Session::new(device.clone(), schedule).unwrap().poisoned();
+    for (id, ty) in ids.iter().zip(inputs) {
+        let numbers = (0..ty.elements()).map(|i| i * 7919 % 1000);
+        if ty.dtype == DType::I32 {
+            session.write(*id, &numbers.map(|v| v as i32 % 5).collect::<Vec<_>>()).unwrap();
+        } else {
+            session.write(*id, &numbers.map(|v| v as f32 / 8.0).collect::<Vec<_>>()).unwrap();
+        }
+    }
+    session.run_program(0).unwrap();
+    session.read(y).unwrap()
+}
+
+/// Stretches know which elements they have, and where those are, whatever else they see.
+#[test]
+fn cut_launches_with_operands_that_are_seen_whole_are_as_on_the_cpu() {
+    let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
+    let (f32s, i32s) = (|shape: &[usize]| TensorType::f32(shape), |shape: &[usize]| TensorType::i32(shape));
+    // Some 110 KB of output each.
+    let large = f32s(&[3, 9001]);
+    let tokens = f32s(&[3, 100, 90]);
+    let random = |kind| Random { kind, shape: large.shape.clone(), stream: 2 };
+    let check = |name: &str, run: &dyn Fn(&Device) -> Vec<f32>| {
+        let (expected, got) = (run(&Device::Cpu), run(&wgpu));
+        assert!(expected.len() > 1 << 14 && expected.len() == got.len(), "{name}");
+        let close = |e: f32, g: f32| (e - g).abs() <= 1e-5 * e.abs().max(1.0);
+        let off = expected.iter().zip(&got).position(|(e, g)| !close(*e, *g));
+        assert_eq!(off, None, "{name}: {:?}", off.map(|i| (expected[i], got[i])));
+    };
+    let seeds = [i32s(&[3, 2]), f32s(&[1])];
+    check("uniform", &|d| at_odd_places(d, random(RandomKind::Uniform), &seeds));
+    check("normal", &|d| at_odd_places(d, random(RandomKind::Normal), &seeds));
+    let [seed, draw] = &seeds;
+    let dropout = [large.clone(), seed.clone(), draw.clone()];
+    check("dropout", &|d| at_odd_places(d, Dropout { p: 0.3, stream: 1 }, &dropout));
+    for terms in [2, 6] {
+        let inputs = [vec![f32s(&[terms])], vec![large.clone(); terms]].concat();
+        check("update", &|d| at_odd_places(d, DiffusionUpdate { terms, clip: Some(9000.0) }, &inputs));
+    }
+    let mix = [f32s(&[3]), large.clone(), f32s(&[3]), large.clone()];
+    check("sample_mix", &|d| at_odd_places(d, SampleMix { terms: 2 }, &mix));
+    check("gate", &|d| at_odd_places(d, Gate, &[tokens.clone(), f32s(&[3, 90]), tokens.clone()]));
+    let spread = Broadcast { outer: 3, middle: 100, inner: 90, scale: 2.0, shape: vec![3, 100, 90] };
+    check("broadcast", &|d| at_odd_places(d, spread.clone(), &[f32s(&[3, 90])]));
+    check("concat", &|d| at_odd_places(d, Concat { axis: 1 }, &[f32s(&[3, 4000]), f32s(&[3, 5001])]));
+    check("pad", &|d| at_odd_places(d, Pad { axis: 1, before: 5001, after: 4000 }, &[f32s(&[3, 50])]));
+    check("gather_grad", &|d| at_odd_places(d, GatherGrad { count: 100 }, &[f32s(&[3, 90]), i32s(&[3])]));
+    check("embedding", &|d| at_odd_places(d, Embedding, &[f32s(&[7, 999]), i32s(&[30])]));
 }
 
 /// An op whose shader is given.
