@@ -4,6 +4,7 @@
 //! optimiser then updates `params`, its moments and the averages in one launch over the whole region.
 
 use crate::cpu::philox;
+use crate::device::ALIGN;
 use crate::diffusion::{NoiseLevel, Objective, Prediction};
 use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter};
@@ -297,7 +298,8 @@ impl Regions {
         let mut total = 0;
         for p in network.parameters.iter().filter(|p| p.trainable) {
             offsets.push((p.clone(), total));
-            total += p.ty.stored().next_multiple_of(16);
+            // Where every device can bind it as it lies.
+            total += p.ty.stored().next_multiple_of(ALIGN / size_of::<f32>());
         }
         let ty = TensorType::f32([total]);
         let params = buffers.declare("params", ty.clone());
