@@ -106,6 +106,18 @@ fn an_optimiser_step_over_large_regions_is_cut() {
     }
 }
 
+/// 64 KiB are less than a workgroup of the gradient's norm takes.
+#[test]
+fn a_workgroup_that_sees_too_little_is_refused() {
+    let Some(device) = narrow(1 << 16, 1 << 20) else { return };
+    let mut g = Graph::new();
+    let grads = g.input("grads", TensorType::f32([40_003]));
+    let norm = g.apply(GradNorm, &[grads]).unwrap();
+    g.output("norm", norm);
+    let error = session(&device, &g).unwrap().run(&mut |_, _| Ok(())).unwrap_err();
+    assert!(matches!(&error, Error::TooLarge { what, .. } if what.contains("grad_norm")), "{error}");
+}
+
 #[test]
 fn what_cannot_be_cut_is_refused_by_name_and_size() {
     let Some(device) = narrow(1 << 16, 1 << 20) else { return };

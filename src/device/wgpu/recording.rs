@@ -136,8 +136,12 @@ fn cut(gpu: &Gpu, number: usize, launch: &Bound) -> Result<Vec<Stretch>> {
         return Ok(vec![Stretch { launch: number, grid: launch.grid, cut: None, scalars }]);
     };
     // Whole groups, and whole alignments, so that every stretch of an argument starts like its first.
-    let step = ((most - ALIGN) / 4 / flat.per_group.max(ALIGN / 4)) * flat.per_group.max(ALIGN / 4);
-    let stretches = (0..flat.elements).step_by(step.max(1)).map(|start| {
+    let unit = flat.per_group.max(ALIGN / 4);
+    let step = (most - ALIGN) / 4 / unit * unit;
+    if step == 0 {
+        return Err(too_large(flat.arguments[0], 4 * unit + ALIGN));
+    }
+    let stretches = (0..flat.elements).step_by(step).map(|start| {
         let count = step.min(flat.elements - start);
         let mut scalars = scalars.clone();
         scalars[..2].copy_from_slice(&[count as u32, start as u32]);
