@@ -68,14 +68,14 @@ impl FeatureExtractor {
         if path == Path::new(EMBEDDED) || Classifier::is_one(path) {
             return FeatureExtractor::classifier(Classifier::open(path)?, device);
         }
-        let checksum = fingerprint_weights(&Weights::open(path)?)?;
+        let checksum = Weights::open(path)?.checksum()?;
         let network = FeatureNetwork::open(path)?;
         FeatureExtractor::new(&network, checksum, true, WIDE_BATCH, device)
     }
 
     /// A classifier of langevin; its distance is `fd-classifier`.
     pub fn classifier(classifier: Classifier, device: Device) -> Result<FeatureExtractor> {
-        let checksum = fingerprint_weights(&classifier.weights)?;
+        let checksum = classifier.weights.checksum()?;
         FeatureExtractor::new(&FeatureNetwork::new("classifier", classifier)?, checksum, false, BATCH, device)
     }
 
@@ -154,17 +154,6 @@ impl FeatureExtractor {
 /// A data set's [`Dataset::fingerprint`] as a reference's file holds it.
 pub fn data_fingerprint(data: &Dataset) -> String {
     format!("{:032x}", data.fingerprint())
-}
-
-fn fingerprint_weights(weights: &Weights) -> Result<u32> {
-    let bytes: Vec<&[u8]> = weights.names().map(|name| weights.bytes(name)).collect::<Result<_>>()?;
-    Ok(checksum(weights.names().map(str::as_bytes).zip(bytes).flat_map(|(name, bytes)| [name, bytes])))
-}
-
-fn checksum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    let mut crc = flate2::Crc::new();
-    parts.into_iter().for_each(|part| crc.update(part));
-    crc.sum()
 }
 
 /// Sampled values as the pictures that they would be saved as, with these labels: real images are bytes too.

@@ -370,6 +370,14 @@ fn an_adapter_is_trained_saved_resumed_and_used() {
     place.run("train --resume --out tuned");
     assert_eq!(std::fs::read(place.path("tuned/model/adapter_model.safetensors")).unwrap(), whole);
 
+    // Another base would make another model of it.
+    place.run(&format!("train --network network.json {data} --steps 20 --seed 1 --out other"));
+    std::fs::rename(place.path("base/model"), place.path("kept")).unwrap();
+    std::fs::rename(place.path("other/model"), place.path("base/model")).unwrap();
+    place.fail("train --resume --out tuned", &["from", "not those that the adapter was trained on"]);
+    std::fs::remove_dir_all(place.path("base/model")).unwrap();
+    std::fs::rename(place.path("kept"), place.path("base/model")).unwrap();
+
     let refused = |more: &str, words: &[&str]| place.fail(&format!("train {data} --steps 2 --out x {more}"), words);
     refused("--network network.json --lora-rank 3", &["lora_rank", "from"]);
     refused("--from base --lora-rank 3 --lora-targets to_q,to_z", &["lora_targets", "to_z"]);

@@ -52,8 +52,8 @@ pub struct Trainer {
     data: Arc<Dataset>,
     built: Built,
     network_config: String,
-    /// The adapter that is trained, and the path of the model that it adapts.
-    lora: Option<(Adapter, String)>,
+    /// If an adapter is trained.
+    lora: Option<Lora>,
     objective: Objective,
     none: Option<i32>,
     training: Training,
@@ -61,6 +61,15 @@ pub struct Trainer {
     /// From the first step on; makes the next batches meanwhile.
     loader: Option<Loader>,
     step: usize,
+}
+
+/// An adapter in training.
+#[derive(Debug)]
+struct Lora {
+    adapter: Adapter,
+    /// The path of the model that it adapts, and [`Weights::checksum`](crate::weights::Weights::checksum) of its weights.
+    base: String,
+    checksum: u32,
 }
 
 impl Trainer {
@@ -126,7 +135,7 @@ impl Trainer {
         write_weights(&built, &training, &mut session, first)?;
         let none = network.null_class().map(|n| n as i32);
         let network_config = config_json.to_owned();
-        let lora = adapter.map(|adapter| (adapter, String::new()));
+        let lora = adapter.map(|adapter| Lora { adapter, base: String::new(), checksum: 0 });
         Ok(Trainer {
             ranks: Box::new(Alone),
             config,
@@ -151,8 +160,8 @@ impl Trainer {
         }
         // Checks that the model's files hold this network.
         model.build(&InputSpec::new(1, self.data.height, self.data.width))?;
-        if let Some((_, base)) = &mut self.lora {
-            *base = absolute(model)?;
+        if let Some(lora) = &mut self.lora {
+            (lora.base, lora.checksum) = (absolute(model)?, model.weights().checksum()?);
         }
         let seed = self.config.seed;
         write_weights(&self.built, &self.training, &mut self.session, |number, p| {
@@ -361,7 +370,7 @@ impl Trainer {
         let offsets = &self.training.offsets;
         let session = &mut self.session;
         let scheduler = self.objective.scheduler_config().map(|s| format!("{s:#}\n"));
-        if let (Some((adapter, base)), Some(lora)) = (&self.lora, &self.config.lora) {
+        if let (Some(Lora { adapter, base, .. }), Some(lora)) = (&self.lora, &self.config.lora) {
             let of = |name: &str| offsets.iter().find(|(p, _)| p.name == name);
             let shape = |name: &String| of(name).map_or(vec![], |(p, _)| p.shape.clone());
             let shapes = |layer: &String| adapter.weights(layer).each_ref().map(shape);

@@ -11,6 +11,8 @@ use std::path::Path;
 
 /// The note in the file that holds the number of steps done.
 const STEP: &str = "langevin.step";
+/// The note that holds the checksum of the model that an adapter is trained on.
+const BASE: &str = "langevin.base";
 
 impl Trainer {
     /// The regions of the state by the prefix of their tensors' names.
@@ -51,7 +53,8 @@ impl Trainer {
     pub fn save_state(&mut self, file: &Path) -> Result<()> {
         let tensors = self.state_tensors();
         let specs = tensors.iter().map(|(name, _, p)| TensorSpec::new(name, Dtype::F32, p.shape.clone())).collect();
-        let metadata = BTreeMap::from([(STEP.to_string(), self.step.to_string())]);
+        let mut metadata = BTreeMap::from([(STEP.to_string(), self.step.to_string())]);
+        metadata.extend(self.lora.as_ref().map(|lora| (BASE.to_string(), lora.checksum.to_string())));
         let options = WriteOptions { metadata, max_shard_bytes: u64::MAX };
         let mut writer = Writer::create(file, specs, &options)?;
         for (name, place, p) in &tensors {
@@ -65,12 +68,18 @@ impl Trainer {
     /// Goes on where [`Trainer::save_state`] was called, bit for bit.
     ///
     /// # Errors
-    /// [`Error::Tensor`] naming the first tensor that does not fit this network and these averages; the trainer is then
-    /// unchanged.
+    /// [`Error::Tensor`] naming the first tensor that does not fit this network and these averages; [`Error::Invalid`] if the
+    /// model that an adapter was trained on has other weights now. The trainer is then unchanged.
     pub fn load_state(&mut self, file: &Path) -> Result<()> {
         let weights = Weights::open(file)?;
         let step = weights.metadata().get(STEP).and_then(|s| s.parse().ok());
         let step = step.ok_or_else(|| Error::format(file, format!("is not a training state: no `{STEP}`")))?;
+        if let Some(lora) = &self.lora
+            && weights.metadata().get(BASE) != Some(&lora.checksum.to_string())
+        {
+            let reason = format!("the weights of {} are not those that the adapter was trained on", lora.base);
+            return Err(Error::invalid("from", reason));
+        }
         let tensors = self.state_tensors();
         for (name, _, p) in &tensors {
             match weights.info(name) {

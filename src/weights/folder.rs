@@ -190,6 +190,17 @@ impl Weights {
         Ok(values)
     }
 
+    /// CRC-32 of all names and bytes, to find out whether two files hold the same weights.
+    pub fn checksum(&self) -> Result<u32> {
+        let mut crc = flate2::Crc::new();
+        for name in self.names() {
+            crc.update(name.as_bytes());
+            crc.update(self.bytes(name)?);
+            self.release(name);
+        }
+        Ok(crc.sum())
+    }
+
     /// Lets the system take back the memory behind a tensor that was copied elsewhere, so that file and copy are not
     /// both resident. The tensor can still be read again. Unknown names are ignored: there is nothing to release.
     pub fn release(&self, name: &str) {
