@@ -1,7 +1,8 @@
 //! Everything that a run changes, in a file: weights, moments, averages. The rest follows from the configuration and the
 //! step's number.
 
-use super::{Trainer, fixed_buffer};
+use super::Trainer;
+use super::setup::fixed_buffer;
 use crate::nn::Parameter;
 use crate::schedule::BufferId;
 use crate::weights::{Dtype, TensorSpec, Weights, WriteOptions, Writer};
