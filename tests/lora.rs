@@ -332,7 +332,7 @@ fn an_adapter_is_trained_saved_resumed_and_used() {
     let place = Place::new();
     write_bars(&place);
     let data = "--data bars-images-idx3-ubyte --batch 4 --log-every 1 --ema-half-life 0";
-    place.run(&format!("train --network network.json {data} --steps 20 --out base"));
+    place.run(&format!("train --network network.json {data} --steps 20 --prediction flow_prediction --out base"));
     let lora = format!("--from base --lora-rank 3 --lora-alpha 6 {data} --lr 1e-2 --warmup 0");
     place.run(&format!("train {lora} --lora-targets attention,mlp --steps 1 --out narrow"));
     assert_eq!(LoraFile::open(place.path("narrow/model")).unwrap().pairs().len(), 2 * (4 + 2));
@@ -345,6 +345,10 @@ fn an_adapter_is_trained_saved_resumed_and_used() {
     let state = Weights::open(place.path("tuned/checkpoints/step-00000060/state.safetensors")).unwrap();
     assert!(state.names().all(|n| n.contains("lora_A") || n.contains("lora_B")), "{:?}", state.names().next());
 
+    // It learned to predict what the base does.
+    let scheduler = |run: &str| std::fs::read_to_string(place.path(run).join("model/scheduler_config.json")).unwrap();
+    assert_eq!(scheduler("tuned"), scheduler("base"));
+
     // The base is as it was; what the adapter learned fits the data better.
     let log = |run: &str| langevin::run::read_log(&place.path(run)).unwrap();
     let mean = |losses: &[langevin::run::Entry]| losses.iter().map(|e| e.loss).sum::<f64>() / losses.len() as f64;
@@ -353,7 +357,7 @@ fn an_adapter_is_trained_saved_resumed_and_used() {
 
     // The run's folder opens as the base with the adapter, whether by PEFT's file or by kohya's.
     let sample = |args: &str| {
-        place.run(&format!("sample --n 2 --steps 4 --sampler ddim {args} --save-samples s.safetensors --out s.png"));
+        place.run(&format!("sample --n 2 --steps 4 --sampler euler {args} --save-samples s.safetensors --out s.png"));
         Weights::open(place.path("s.safetensors")).unwrap().read_f32("sample").unwrap()
     };
     let by_run = sample("--model tuned");

@@ -38,6 +38,7 @@ pub use status::{Average, Changed, NetworkStatus, State, Status};
 
 use crate::collective::{Alone, Collective, agree, same};
 use crate::data::{Dataset, DatasetOptions, Skipped};
+use crate::diffusion::SamplerKind;
 use crate::image::Image;
 use crate::model::{Model, network_text};
 use crate::nn::Network;
@@ -278,6 +279,15 @@ fn trainer(mut ranks: Box<dyn Collective>, settings: &Settings, device: Device) 
     Ok((trainer, id))
 }
 
+/// The settings with what the model in `from` predicts, where they leave it open: more of the same training.
+fn as_before(settings: &Settings, from: Option<&Model>) -> Result<Settings> {
+    let mut settings = settings.clone();
+    if let Some(model) = from.filter(|model| settings.prediction == "auto" && !model.is_edm()) {
+        settings.prediction = model.sampler_config(SamplerKind::Dpmpp2m)?.prediction.name().into();
+    }
+    Ok(settings)
+}
+
 /// What a trainer is made of.
 struct Sources {
     config: TrainConfig,
@@ -305,7 +315,7 @@ impl Sources {
             }
         };
         let network = Network::from_config(&text, &path)?;
-        let config = settings.train_config(&network)?;
+        let config = as_before(settings, from.as_ref())?.train_config(&network)?;
         settings.export_dtype()?;
         let resize = (settings.resize > 0).then_some(settings.resize);
         let channels = (settings.channels > 0).then_some(settings.channels);

@@ -87,7 +87,7 @@ settings! {
         label_dropout: f64 = 0.1;
     }
     "Objective" {
-        /// What the network answers: epsilon, sample, v_prediction (VP schedule), flow_prediction (straight path); auto: noise, for EDM networks denoised images
+        /// What the network answers: epsilon, sample, v_prediction (VP schedule), flow_prediction (straight path); auto: what the model of `from` does, else noise; for EDM networks denoised images
         prediction: String = "auto".into();
         /// VP: linear, scaled_linear, squaredcos_cap_v2 or sigmoid
         beta_schedule: String = "linear".into();
