@@ -13,23 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
+use support::{DIT, UNET};
 use tempfile::TempDir;
 
 const EDM: &str = r#"{
     "_class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "label_dim": 2, "sigma_data": 0.5,
     "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
     "dropout": 0.1
-}"#;
-
-const UNET: &str = r#"{
-    "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8, "num_class_embeds": 3
-}"#;
-
-const DIT: &str = r#"{
-    "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 2, "num_layers": 2,
-    "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2, "num_embeds_ada_norm": 2
 }"#;
 
 /// One of several threads that stand for processes. A sum takes its numbers when it begins and gives them back when it is

@@ -315,22 +315,11 @@ const NETWORK: &str = r#"{
     "num_attention_heads": 2, "attention_head_dim": 8, "num_embeds_ada_norm": 2
 }"#;
 
-/// Data: bars that lie or stand.
-fn write_bars(place: &Place) {
-    let side = 8;
-    let lit = |i: usize, p: usize| if i.is_multiple_of(2) { p / side } else { p % side } / 2 == i / 2 % 4;
-    let images: Vec<u8> =
-        (0..24).flat_map(|i| (0..side * side).map(move |p| if lit(i, p) { 255 } else { 40 })).collect();
-    let labels: Vec<u8> = (0..24).map(|i| i % 2).collect();
-    std::fs::write(place.path("bars-images-idx3-ubyte"), support::idx(&[24, 8, 8], &images)).unwrap();
-    std::fs::write(place.path("bars-labels-idx1-ubyte"), support::idx(&[24], &labels)).unwrap();
-    std::fs::write(place.path("network.json"), NETWORK).unwrap();
-}
-
 #[test]
 fn an_adapter_is_trained_saved_resumed_and_used() {
     let place = Place::new();
-    write_bars(&place);
+    support::write_bars(place.0.path());
+    std::fs::write(place.path("network.json"), NETWORK).unwrap();
     let data = "--data bars-images-idx3-ubyte --batch 4 --log-every 1 --ema-half-life 0";
     place.run(&format!("train --network network.json {data} --steps 20 --prediction flow_prediction --out base"));
     let lora = format!("--from base --lora-rank 3 --lora-alpha 6 {data} --lr 1e-2 --warmup 0");

@@ -2,6 +2,8 @@
 //! `LANGEVIN_REQUIRE=wgpu`.
 #![cfg(feature = "wgpu")]
 
+mod support;
+
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
 use langevin::ops::{
     Affine, Binary, Broadcast, Concat, DiffusionUpdate, Dropout, Embedding, Gate, GatherGrad, GradNorm, Linear,
@@ -11,19 +13,7 @@ use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Sessi
 use langevin::tensor::{DType, TensorType};
 use langevin::{Device, Error, Result};
 use pollster::block_on;
-
-/// The wgpu device, unless there is none.
-fn device() -> Option<Device> {
-    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
-    match Device::wgpu() {
-        Ok(device) => Some(device),
-        Err(e) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {e}"),
-        Err(e) => {
-            eprintln!("skipped: {e}");
-            None
-        }
-    }
-}
+use support::wgpu as device;
 
 /// A device of someone else's that binds at most `binding` bytes, in buffers of at most `buffer` bytes.
 fn narrow(binding: u64, buffer: u64) -> Option<Device> {

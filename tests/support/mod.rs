@@ -5,6 +5,19 @@
 use langevin::Device;
 use std::io::Write;
 
+/// A class-conditional UNet for 8×8 grey images.
+pub const UNET: &str = r#"{
+    "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8, "num_class_embeds": 3
+}"#;
+
+/// A DiT for the same, which learns its variance.
+pub const DIT: &str = r#"{
+    "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 2, "num_layers": 2,
+    "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2, "num_embeds_ada_norm": 2
+}"#;
+
 /// The wgpu device; where there is none, the reason is printed, or it is a failure if `LANGEVIN_REQUIRE` has `wgpu`.
 pub fn wgpu() -> Option<Device> {
     let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
