@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use langevin::data::{Batch, Dataset, DatasetOptions, Loader, LoaderConfig, Order, Sequence, permute, to_f32};
+use langevin::data::{ClassLimit, Batch, Dataset, DatasetOptions, Loader, LoaderConfig, Order, Sequence, permute, to_f32};
 use langevin::{Error, Result};
 use proptest::prelude::*;
 use support::*;
@@ -34,6 +34,11 @@ fn six() -> Vec<ZipFile> {
     files
 }
 
+/// All images of these classes.
+fn limits(classes: &[u32]) -> Vec<ClassLimit> {
+    classes.iter().copied().map(ClassLimit::from).collect()
+}
+
 fn reds(dataset: &Dataset) -> Vec<u8> {
     (0..dataset.n).map(|i| dataset.image(i).unwrap()[0]).collect()
 }
@@ -55,7 +60,7 @@ fn a_zip_is_read_in_the_order_of_names_with_its_labels() {
 #[test]
 fn a_part_can_be_chosen_by_number_and_by_class() {
     let load = |limit, classes: Option<&[u32]>| {
-        from_zip(&six(), &DatasetOptions { limit, classes: classes.map(Vec::from), ..all() })
+        from_zip(&six(), &DatasetOptions { limit, classes: classes.map(limits), ..all() })
     };
     let d = load(Some(2), None).unwrap();
     assert_eq!((reds(&d), d.labels.clone().unwrap(), d.class_count), (vec![0, 10], vec![2, 0], 3));
@@ -65,8 +70,14 @@ fn a_part_can_be_chosen_by_number_and_by_class() {
     assert_eq!((reds(&d), d.labels.clone().unwrap()), (vec![20], vec![1]));
     assert_eq!(load(Some(100), None).unwrap().n, 6);
     assert!(load(Some(0), None).unwrap_err().to_string().starts_with("limit:"));
-    assert!(load(None, Some(&[7])).unwrap_err().to_string().contains("classes Some([7]) leave no image of 6"));
-    let unlabelled = from_zip(&six()[1..], &DatasetOptions { classes: Some(vec![0]), ..all() });
+    assert!(load(None, Some(&[7])).unwrap_err().to_string().contains("classes [7] leave no image of 6"));
+    let some = from_zip(&six(), &DatasetOptions { classes: ClassLimit::list("2:1, 0").unwrap(), ..all() }).unwrap();
+    assert_eq!((reds(&some), some.labels.unwrap(), some.class_count), (vec![0, 10, 40], vec![2, 0, 0], 3));
+    assert_eq!(ClassLimit::list(" ").unwrap(), None);
+    for bad in ["x", "1:", "1:0", "1:x", "-1", "1:2:3"] {
+        assert!(ClassLimit::list(bad).unwrap_err().to_string().contains(bad), "{bad}");
+    }
+    let unlabelled = from_zip(&six()[1..], &DatasetOptions { classes: Some(limits(&[0])), ..all() });
     assert!(unlabelled.unwrap_err().to_string().contains("no labels"));
 }
 
@@ -169,7 +180,7 @@ fn idx_labels_are_found_beside_the_images() {
         let d = Dataset::open(&path, &all()).unwrap();
         assert_eq!((d.height, d.width, d.channels, d.class_count), (1, 2, 1, 5));
         assert_eq!((&d.images[..], &d.labels.unwrap()[..]), (&[1, 2, 3, 4, 5, 6][..], &[4, 0, 2][..]));
-        let part = Dataset::open(&path, &DatasetOptions { classes: Some(vec![0, 2]), ..all() }).unwrap();
+        let part = Dataset::open(&path, &DatasetOptions { classes: Some(limits(&[0, 2])), ..all() }).unwrap();
         assert_eq!((&part.images[..], &part.labels.unwrap()[..]), (&[3, 4, 5, 6][..], &[0, 2][..]));
         fs::write(dir.path().join(labels_name), pack(&idx(&[2], &[4, 0]))).unwrap();
         let text = Dataset::open(&path, &all()).unwrap_err().to_string();
@@ -304,7 +315,7 @@ fn shards_are_read_in_the_order_of_their_names() {
     put("notes.txt", b"x");
     let d = Dataset::open(dir.path(), &all()).unwrap();
     assert_eq!((reds(&d), d.labels.unwrap()), (vec![10, 20, 30, 40], vec![1, 0, 2, 0]));
-    let part = Dataset::open(dir.path(), &DatasetOptions { classes: Some(vec![0]), ..all() }).unwrap();
+    let part = Dataset::open(dir.path(), &DatasetOptions { classes: Some(limits(&[0])), ..all() }).unwrap();
     assert_eq!((reds(&part), part.labels.unwrap()), (vec![20, 40], vec![0, 0]));
     put("s-1.tar", &tar(&[red("0.png", 30)]));
     let text = Dataset::open(dir.path(), &all()).unwrap_err().to_string();

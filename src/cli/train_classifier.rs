@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{Output, choose};
 use crate::classifier::{Classifier, ClassifierTrainConfig, ClassifierTrainer};
-use crate::data::{Dataset, DatasetOptions};
+use crate::data::{ClassLimit, Dataset, DatasetOptions};
 use crate::evaluator::FeatureExtractor;
 use crate::weights::weight_type;
 use crate::{Device, Error, Result};
@@ -42,6 +42,12 @@ pub struct TrainClassifierArgs {
     /// Leave out the last N images, and measure the accuracy on them
     #[arg(long, value_name = "N", default_value_t = 0)]
     holdout: usize,
+    /// Take images of these classes only, e.g. 1,7:500 for all of class 1 and the first 500 of class 7
+    #[arg(long, value_name = "CLASSES", default_value = "")]
+    classes: String,
+    /// Resize the shorter side of every image to this many pixels and crop the centre square
+    #[arg(long, value_name = "PIXELS")]
+    resize: Option<usize>,
     /// Convert images to this many channels, 1 (grey) or 3 (RGB) [default: RGB if any image is]
     #[arg(long, value_name = "N")]
     channels: Option<usize>,
@@ -60,7 +66,9 @@ pub struct TrainClassifierArgs {
 pub fn run(args: TrainClassifierArgs, output: Output) -> Result<()> {
     let device = choose(&args.device, output, |_| Ok(()))?;
     let dtype = weight_type(&args.save_dtype)?;
-    let data = Dataset::open(&args.data, &DatasetOptions { channels: args.channels, ..DatasetOptions::default() })?;
+    let (channels, resize, classes) = (args.channels, args.resize, ClassLimit::list(&args.classes)?);
+    let options = DatasetOptions { channels, resize, classes, ..DatasetOptions::default() };
+    let data = Dataset::open(&args.data, &options)?;
     let classes = data.class_count;
     output.note(format!("{} images of {}×{}×{}, {classes} classes", data.n, data.height, data.width, data.channels));
     let config = ClassifierTrainConfig {

@@ -15,7 +15,9 @@ mod skipped;
 mod webdataset;
 mod zip;
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::str::FromStr;
 
 use crate::files::Bytes;
 use crate::{Error, Result};
@@ -52,8 +54,8 @@ pub struct Dataset {
 pub struct DatasetOptions {
     /// Load at most this many images, the first ones, counted after `classes`.
     pub limit: Option<usize>,
-    /// Load only images of these classes. Labels keep their numbers.
-    pub classes: Option<Vec<u32>>,
+    /// Load only images of these classes, of each the first so many. Labels keep their numbers.
+    pub classes: Option<Vec<ClassLimit>>,
     /// Most bytes of decoded pixels; 16 GiB by default.
     pub max_bytes: usize,
     /// Side of the square, 1 to [`MAX_SIDE`], that every image becomes: the shorter side is resized to it (Lanczos),
@@ -65,6 +67,41 @@ pub struct DatasetOptions {
     /// Refuse a dataset with an image that is broken or has another size than the first one that is not. Otherwise such images are left out and reported in [`Dataset::skipped`]. Mistakes in labels are always
     /// refused. True by default: a program that does not look at `skipped` should not lose images unnoticed.
     pub strict: bool,
+}
+
+/// A class of which images are loaded, and how many of them at most. As text `7`, or `7:500` for the first 500.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassLimit {
+    pub class: u32,
+    pub most: usize,
+}
+
+impl ClassLimit {
+    /// Reads several, separated by commas; `None` from an empty text.
+    pub fn list(text: &str) -> Result<Option<Vec<ClassLimit>>> {
+        let limits = text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::parse);
+        let limits = limits.collect::<Result<Vec<ClassLimit>>>()?;
+        Ok((!limits.is_empty()).then_some(limits))
+    }
+}
+
+impl From<u32> for ClassLimit {
+    /// All images of a class.
+    fn from(class: u32) -> Self {
+        ClassLimit { class, most: usize::MAX }
+    }
+}
+
+impl FromStr for ClassLimit {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (class, most) = text.split_once(':').map_or((text, None), |(class, most)| (class, Some(most)));
+        match (class.parse(), most.map_or(Ok(usize::MAX), str::parse)) {
+            (Ok(class), Ok(most)) if most > 0 => Ok(ClassLimit { class, most }),
+            _ => Err(Error::invalid("classes", format!("`{text}` is neither a class (7) nor a class and a number (7:500)"))),
+        }
+    }
 }
 
 impl Default for DatasetOptions {
@@ -91,12 +128,20 @@ impl DatasetOptions {
             (None, _) => (0..n.min(limit)).collect(),
             (Some(_), None) => return Err(Error::invalid("classes", "this dataset has no labels to choose by")),
             (Some(classes), Some(labels)) => {
-                let wanted = |i: &usize| labels.get(*i).is_some_and(|l| classes.contains(l));
+                let mut left: HashMap<u32, usize> = classes.iter().map(|c| (c.class, c.most)).collect();
+                let wanted = |i: &usize| match labels.get(*i).and_then(|label| left.get_mut(label)) {
+                    Some(left) if *left > 0 => {
+                        *left -= 1;
+                        true
+                    }
+                    _ => false,
+                };
                 (0..n).filter(wanted).take(limit).collect()
             }
         };
         if chosen.is_empty() && n > 0 {
-            let reason = format!("limit {:?} and classes {:?} leave no image of {n}", self.limit, self.classes);
+            let classes: Vec<u32> = self.classes.iter().flatten().map(|c| c.class).collect();
+            let reason = format!("limit {:?} and classes {classes:?} leave no image of {n}", self.limit);
             let option = if limit == 0 { "limit" } else { "classes" };
             return Err(Error::invalid(option, reason));
         }

@@ -37,7 +37,7 @@ pub use settings::{Key, PRESETS, Settings, parse, preset};
 pub use status::{Average, Changed, NetworkStatus, State, Status};
 
 use crate::collective::{Alone, Collective, agree, same};
-use crate::data::{Dataset, DatasetOptions, Skipped};
+use crate::data::{ClassLimit, Dataset, DatasetOptions, Skipped};
 use crate::diffusion::SamplerKind;
 use crate::image::Image;
 use crate::model::{Model, network_text};
@@ -319,7 +319,9 @@ impl Sources {
         settings.export_dtype()?;
         let resize = (settings.resize > 0).then_some(settings.resize);
         let channels = (settings.channels > 0).then_some(settings.channels);
-        let options = DatasetOptions { resize, channels, strict: settings.strict, ..DatasetOptions::default() };
+        let classes = ClassLimit::list(&settings.classes)?;
+        let strict = settings.strict;
+        let options = DatasetOptions { resize, channels, classes, strict, ..DatasetOptions::default() };
         let data = Arc::new(Dataset::open(Path::new(&settings.data), &options)?);
         Ok(Sources { config, text, path, data, from })
     }

@@ -73,6 +73,8 @@ settings! {
     "Data" {
         /// Images: EDM-style zip, IDX (.gz), CIFAR binary, WebDataset tar, or folder of class folders
         data: String = String::new();
+        /// Take images of these classes only, e.g. 1,7:500 for all of class 1 and the first 500 of class 7
+        classes: String = String::new();
         /// Resize the shorter side of every image to this many pixels and crop the centre square; 0: take images as they are
         resize: usize = 0;
         /// Convert images to grey (1) or RGB (3); 0: RGB if any image is, grey ones among them converted
