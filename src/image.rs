@@ -119,6 +119,22 @@ impl Image {
         self.upscale(side.div_ceil(self.width.min(self.height)).max(1))
     }
 
+    /// This image and another of the same height, side by side, with white between them.
+    pub fn beside(&self, right: &Image, gap: usize) -> Result<Image> {
+        if (self.height, self.channels) != (right.height, right.channels) {
+            let [a, b] = [self, right].map(|i| format!("{}x{}x{}", i.width, i.height, i.channels));
+            return Err(Error::shape("image", format!("{a} and {b} cannot stand side by side")));
+        }
+        let mut pixels = Vec::new();
+        let rows = |image: &Image| image.width * image.channels;
+        for (a, b) in self.pixels.chunks_exact(rows(self)).zip(right.pixels.chunks_exact(rows(right))) {
+            pixels.extend_from_slice(a);
+            pixels.resize(pixels.len() + gap * self.channels, u8::MAX);
+            pixels.extend_from_slice(b);
+        }
+        Image::new(self.width + gap + right.width, self.height, self.channels, pixels)
+    }
+
     /// The bytes of a PNG file.
     pub fn encode_png(&self) -> Result<Vec<u8>> {
         let fault = |e: png::EncodingError| Error::invalid("image", e.to_string());

@@ -257,6 +257,15 @@ impl Model {
         }
     }
 
+    /// The first-order sampler with one call a step that suits this model: Euler's method for EDM networks and flow matching,
+    /// else DDIM.
+    pub fn one_call_sampler(&self) -> SamplerKind {
+        match self.usual_sampler().0 {
+            SamplerKind::Ddim => SamplerKind::Ddim,
+            _ => SamplerKind::Euler,
+        }
+    }
+
     /// The network's graph for one batch and size, its weights checked against the files: every tensor there, none too many,
     /// all of the right shape.
     pub fn build(&self, spec: &InputSpec) -> Result<Built> {

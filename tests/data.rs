@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use langevin::data::{ClassLimit, Batch, Dataset, DatasetOptions, Loader, LoaderConfig, Order, Sequence, permute, to_f32};
+use langevin::data::{
+    Batch, ClassLimit, Dataset, DatasetOptions, Loader, LoaderConfig, Order, Sequence, permute, to_f32,
+};
 use langevin::{Error, Result};
 use proptest::prelude::*;
 use support::*;

@@ -342,7 +342,7 @@ fn reflection_can_be_written_down() {
         guided: true,
         level: (rung.from.ratio(), rung.to.ratio()),
     };
-    let plan = Trajectory { init_scale: 1.0, steps: vec![step], out: Reg::X };
+    let plan = Trajectory { init_scale: 1.0, steps: vec![step], out: Reg::X, kept: vec![] };
     let eps = [0.3, -0.9, 0.4]; // M, S, W
     let mut denoiser = |leg: usize, x: &[f64], _: f64| vec![eps[leg]; x.len()];
     let result = plan.simulate(&[0.7], &mut denoiser, &mut |_, _| vec![]).unwrap();

@@ -9,6 +9,7 @@ mod inspect;
 mod lora;
 mod plan;
 mod progress;
+mod reflect;
 mod sample;
 mod train;
 mod train_classifier;

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 ///   langevin plan sample --sampler heun --steps 18
 ///   langevin plan sample --model unet/ --guidance 7.5 --json
 ///   langevin plan train --network unet/ --batch 8 --recompute
+///   langevin plan w2sd --model unet/ --reflect-with weak/ --lambda 25
 ///   langevin plan sample --dot | dot -Tsvg > plan.svg
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
@@ -33,6 +34,13 @@ pub struct PlanArgs {
 enum What {
     /// A sampling schedule; the arguments are those of `langevin sample`
     Sample {
+        #[command(flatten)]
+        request: Box<RequestArgs>,
+        #[command(flatten)]
+        view: View,
+    },
+    /// Weak-to-strong reflection; the arguments are those of `langevin sample`, --reflect being set
+    W2sd {
         #[command(flatten)]
         request: Box<RequestArgs>,
         #[command(flatten)]
@@ -80,16 +88,10 @@ struct View {
 
 pub fn run(args: PlanArgs, output: Output) -> Result<()> {
     match args.what {
-        What::Sample { request, view } => {
-            let files = request.open()?;
-            let asked = request.request(&files)?;
-            let device = choose(&request.device, output, |device| asked.lower(&files.model, device).map(drop))?;
-            let sampling = asked.lower(&files.model, &device)?;
-            if view.fusions {
-                output.result(sampling.fusions.join("\n"), serde_json::json!({ "fusions": sampling.fusions }));
-                return Ok(());
-            }
-            show(&sampling.schedule, &view, output)
+        What::Sample { request, view } => plan_sample(&request, &view, output),
+        What::W2sd { mut request, view } => {
+            request.reflect.reflect = true;
+            plan_sample(&request, &view, output)
         }
         What::Forward { network, batch, grad, view } => {
             let (network, [height, width]) = open_network(&network)?;
@@ -115,6 +117,21 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
             show(&train(&built, &images, prediction, how)?.schedule, &view, output)
         }
     }
+}
+
+fn plan_sample(request: &RequestArgs, view: &View, output: Output) -> Result<()> {
+    let files = request.open()?;
+    let asked = request.request(&files)?;
+    for warning in asked.reflect.iter().flat_map(|r| r.warnings(asked.guidance_scale)) {
+        output.note(warning);
+    }
+    let device = choose(&request.device, output, |device| asked.lower(&files.model, device).map(drop))?;
+    let sampling = asked.lower(&files.model, &device)?;
+    if view.fusions {
+        output.result(sampling.fusions.join("\n"), serde_json::json!({ "fusions": sampling.fusions }));
+        return Ok(());
+    }
+    show(&sampling.schedule, view, output)
 }
 
 /// A network and its size, without weights.

@@ -2,11 +2,12 @@
 
 use super::lora::LoraArgs;
 use super::progress::Progress;
+use super::reflect::{ReflectArgs, ReflectFiles};
 use super::{Output, choose};
 use crate::diffusion::{Churn, Interval, Options, SamplerConfig, SamplerKind};
 use crate::files::AtomicFile;
 use crate::model::Model;
-use crate::sampler::SampleRequest;
+use crate::sampler::{Images, SampleRequest, Sampler};
 use crate::weights::{Dtype, TensorSpec, Weights, WriteOptions, write};
 use crate::{Error, Result};
 use clap::Args;
@@ -22,6 +23,8 @@ use std::time::Instant;
 ///   langevin sample
 ///   langevin sample --classes 3,7 --n 32 --guidance 2 --out threes-and-sevens.png
 ///   langevin sample --model unet/ --sampler dpmpp-2m --steps 20 --scheduler-config scheduler_config.json
+///   langevin sample --reflect
+///   langevin sample --model strong/ --reflect-with weak/ --guidance 5.5 --lambda 25
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SampleArgs {
@@ -36,6 +39,9 @@ pub struct SampleArgs {
     /// Picture to write
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
+    /// Show reflected samples alone, not beside those without reflection
+    #[arg(long)]
+    reflected_only: bool,
     /// Images in a row of the picture [default: a square]
     #[arg(long)]
     columns: Option<usize>,
@@ -44,11 +50,14 @@ pub struct SampleArgs {
 /// What `sample` and `plan sample` share.
 #[derive(Args, Debug)]
 pub struct RequestArgs {
-    /// Model folder in diffusers' layout, or an embedded model: mnist-dit, mnist-unet, mnist-unet-weak
-    #[arg(long, default_value = "mnist-dit")]
-    pub model: PathBuf,
+    /// Model folder in diffusers' layout, or an embedded model: mnist-dit, mnist-unet, mnist-unet-weak [default: mnist-dit;
+    /// with --reflect alone mnist-unet]
+    #[arg(long)]
+    model: Option<PathBuf>,
     #[command(flatten)]
     lora: LoraArgs,
+    #[command(flatten)]
+    pub reflect: ReflectArgs,
     /// ddim, ddpm, euler, euler-a, heun, dpmpp-2m, dpmpp-2m-sde or unipc [default: heun for EDM networks, else ddim]
     #[arg(long)]
     sampler: Option<String>,
@@ -70,6 +79,9 @@ pub struct RequestArgs {
     /// A weaker model that guides instead of the unconditional one (autoguidance)
     #[arg(long, value_name = "MODEL")]
     guide: Option<PathBuf>,
+    /// CFG++ at this scale, 0 to 1, instead of --guidance; with ddim or euler
+    #[arg(long, value_name = "SCALE")]
+    cfg_plus_plus: Option<f64>,
     /// Classes, repeated over the images [default: all in turn]
     #[arg(long, value_delimiter = ',')]
     classes: Vec<usize>,
@@ -111,14 +123,21 @@ fn parse_seed(text: &str) -> Result<u64, String> {
 /// Files that a request borrows from.
 pub struct RequestFiles {
     pub model: Model,
+    reflect: ReflectFiles,
     guide: Option<Model>,
     conditioning: Option<Weights>,
 }
 
 impl RequestArgs {
+    /// The model, or the default one.
+    fn model(&self) -> PathBuf {
+        self.model.clone().unwrap_or_else(|| self.reflect.default_model("mnist-dit"))
+    }
+
     pub fn open(&self) -> Result<RequestFiles> {
         Ok(RequestFiles {
-            model: self.lora.add_to(Model::open(&self.model)?)?,
+            model: self.lora.add_to(Model::open(self.model())?)?,
+            reflect: self.reflect.open(self.model.as_ref())?,
             guide: self.guide.as_ref().map(Model::open).transpose()?,
             conditioning: self.conditioning.as_ref().map(Weights::open).transpose()?,
         })
@@ -127,8 +146,14 @@ impl RequestArgs {
     /// The request that the arguments spell.
     pub fn request<'a>(&self, files: &'a RequestFiles) -> Result<SampleRequest<'a>> {
         let mut request = SampleRequest::new(&files.model);
-        if let Some(name) = &self.sampler {
-            request.sampler = name.parse::<SamplerKind>()?;
+        match &self.sampler {
+            Some(name) => request.sampler = name.parse::<SamplerKind>()?,
+            // One call a step, as the legs.
+            None if self.reflect.active() && request.sampler == SamplerKind::Heun => {
+                request.sampler = SamplerKind::Euler
+            }
+            None if self.cfg_plus_plus.is_some() => request.sampler = files.model.one_call_sampler(),
+            None => {}
         }
         request.steps = self.steps.unwrap_or(request.steps);
         request.config = self.scheduler_config.as_ref().map(|p| scheduler_config(p, request.sampler)).transpose()?;
@@ -139,7 +164,13 @@ impl RequestArgs {
             _ => Interval::Always,
         };
         let churn = Churn { amount: self.churn, ..Churn::default() };
-        request.options = Options { eta: self.eta, churn, guidance_interval };
+        request.options = Options {
+            eta: self.eta,
+            churn,
+            guidance_interval,
+            cfg_plus_plus: self.cfg_plus_plus,
+            ..Options::default()
+        };
         request.guide = files.guide.as_ref();
         request.classes = self.classes.clone();
         (request.n, request.batch) = (self.n.unwrap_or(request.n), self.batch);
@@ -152,6 +183,7 @@ impl RequestArgs {
         }
         request.conditioning = files.conditioning.as_ref();
         request.fuse = !self.no_fuse;
+        self.reflect.add_to(&mut request, &files.reflect)?;
         Ok(request)
     }
 }
@@ -185,22 +217,15 @@ pub fn run(args: SampleArgs, output: Output) -> Result<()> {
     for path in [Some(&args.out), args.save_latents.as_ref(), args.save_samples.as_ref()].into_iter().flatten() {
         drop(AtomicFile::create(path)?);
     }
+    for warning in request.reflect.iter().flat_map(|r| r.warnings(request.guidance_scale)) {
+        output.note(warning);
+    }
     let (sampler_name, steps, n, seed) = (request.sampler, request.steps, request.n, request.seed);
-    let mut sampler = request.prepare(&files.model, device)?;
+    let reflects = request.reflect.is_some();
+    let mut sampler = request.prepare(&files.model, device.clone())?;
     let nfe = crate::schedule::Report::new(sampler.schedule()).nfe;
     let start = Instant::now();
-    let mut bar: Option<Progress> = None;
-    let images = sampler.run(&mut |p| {
-        let bar = bar.get_or_insert_with(|| Progress::new(output, p.steps as u64, "steps"));
-        let rate = (p.step * p.batch) as f64 / p.steps as f64 * n as f64
-            / p.batch as f64
-            / start.elapsed().as_secs_f64().max(1e-9);
-        bar.message(format!("{rate:.2} img/s"));
-        bar.advance(1)
-    })?;
-    if let Some(bar) = bar {
-        bar.finish();
-    }
+    let images = draw(&mut sampler, output)?;
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = &args.save_latents {
         save(path, "latents", images.shape, &sampler.latents()?)?;
@@ -208,13 +233,23 @@ pub fn run(args: SampleArgs, output: Output) -> Result<()> {
     if let Some(path) = &args.save_samples {
         save(path, "sample", images.shape, &images.data)?;
     }
+    drop(sampler);
     let columns = args.columns.unwrap_or_else(|| (n as f64).sqrt().ceil() as usize).max(1);
-    let picture = picture(&images, columns)?;
-    picture.save_png(&args.out)?;
+    let mut shown = picture(&images, columns)?;
+    if reflects && !args.reflected_only {
+        let plain = SampleRequest { reflect: None, ..args.request.request(&files)? };
+        let plain = draw(&mut plain.prepare(&files.model, device)?, output)?;
+        shown = picture(&plain, columns)?.beside(&shown, 16)?;
+    }
+    shown.save_png(&args.out)?;
+    let how = match (reflects, args.reflected_only) {
+        (false, _) => "",
+        (true, true) => " with reflection",
+        (true, false) => " with reflection (right; left without)",
+    };
     output.result(
         format!(
-            "{} images by {sampler_name}, {steps} steps, {nfe} network evaluations a batch, {seconds:.2} s: {}",
-            n,
+            "{n} images by {sampler_name}{how}, {steps} steps, {nfe} network evaluations a batch, {seconds:.2} s: {}",
             args.out.display()
         ),
         json!({ "out": args.out, "n": n, "sampler": sampler_name.to_string(), "steps": steps, "nfe": nfe,
@@ -223,8 +258,24 @@ pub fn run(args: SampleArgs, output: Output) -> Result<()> {
     Ok(())
 }
 
+/// Runs a sampler with a progress bar.
+fn draw(sampler: &mut Sampler, output: Output) -> Result<Images> {
+    let start = Instant::now();
+    let mut bar: Option<Progress> = None;
+    let images = sampler.run(&mut |p| {
+        let bar = bar.get_or_insert_with(|| Progress::new(output, p.steps as u64, "steps"));
+        let batches = p.step as f64 / p.steps as f64 * p.n.div_ceil(p.batch) as f64;
+        bar.message(format!("{:.2} img/s", batches * p.batch as f64 / start.elapsed().as_secs_f64().max(1e-9)));
+        bar.advance(1)
+    })?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    Ok(images)
+}
+
 /// The grid, enlarged if the images are tiny. Latents of more than four channels show their first three.
-fn picture(images: &crate::sampler::Images, columns: usize) -> Result<crate::image::Image> {
+pub(super) fn picture(images: &Images, columns: usize) -> Result<crate::image::Image> {
     let [n, c, h, w] = images.shape;
     let shown = if c == 1 { 1 } else { c.min(3) };
     let data: Vec<f32> = images
@@ -234,7 +285,7 @@ fn picture(images: &crate::sampler::Images, columns: usize) -> Result<crate::ima
         .filter(|(i, _)| i % c < shown)
         .flat_map(|(_, p)| p.iter().copied())
         .collect();
-    let small = crate::sampler::Images { data, shape: [n, shown, h, w] };
+    let small = Images { data, shape: [n, shown, h, w] };
     let grid = small.grid(columns)?;
     grid.upscale((96 / h.max(w).max(1)).clamp(1, 4))
 }

@@ -99,7 +99,10 @@ impl FromStr for ClassLimit {
         let (class, most) = text.split_once(':').map_or((text, None), |(class, most)| (class, Some(most)));
         match (class.parse(), most.map_or(Ok(usize::MAX), str::parse)) {
             (Ok(class), Ok(most)) if most > 0 => Ok(ClassLimit { class, most }),
-            _ => Err(Error::invalid("classes", format!("`{text}` is neither a class (7) nor a class and a number (7:500)"))),
+            _ => Err(Error::invalid(
+                "classes",
+                format!("`{text}` is neither a class (7) nor a class and a number (7:500)"),
+            )),
         }
     }
 }

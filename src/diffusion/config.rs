@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::guidance::Interval;
 use super::precond::Prediction;
+use super::reflection::Reflection;
 use super::schedule::{Betas, Spacing, VpSchedule};
 use crate::{Error, Result};
 
@@ -329,6 +330,10 @@ pub struct Options {
     pub churn: Churn,
     /// Which steps are guided.
     pub guidance_interval: Interval,
+    /// Weak-to-strong reflection at the noisiest steps.
+    pub reflection: Option<Reflection>,
+    /// CFG++ (Chung et al. 2024, arXiv 2406.08070) at this guidance, 0 to 1, in place of classifier-free guidance: `ddim` and `euler` only.
+    pub cfg_plus_plus: Option<f64>,
 }
 
 impl Options {
@@ -336,6 +341,15 @@ impl Options {
     /// [`Error::Invalid`] if an option is out of range or means nothing to the sampler.
     pub(super) fn validate(&self, kind: SamplerKind, space: &Space) -> Result<()> {
         self.guidance_interval.validate()?;
+        if let Some(scale) = self.cfg_plus_plus {
+            let deterministic = self.eta.unwrap_or(0.0) == 0.0 && self.churn.amount == 0.0;
+            if !matches!(kind, SamplerKind::Ddim | SamplerKind::Euler) || !deterministic {
+                return Err(Error::unsupported("cfg++ here", "it is a form of ddim and euler, without eta and churn"));
+            }
+            if !(0.0..=1.0).contains(&scale) {
+                return Err(Error::invalid("cfg++", format!("{scale} is not from 0 to 1")));
+            }
+        }
         if let Some(eta) = self.eta {
             if !(eta.is_finite() && eta >= 0.0) {
                 return Err(Error::invalid("eta", format!("{eta} is not a number from 0 up")));

@@ -208,6 +208,8 @@ pub struct Trajectory {
     pub steps: Vec<Step>,
     /// The register that holds the result.
     pub out: Reg,
+    /// Registers that the host reads between steps, besides `x` and the result.
+    pub kept: Vec<Reg>,
 }
 
 impl Trajectory {

@@ -5,9 +5,10 @@
 //! `out` stands in an update with coefficient c, the conditional answer gets c·g and the unconditional c·(1 − g), so that
 //! CFG and the sampler's step are one `diffusion_update`.
 
+use crate::diffusion::reflection::leg;
 use crate::diffusion::{Guidance, Reg, Stage, Step, Trajectory};
 use crate::graph::{Graph, Origin, Target, Value};
-use crate::nn::{Built, Parameter};
+use crate::nn::{Built, Parameter, adapter_parameter};
 use crate::ops::{Broadcast, DiffusionUpdate, GuidanceRescale, Random, RandomKind, Slice};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::schedule::{BufferId, Buffers, Options, Program, Rows, Schedule, Step as ScheduleStep};
@@ -15,12 +16,24 @@ use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
-/// A network with its weights and inputs, by the names their buffers have: `{weights}/conv_in.weight`, `{inputs}/class_labels`.
+/// A network with its weights and inputs, by the names their buffers have: `{weights}/conv_in.weight`, `{inputs}/class_labels`,
+/// and `{scales}/lora0/scale`: two denoisers may share an adapter and scale it differently.
 #[derive(Clone, Copy, Debug)]
 pub struct Denoiser<'a> {
     pub network: &'a Built,
     pub weights: &'a str,
     pub inputs: &'a str,
+    pub scales: &'a str,
+}
+
+impl Denoiser<'_> {
+    /// The prefix of a parameter's buffer.
+    fn prefix(&self, parameter: &str) -> &str {
+        match adapter_parameter(parameter) {
+            Some((_, "scale")) => self.scales,
+            _ => self.weights,
+        }
+    }
 }
 
 /// What a [`Stage::Query`] asks, by its leg: a denoiser, and what guides it.
@@ -87,17 +100,37 @@ type Span = (String, usize, usize);
 /// A stage after guidance was worked in.
 #[derive(Clone, Debug)]
 enum Instruction {
-    Network { leg: usize, guide: bool, x: Slot, to: Slot, time: f64, scale: f64 },
-    Update { to: Slot, terms: Vec<(Slot, f64)>, clip: Option<f64> },
-    Rescale { cond: Slot, combined: Slot, to: Slot, phi: f64 },
-    Noise { to: Slot, draw: u32 },
+    /// `scale` is `None` where it is 1 in every step of a group.
+    Network {
+        leg: usize,
+        guide: bool,
+        x: Slot,
+        to: Slot,
+        time: f64,
+        scale: Option<f64>,
+    },
+    Update {
+        to: Slot,
+        terms: Vec<(Slot, f64)>,
+        clip: Option<f64>,
+    },
+    Rescale {
+        cond: Slot,
+        combined: Slot,
+        to: Slot,
+        phi: f64,
+    },
+    Noise {
+        to: Slot,
+        draw: u32,
+    },
 }
 
 impl Instruction {
     /// Its numbers in the row table.
     fn numbers(&self) -> Vec<f64> {
         match self {
-            Instruction::Network { time, scale, .. } => vec![*time, *scale],
+            Instruction::Network { time, scale, .. } => [*time].into_iter().chain(*scale).collect(),
             Instruction::Update { terms, .. } => terms.iter().map(|t| t.1).collect(),
             Instruction::Noise { draw, .. } => vec![*draw as f64],
             Instruction::Rescale { .. } => vec![],
@@ -131,6 +164,7 @@ impl<'a> Builder<'a> {
         how: Lowering,
     ) -> Result<Self> {
         let mut persistent = HashSet::from([trajectory.out, Reg::X]);
+        persistent.extend(trajectory.kept.iter().copied());
         for step in &trajectory.steps {
             let mut written = HashSet::new();
             for stage in &step.stages {
@@ -188,12 +222,13 @@ impl<'a> Builder<'a> {
                 self.buffers.declare(name, graph.ty(value).clone());
             }
         }
-        if self.weights.iter().any(|(_, prefix, _)| prefix == denoiser.weights) {
-            return;
-        }
         for parameter in &denoiser.network.parameters {
-            let id = self.buffers.declare(format!("{}/{}", denoiser.weights, parameter.name), parameter.ty.clone());
-            self.weights.push((id, denoiser.weights.to_owned(), parameter.clone()));
+            let prefix = denoiser.prefix(&parameter.name);
+            let name = format!("{prefix}/{}", parameter.name);
+            if self.buffers.find(&name).is_none() {
+                let id = self.buffers.declare(name, parameter.ty.clone());
+                self.weights.push((id, prefix.to_owned(), parameter.clone()));
+            }
         }
     }
 
@@ -234,7 +269,8 @@ impl<'a> Builder<'a> {
 
     /// Steps of one shape: one program, run for each of their rows.
     fn group(&mut self, steps: &[Step], first: usize) -> Result<()> {
-        let instructions: Vec<Vec<Instruction>> = steps.iter().map(|s| self.expand(s)).collect();
+        let mut instructions: Vec<Vec<Instruction>> = steps.iter().map(|s| self.expand(s)).collect();
+        drop_unit_scales(&mut instructions);
         for step in &instructions {
             let start = self.rows.len();
             self.rows.extend(step.iter().flat_map(Instruction::numbers).map(|v| v as f32));
@@ -269,17 +305,18 @@ impl<'a> Builder<'a> {
         };
         for stage in &step.stages {
             match stage {
-                Stage::Query { leg, x, out: to, time, scale } => {
-                    let operator = &self.operators[*leg];
+                Stage::Query { leg: number, x, out: to, time, scale } => {
+                    let operator = &self.operators[*number];
                     let g = operator.guidance;
-                    let guided = step.guided && operator.guide.is_some();
+                    // The interval is the ordinary step's.
+                    let guided = (step.guided || *number != leg::MAIN) && operator.guide.is_some();
                     let ask = |guide, side| Instruction::Network {
-                        leg: *leg,
+                        leg: *number,
                         guide,
                         x: (*x, false),
                         to: (*to, side),
                         time: *time,
-                        scale: *scale,
+                        scale: Some(*scale),
                     };
                     split.remove(to);
                     if !guided || !g.needs_uncond() {
@@ -343,10 +380,13 @@ impl<'a> Builder<'a> {
                 g.input(name, TensorType::f32([len]))
             };
             let (to, value) = match instruction {
-                Instruction::Network { leg, guide, x, to, .. } => {
-                    let (time, scale) = (numbers(&mut g, 1), numbers(&mut g, 1));
-                    let x = self.read(&mut g, &mut slots, *x);
-                    let x = g.apply(DiffusionUpdate { terms: 1, clip: None }, &[scale, x])?;
+                Instruction::Network { leg, guide, x, to, scale, .. } => {
+                    let time = numbers(&mut g, 1);
+                    let scale = scale.map(|_| numbers(&mut g, 1));
+                    let mut x = self.read(&mut g, &mut slots, *x);
+                    if let Some(scale) = scale {
+                        x = g.apply(DiffusionUpdate { terms: 1, clip: None }, &[scale, x])?;
+                    }
                     let operator = &self.operators[*leg];
                     let denoiser = operator.guide.filter(|_| *guide).unwrap_or(operator.denoiser);
                     (*to, self.network(&mut g, &denoiser, x, time)?)
@@ -403,7 +443,7 @@ impl<'a> Builder<'a> {
         }
         let mut weights: HashMap<String, Value> = HashMap::new();
         for (value, name) in inner.parameters() {
-            let port = g.parameter(format!("{}/{name}", denoiser.weights), inner.ty(value).clone());
+            let port = g.parameter(format!("{}/{name}", denoiser.prefix(name)), inner.ty(value).clone());
             weights.insert(name.to_string(), port);
         }
         let map = g.inline(inner, |origin| match origin {
@@ -439,4 +479,19 @@ impl<'a> Builder<'a> {
 /// Inputs that the sampler itself gives to a network.
 fn is_driven(name: &str) -> bool {
     matches!(name, "sample" | "timestep" | "sigma")
+}
+
+/// Takes out the scales that are 1 in every step, so that networks are asked about the latents as they are.
+fn drop_unit_scales(steps: &mut [Vec<Instruction>]) {
+    let unit = |i: &Instruction| matches!(i, Instruction::Network { scale: Some(1.0), .. });
+    for at in 0..steps.first().map_or(0, Vec::len) {
+        if !steps.iter().all(|step| unit(&step[at])) {
+            continue;
+        }
+        for step in &mut *steps {
+            if let Instruction::Network { scale, .. } = &mut step[at] {
+                *scale = None;
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The samplers. Each file is one function that says what a step does, given its rung of the ladder of noise levels.
 
+mod cfg_plus_plus;
 pub mod ddim;
 mod ddpm;
 mod dpmpp;
@@ -36,6 +37,9 @@ pub fn trajectory(kind: SamplerKind, config: &SamplerConfig, steps: usize, optio
         let reason = "noise alone says nothing about the image where there is no signal (zero terminal SNR)";
         return Err(Error::invalid("prediction_type", reason));
     }
+    if let Some(reflection) = &options.reflection {
+        reflection.validate(kind, config, options)?;
+    }
     let plan = Plan { config, options, rungs: &ladder.rungs };
     let stages = match kind {
         SamplerKind::Ddim => ddim::stages,
@@ -47,13 +51,20 @@ pub fn trajectory(kind: SamplerKind, config: &SamplerConfig, steps: usize, optio
         SamplerKind::Dpmpp2mSde => dpmpp::sde_stages,
         SamplerKind::UniPc => unipc::stages,
     };
-    let step = |(i, rung): (usize, &Rung)| Step {
-        stages: stages(&plan, i),
-        guided: options.guidance_interval.covers(rung.from.ratio(), i, steps),
-        level: (rung.from.ratio(), rung.to.ratio()),
+    let step = |(i, rung): (usize, &Rung)| -> Result<Step> {
+        let ordinary = match options.cfg_plus_plus {
+            Some(scale) => cfg_plus_plus::stages(&plan, i, scale),
+            None => stages(&plan, i),
+        };
+        let reflected = options.reflection.map(|r| r.stages(config, &ladder.rungs, i)).transpose()?;
+        Ok(Step {
+            stages: reflected.into_iter().flatten().chain(ordinary).collect(),
+            guided: options.guidance_interval.covers(rung.from.ratio(), i, steps),
+            level: (rung.from.ratio(), rung.to.ratio()),
+        })
     };
-    let steps = ladder.rungs.iter().enumerate().map(step).collect();
-    Trajectory { init_scale: ladder.init_scale, steps, out: Reg::X }.verified()
+    let steps = ladder.rungs.iter().enumerate().map(step).collect::<Result<_>>()?;
+    Trajectory { init_scale: ladder.init_scale, steps, out: Reg::X, kept: vec![] }.verified()
 }
 
 /// What a sampler's steps are worked out from.

@@ -13,16 +13,22 @@
 //! # Ok::<(), langevin::Error>(())
 //! ```
 
+mod reflect;
+
+pub use reflect::{Leg, Reflect};
+
 use crate::device::Device;
+use crate::diffusion::reflection::leg;
 use crate::diffusion::{Guidance, Options as SamplerOptions, SamplerConfig, SamplerKind, Trajectory, trajectory};
 use crate::image::{BatchShape, Image, grid};
 use crate::methods::sample::{Denoiser, Lowering, Operator, Sampling, sample};
 use crate::model::Model;
 use crate::nn::{InputSpec, nchw_to_nhwc, nhwc_to_nchw};
-use crate::schedule::{Event, Options, Schedule, Session};
+use crate::schedule::{BufferId, Event, Options, Schedule, Session};
 use crate::tensor::TensorType;
 use crate::weights::Weights;
 use crate::{Error, Result};
+use reflect::{Prepared, STRONG, WEAK};
 
 /// What to sample, and how.
 #[derive(Debug)]
@@ -45,6 +51,8 @@ pub struct SampleRequest<'a> {
     pub options: SamplerOptions,
     /// A weaker model that takes the unconditional one's place (autoguidance).
     pub guide: Option<&'a Model>,
+    /// Weak-to-strong reflection before the noisiest steps (W2SD). It takes the place of `options.reflection`.
+    pub reflect: Option<Reflect<'a>>,
     /// The sampler's settings [default: [`Model::sampler_config`]].
     pub config: Option<SamplerConfig>,
     /// Image i draws from the stream (seed, i).
@@ -66,6 +74,8 @@ pub struct Progress {
     pub steps: usize,
     /// Images of one step.
     pub batch: usize,
+    /// All images.
+    pub n: usize,
 }
 
 /// Sampled images, NCHW, values near −1..1.
@@ -99,6 +109,7 @@ impl<'a> SampleRequest<'a> {
             guidance_rescale: 0.0,
             options: SamplerOptions::default(),
             guide: None,
+            reflect: None,
             config: None,
             seed: 0,
             latents: None,
@@ -109,8 +120,12 @@ impl<'a> SampleRequest<'a> {
 
     /// The sampler's steps with all their coefficients.
     pub fn trajectory(&self, model: &Model) -> Result<Trajectory> {
-        let config = self.config.clone().map_or_else(|| model.sampler_config(self.sampler), Ok)?;
-        trajectory(self.sampler, &config, self.steps, &self.options)
+        let options = SamplerOptions { reflection: self.reflect.as_ref().map(|r| r.reflection), ..self.options };
+        trajectory(self.sampler, &self.sampler_config(model)?, self.steps, &options)
+    }
+
+    fn sampler_config(&self, model: &Model) -> Result<SamplerConfig> {
+        self.config.clone().map_or_else(|| model.sampler_config(self.sampler), Ok)
     }
 
     /// Builds the schedule, makes the arena and loads the weights.
@@ -141,18 +156,33 @@ impl<'a> SampleRequest<'a> {
         spec.tokens = conditioning_dim("encoder_hidden_states", 1).copied().unwrap_or(spec.tokens);
         spec.time_ids = conditioning_dim("time_ids", 1).copied().unwrap_or(spec.time_ids);
         let built = model.build(&spec)?;
-        let guidance = Guidance {
-            guidance_scale: self.guidance_scale,
-            interval: self.options.guidance_interval,
-            rescale: self.guidance_rescale,
-        };
+        // CFG++ combines the two answers by itself.
+        let guidance_scale = if self.options.cfg_plus_plus.is_some() { 1.0 } else { self.guidance_scale };
+        let interval = self.options.guidance_interval;
+        let guidance = Guidance { guidance_scale, interval, rescale: self.guidance_rescale };
         guidance.validate()?;
         let guide_built = self.guide.map(|g| g.build(&spec)).transpose()?;
-        let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond" };
+        let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond", scales: "main" };
         let guided = guidance.needs_uncond().then_some(match &guide_built {
-            Some(network) => Denoiser { network, weights: "guide", inputs: "cond" },
+            Some(network) => Denoiser { network, weights: "guide", scales: "guide", ..denoiser },
             None => Denoiser { inputs: "uncond", ..denoiser },
         });
+        let config = self.sampler_config(model)?;
+        let prepare = |names, leg| Prepared::new(names, leg, model, &config, self.sampler, &spec);
+        let legs = match &self.reflect {
+            Some(reflect) => vec![prepare(&STRONG, &reflect.strong)?, prepare(&WEAK, &reflect.weak)?],
+            None => vec![],
+        };
+        let mut operators = vec![Operator { denoiser, guidance, guide: guided }];
+        for leg in &legs {
+            operators.push(leg.operator(denoiser)?);
+        }
+        if self.options.cfg_plus_plus.is_some() {
+            // Legs that nobody asks stand for themselves.
+            operators.resize(leg::UNCONDITIONAL, operators[leg::MAIN]);
+            let unconditional = Denoiser { inputs: "uncond", ..denoiser };
+            operators.push(Operator { denoiser: unconditional, guidance: Guidance::default(), guide: None });
+        }
         let channels = model.network().channels()[0];
         let latents = TensorType::f32([batch, height, width, channels]);
         let how = Lowering {
@@ -161,7 +191,6 @@ impl<'a> SampleRequest<'a> {
             options: Options::default(),
             draw_latents: self.latents.is_none(),
         };
-        let operators = [Operator { denoiser, guidance, guide: guided }];
         let sampling = sample(&trajectory, &operators, &latents, how)?;
         let steps = trajectory.steps.len();
         Ok(SamplePlan { sampling, latents, steps, classes })
@@ -206,7 +235,7 @@ pub struct Sampler<'a> {
     session: Session,
 }
 
-impl Sampler<'_> {
+impl<'a> Sampler<'a> {
     /// The schedule that [`Sampler::run`] runs.
     pub fn schedule(&self) -> &Schedule {
         self.session.schedule()
@@ -218,10 +247,19 @@ impl Sampler<'_> {
     }
 
     fn load_weights(&mut self) -> Result<()> {
-        for (prefix, model) in [("main", Some(self.model)), ("guide", self.request.guide)] {
+        let reflect = self.request.reflect.as_ref();
+        let legs = reflect.map(|r| [(&STRONG, &r.strong), (&WEAK, &r.weak)]).into_iter().flatten();
+        let own = legs.clone().map(|(names, leg)| (names.weights, leg.model));
+        for (prefix, model) in [("main", Some(self.model)), ("guide", self.request.guide)].into_iter().chain(own) {
             let Some(model) = model else { continue };
             let places = self.plan.sampling.weights.iter().filter(|(_, p, _)| p == prefix).map(|(id, _, p)| (*id, p));
             model.load(&mut self.session, places)?;
+        }
+        for (names, leg) in legs {
+            let Some(scale) = leg.lora_scale else { continue };
+            for (id, ..) in self.plan.sampling.weights.iter().filter(|(_, p, _)| p == names.scales) {
+                self.session.write(*id, &[scale as f32])?;
+            }
         }
         Ok(())
     }
@@ -238,7 +276,7 @@ impl Sampler<'_> {
         for first in (0..n).step_by(batch) {
             self.run_batch(first, &mut || {
                 step += 1;
-                progress(Progress { step, steps, batch: batch.min(n - first) })
+                progress(Progress { step, steps, batch: batch.min(n - first), n })
             })?;
             let result = self.session.read::<f32>(self.plan.sampling.result)?;
             if let Some(bad) = result.iter().find(|v| !v.is_finite()) {
@@ -311,38 +349,49 @@ impl Sampler<'_> {
         }
         let buffers = self.session.schedule().buffers.clone();
         for buffer in buffers.all() {
-            let Some((side, name)) = buffer.name.split_once('/') else { continue };
-            if side != "cond" && side != "uncond" {
-                continue;
-            }
+            let Some((prefix, name)) = buffer.name.split_once('/') else { continue };
+            let Some(inputs) = self.inputs(prefix) else { continue };
             if let Some(id) = buffers.find(&buffer.name) {
-                self.write_conditioning(id, side == "uncond", name, &buffer.ty, first)?;
+                self.write_conditioning(id, &inputs, name, &buffer.ty, first)?;
             }
         }
         Ok(())
     }
 
+    /// What the inputs of that prefix hold.
+    fn inputs(&self, prefix: &str) -> Option<Inputs<'a>> {
+        let main = Leg::default();
+        let reflect = self.request.reflect.as_ref();
+        let (leg, uncond) = match prefix {
+            "cond" | "uncond" => (&main, prefix == "uncond"),
+            p if p == STRONG.cond || p == STRONG.uncond => (&reflect?.strong, p == STRONG.uncond),
+            p if p == WEAK.cond || p == WEAK.uncond => (&reflect?.weak, p == WEAK.uncond),
+            _ => return None,
+        };
+        let null_class = leg.model.unwrap_or(self.model).network().null_class().unwrap_or(0);
+        let class = if uncond { Some(null_class) } else { leg.class };
+        Some(Inputs { uncond, class, conditioning: leg.conditioning.or(self.request.conditioning) })
+    }
+
     fn write_conditioning(
         &mut self,
-        id: crate::schedule::BufferId,
-        uncond: bool,
+        id: BufferId,
+        inputs: &Inputs,
         name: &str,
         ty: &TensorType,
         first: usize,
     ) -> Result<()> {
         let batch = ty.shape.first().copied().unwrap_or(1);
         if name == "class_labels" && !self.plan.classes.is_empty() {
-            let none = self.model.network().null_class().unwrap_or(0);
-            let class = |i: usize| self.plan.classes.get(i).copied().unwrap_or(0);
-            let labels: Vec<i32> =
-                (first..first + batch).map(|i| if uncond { none } else { class(i) } as i32).collect();
+            let class = |i: usize| inputs.class.or(self.plan.classes.get(i).copied()).unwrap_or(0);
+            let labels: Vec<i32> = (first..first + batch).map(|i| class(i) as i32).collect();
             return self.session.write(id, &labels);
         }
-        let Some(file) = self.request.conditioning else {
+        let Some(file) = inputs.conditioning else {
             let reason = format!("the model needs `{name}` {:?}; give a safetensors file with it", ty.shape);
             return Err(Error::invalid("--conditioning", reason));
         };
-        let key = if uncond { format!("uncond.{name}") } else { name.to_string() };
+        let key = if inputs.uncond { format!("uncond.{name}") } else { name.to_string() };
         let numbers = file.read_f32(&key)?;
         let each = ty.elements() / batch.max(1);
         if each == 0 || numbers.len() % each != 0 || numbers.is_empty() {
@@ -358,6 +407,14 @@ impl Sampler<'_> {
             .collect();
         self.session.write(id, &data)
     }
+}
+
+/// What a set of a network's inputs holds.
+struct Inputs<'a> {
+    uncond: bool,
+    /// The class of every image; `None`: each its own.
+    class: Option<usize>,
+    conditioning: Option<&'a Weights>,
 }
 
 /// The 64-bit stream of image `i`: the seed's two halves, the image's number mixed into them.
