@@ -199,7 +199,8 @@ impl Spacing {
         let timestep = |i: usize| match self {
             Spacing::Leading => (points - 1 - i) as f64 * stride + steps_offset as f64,
             Spacing::Linspace if points == 1 => (len - 1) as f64,
-            Spacing::Linspace => (points - 1 - i) as f64 * ((len - 1) as f64 / (points - 1) as f64),
+            // The product first: it is exact, and so is the first timestep.
+            Spacing::Linspace => ((points - 1 - i) * (len - 1)) as f64 / (points - 1) as f64,
             Spacing::Trailing => (len as f64 - i as f64 * (len as f64 / steps as f64)).round_ties_even() - 1.0,
         };
         (0..steps.min(points)).map(timestep).collect()
