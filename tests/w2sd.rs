@@ -113,6 +113,25 @@ fn latents_are_back_at_their_level() {
 }
 
 #[test]
+fn denoised_answers_mean_noise_of_the_level_that_the_model_was_told() {
+    // EDM: every image is 0.4 and the model knows it, at whichever level.
+    let config = SamplerConfig::edm(SamplerKind::Euler);
+    for query in [QueryTime::Old, QueryTime::New] {
+        let t = trajectory(SamplerKind::Euler, &config, 10, &reflect(Reflection { query, ..Reflection::default() }))
+            .unwrap();
+        for step in 0..9 {
+            let Stage::Query { time: from, .. } = t.steps[step].stages[0] else { panic!() };
+            let Stage::Query { time: to, .. } = t.steps[step + 1].stages[0] else { panic!() };
+            let back = simulate(&reflection_stages(&t, step), &[0.4 + from], |_, _, _| 0.4)[0] - 0.4;
+            // The ODE's step dx/dsigma = (y - x0) / sigma_told from the noise `to` on.
+            let told = if query == QueryTime::Old { from } else { to };
+            let wanted = to + (from - to) * to / told;
+            assert!((back / wanted - 1.0).abs() < 1e-9, "{query:?} step {step}: {back}, not {wanted}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_reflect_says_why() {
     let stochastic = [SamplerKind::Ddpm, SamplerKind::EulerA, SamplerKind::Dpmpp2mSde];
     for kind in stochastic {

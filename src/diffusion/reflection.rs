@@ -18,8 +18,8 @@
 use std::str::FromStr;
 
 use super::config::{Options, SamplerConfig, SamplerKind, Space};
-use super::levels::Rung;
-use super::precond::Linear;
+use super::levels::{Level, Rung};
+use super::precond::{Linear, Prediction};
 use super::samplers::ddim;
 use super::trajectory::{Reg, Stage};
 use crate::{Error, Result};
@@ -196,18 +196,34 @@ impl Reflection {
                 stages.push(Stage::update(Reg::X, kept * Y + fresh * Reg::NOISE));
                 continue;
             }
-            let time = match self.query {
-                QueryTime::Old => from.time,
-                QueryTime::New => to.time,
+            let told = match self.query {
+                QueryTime::Old => from,
+                QueryTime::New => to,
             };
-            stages.push(Stage::Query { leg: leg::WEAK, x: Y, out: OUT_WEAK, time, scale: to.scale });
+            stages.push(Stage::Query { leg: leg::WEAK, x: Y, out: OUT_WEAK, time: told.time, scale: to.scale });
             let back = match self.levels {
-                ReflectLevels::Aligned => ddim::invert(to, from, config.prediction),
+                ReflectLevels::Aligned => invert(to, from, told, config.prediction),
                 ReflectLevels::ReleasedCode => ddim::invert(rungs[i + 1].to, rungs[i + 1].from, config.prediction),
             };
             stages.push(update(Reg::X, back, Y, OUT_WEAK));
         }
         Ok(stages)
+    }
+}
+
+/// DDIM's inversion from level `at`, where the latents are, to the noisier `to`, with an answer that the model gave about level
+/// `told`: along the model's vector field there, as the paper has it (the score of `y` at `t`, equation 5).
+///
+/// Noise, velocity and flow are that field. Denoised latents are not: what they leave of the latents is noise of the level that
+/// the model was told, `eps = (y / alpha_at - out) / s_told`. Divided by the lower `s_at` it would be too much noise.
+fn invert(at: Level, to: Level, told: Level, prediction: Prediction) -> Linear {
+    match prediction {
+        Prediction::Sample => {
+            let kept = to.alpha / at.alpha;
+            let added = (to.sigma - kept * at.sigma) / told.ratio();
+            Linear { x: kept + added / at.alpha, out: -added }
+        }
+        _ => ddim::invert(at, to, prediction),
     }
 }
 
