@@ -94,6 +94,12 @@ impl FeatureExtractor {
         &self.name
     }
 
+    /// True if it takes images of these channels and this size (any, if that is not known).
+    pub fn fits(&self, channels: usize, size: Option<[usize; 2]>) -> bool {
+        let Input { height, width, channels: own, .. } = self.input;
+        self.resizes || (channels == own && size.is_none_or(|s| s == [height, width]))
+    }
+
     /// The name and a checksum of the weights.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint

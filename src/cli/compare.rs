@@ -1,6 +1,9 @@
 //! `langevin compare`
 
+use super::compare_methods::{self, Budget, Comparison, methods};
+use super::sample::RequestArgs;
 use super::{Output, choose};
+use crate::classifier::EMBEDDED;
 use crate::image::{BatchShape, grid};
 use crate::model::Model;
 use crate::run::{BIN_EDGES, Summary, bin_name, differences, plot};
@@ -11,32 +14,59 @@ use serde_json::json;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Put training runs side by side: a table, their logs in one picture, samples from the same latents
+/// Put training runs, or ways of sampling one model, side by side
 ///
-/// Writes log.svg and samples.png (a row for each run that has a checkpoint) into --out.
+/// Runs: a table, their logs in one picture, samples from the same latents. Writes log.svg and samples.png (a row for each run
+/// that has a checkpoint) into --out.
 ///
-/// Example: langevin compare runs/a runs/b --out comparison
+/// Methods (--methods): each samples the same images from the same latents and seeds with the budget of W2SD. A table with
+/// network evaluations, seconds, the guidance that the steps amount to, clipping, contrast, memory and metrics; samples.png has a
+/// row for each method. What is sampled, and between which models W2SD reflects, is said as for `langevin sample`.
+///
+/// Examples:
+///   langevin compare runs/a runs/b --out comparison
+///   langevin compare --methods all --n 100
+///   langevin compare --methods plain,w2sd,s2wd --model strong/ --reflect-with weak/ --budget time
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct CompareArgs {
     /// Folders of runs
-    #[arg(required = true)]
+    #[arg(required_unless_present = "methods", conflicts_with = "methods")]
     runs: Vec<PathBuf>,
+    /// Of plain, w2sd, z-sampling, resampling, s2wd, autoguidance, cfg++, calibrated-cfg; or all
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    methods: Vec<String>,
+    /// What methods are given alike: that of W2SD at --steps
+    #[arg(long, value_enum, default_value = "nfe")]
+    budget: Budget,
+    /// Real images for the Frechet distance of methods
+    #[arg(long, value_name = "DATA")]
+    reference: Option<PathBuf>,
+    /// Feature network, as for `langevin eval`
+    #[arg(long, value_name = "NET", default_value = EMBEDDED)]
+    features: PathBuf,
     /// Folder for the pictures
     #[arg(long, default_value = ".")]
     out: PathBuf,
-    /// Samples of each run; 0: none
-    #[arg(long, default_value_t = 8)]
-    n: usize,
-    #[arg(long, default_value_t = 1.0)]
-    guidance: f64,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    request: RequestArgs,
 }
 
-pub fn run(args: CompareArgs, output: Output) -> Result<()> {
-    let device = choose(&args.device, output, |_| Ok(()))?;
+pub fn run(mut args: CompareArgs, output: Output) -> Result<()> {
+    if !args.methods.is_empty() {
+        // The embedded pair is meant where nothing else is said.
+        args.request.reflect.reflect = true;
+        let comparison = Comparison {
+            methods: methods(&args.methods)?,
+            budget: args.budget,
+            request: &args.request,
+            reference: args.reference.as_deref(),
+            features: &args.features,
+            out: &args.out,
+        };
+        return compare_methods::run(&comparison, output);
+    }
+    let device = choose(&args.request.device, output, |_| Ok(()))?;
     let runs = args.runs.iter().map(|path| Summary::read(path)).collect::<Result<Vec<_>>>()?;
     let differ = differences(&runs)?;
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
@@ -45,19 +75,21 @@ pub fn run(args: CompareArgs, output: Output) -> Result<()> {
         plot(&args.out, &begun)?;
     }
     let rows: Vec<&Path> = runs.iter().map(|r| r.path.as_path()).filter(|p| p.join("model").is_dir()).collect();
-    if args.n > 0 && !rows.is_empty() {
-        let sets = rows.iter().map(|path| samples(path, &args, device.clone())).collect::<Result<Vec<_>>>()?;
-        picture(&sets, &rows, args.n)?.save_png(args.out.join("samples.png"))?;
+    let n = args.request.n.unwrap_or(8);
+    if n > 0 && !rows.is_empty() {
+        let sets =
+            rows.iter().map(|path| samples(path, &args.request, n, device.clone())).collect::<Result<Vec<_>>>()?;
+        picture(&sets, &rows, n)?.save_png(args.out.join("samples.png"))?;
     }
     let settings: serde_json::Map<_, _> = differ.iter().map(|(key, values)| (key.clone(), json!(values))).collect();
     output.result(table(&runs, &differ), json!({ "runs": runs, "settings": settings }));
     Ok(())
 }
 
-fn samples(run: &Path, args: &CompareArgs, device: Device) -> Result<Images> {
+fn samples(run: &Path, args: &RequestArgs, n: usize, device: Device) -> Result<Images> {
     let model = Model::open(run)?;
     let defaults = SampleRequest::new(&model);
-    let (n, guidance_scale, seed) = (args.n, args.guidance, args.seed);
+    let (guidance_scale, seed) = (args.guidance.unwrap_or(1.0), args.seed);
     let request = SampleRequest { n, batch: n.min(defaults.batch), guidance_scale, seed, ..defaults };
     request.prepare(&model, device)?.run(&mut |_| super::check_interrupt())
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod compare_methods;
 mod devices;
 mod eval;
 mod forward;
@@ -44,7 +45,7 @@ enum Command {
     Train(train::TrainArgs),
     Eval(Box<eval::EvalArgs>),
     TrainClassifier(train_classifier::TrainClassifierArgs),
-    Compare(compare::CompareArgs),
+    Compare(Box<compare::CompareArgs>),
     Forward(forward::ForwardArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
@@ -106,7 +107,7 @@ pub fn run() -> ExitCode {
         Command::Train(args) => train::run(args, output),
         Command::Eval(args) => eval::run(*args, output),
         Command::TrainClassifier(args) => train_classifier::run(args, output),
-        Command::Compare(args) => compare::run(args, output),
+        Command::Compare(args) => compare::run(*args, output),
         Command::Forward(args) => forward::run(args, output),
         Command::Plan(args) => plan::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),

@@ -69,7 +69,7 @@ pub struct RequestArgs {
     scheduler_config: Option<PathBuf>,
     /// Guidance scale; 1 asks the conditional network alone [default: 2.5 for embedded models, else 1]
     #[arg(long, allow_negative_numbers = true)]
-    guidance: Option<f64>,
+    pub guidance: Option<f64>,
     /// Pull the guided answer's spread back to the conditional one's, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     guidance_rescale: f64,
@@ -81,7 +81,7 @@ pub struct RequestArgs {
     guide: Option<PathBuf>,
     /// CFG++ at this scale, 0 to 1, instead of --guidance; with ddim or euler
     #[arg(long, value_name = "SCALE")]
-    cfg_plus_plus: Option<f64>,
+    pub cfg_plus_plus: Option<f64>,
     /// Classes, repeated over the images [default: all in turn]
     #[arg(long, value_delimiter = ',')]
     classes: Vec<usize>,
@@ -96,7 +96,7 @@ pub struct RequestArgs {
     size: Option<Vec<usize>>,
     /// Seed, from 0 to 2^64 - 1; every image has a stream of its own
     #[arg(long, default_value = "0", allow_negative_numbers = true, value_parser = parse_seed)]
-    seed: u64,
+    pub seed: u64,
     /// How stochastic ddim and euler-a are: 0 deterministic, 1 ancestral
     #[arg(long)]
     eta: Option<f64>,

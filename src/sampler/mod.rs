@@ -13,13 +13,17 @@
 //! # Ok::<(), langevin::Error>(())
 //! ```
 
+mod effective;
 mod reflect;
 
+pub use effective::effective_guidance;
 pub use reflect::{Leg, Reflect};
 
 use crate::device::Device;
 use crate::diffusion::reflection::leg;
-use crate::diffusion::{Guidance, Options as SamplerOptions, SamplerConfig, SamplerKind, Trajectory, trajectory};
+use crate::diffusion::{
+    Guidance, Options as SamplerOptions, SamplerConfig, SamplerKind, Stage, Trajectory, trajectory,
+};
 use crate::image::{BatchShape, Image, grid};
 use crate::methods::sample::{Denoiser, Lowering, Operator, Sampling, sample};
 use crate::model::Model;
@@ -150,11 +154,7 @@ impl<'a> SampleRequest<'a> {
             return Err(Error::invalid("size", "the model's config.json names none; give one"));
         };
         let batch = self.batch.min(self.n);
-        let mut spec = InputSpec::new(batch, height, width);
-        let conditioning_dim =
-            |name: &str, i: usize| self.conditioning.and_then(|c| c.info(name)).and_then(|t| t.shape.get(i));
-        spec.tokens = conditioning_dim("encoder_hidden_states", 1).copied().unwrap_or(spec.tokens);
-        spec.time_ids = conditioning_dim("time_ids", 1).copied().unwrap_or(spec.time_ids);
+        let spec = self.spec(batch, height, width);
         let built = model.build(&spec)?;
         // CFG++ combines the two answers by itself.
         let guidance_scale = if self.options.cfg_plus_plus.is_some() { 1.0 } else { self.guidance_scale };
@@ -194,6 +194,33 @@ impl<'a> SampleRequest<'a> {
         let sampling = sample(&trajectory, &operators, &latents, how)?;
         let steps = trajectory.steps.len();
         Ok(SamplePlan { sampling, latents, steps, classes })
+    }
+
+    /// The sizes of the network's inputs.
+    fn spec(&self, batch: usize, height: usize, width: usize) -> InputSpec {
+        let dim =
+            |name: &str, i: usize| self.conditioning.and_then(|c| c.info(name)).and_then(|t| t.shape.get(i).copied());
+        let mut spec = InputSpec::new(batch, height, width);
+        spec.tokens = dim("encoder_hidden_states", 1).unwrap_or(spec.tokens);
+        spec.time_ids = dim("time_ids", 1).unwrap_or(spec.time_ids);
+        spec
+    }
+
+    /// Network evaluations that one batch takes: a guided call is two, unless its scale is 0 or 1.
+    pub fn nfe(&self, model: &Model) -> Result<usize> {
+        let calls = |scale: f64| if scale == 0.0 || scale == 1.0 { 1 } else { 2 };
+        let ordinary = if self.options.cfg_plus_plus.is_some() { 1 } else { calls(self.guidance_scale) };
+        let reflect = self.reflect.as_ref();
+        let [strong, weak] = reflect.map_or([1, 1], |r| [&r.strong, &r.weak].map(|leg| calls(leg.guidance_scale)));
+        let of = |guided: bool, stage: &Stage| match stage {
+            Stage::Query { leg: leg::MAIN, .. } if guided => ordinary,
+            Stage::Query { leg: leg::STRONG, .. } => strong,
+            Stage::Query { leg: leg::WEAK, .. } => weak,
+            Stage::Query { .. } => 1,
+            _ => 0,
+        };
+        let trajectory = self.trajectory(model)?;
+        Ok(trajectory.steps.iter().map(|step| step.stages.iter().map(|s| of(step.guided, s)).sum::<usize>()).sum())
     }
 
     /// Checks counts and classes; the class of every image.
