@@ -283,6 +283,113 @@ fn other_commands_answer() {
     }
 }
 
+// --- reflection --------------------------------------------------------------------------------------------------
+
+#[test]
+fn reflection_needs_nothing_but_its_name() {
+    let place = Place::new();
+    place.run("sample --reflect --n 4 --steps 3 --out both.png");
+    place.run("sample --reflect --n 4 --steps 3 --out one.png --reflected-only");
+    let width = |name: &str| u32::from_be_bytes(std::fs::read(place.path(name)).unwrap()[16..20].try_into().unwrap());
+    assert_eq!(width("both.png"), 2 * width("one.png") + 16);
+    // Euler's 18 guided steps, 17 reflections of two calls.
+    assert_eq!(place.json("plan w2sd --json")["nfe"], 18 * 2 + 17 * 2);
+    assert_eq!(place.json("plan w2sd --lambda 5 --json")["nfe"], 18 * 2 + 5 * 2);
+    assert_eq!(place.json("plan w2sd --weak-guidance 0 --model mnist-unet --json")["nfe"], 18 * 2 + 17 * 3);
+    assert_eq!(
+        place.json("plan sample --resample --json")["nfe"],
+        place.json("plan sample --cfg-plus-plus 0.5 --json")["nfe"].as_u64().unwrap() + 19
+    );
+}
+
+#[test]
+fn methods_are_compared_at_one_budget() {
+    let place = Place::new();
+    let got = place.json("compare --methods all --n 4 --steps 3 --out methods --json");
+    let lines = got["methods"].as_array().unwrap();
+    let names: Vec<&str> = lines.iter().map(|l| l["method"].as_str().unwrap()).collect();
+    assert_eq!(names, ["w2sd", "plain", "z-sampling", "resampling", "s2wd", "autoguidance", "cfg++", "calibrated-cfg"]);
+    let most = lines[0]["nfe"].as_u64().unwrap();
+    assert_eq!(most, 3 * 2 + 2 * 2);
+    let number = |method: &str, key: &str| lines.iter().find(|l| l["method"] == method).unwrap()[key].as_f64().unwrap();
+    for line in lines {
+        let nfe = line["nfe"].as_u64().unwrap();
+        assert!(nfe <= most && nfe + 5 > most, "{line}");
+        assert!(line["metrics"][0][1].as_f64().unwrap() > 20.0, "{line}");
+    }
+    // Plain guidance is what it says it is, and the calibrated one is W2SD's.
+    assert!((number("plain", "effective_guidance") - 2.5).abs() < 1e-3);
+    let (w2sd, calibrated) = (number("w2sd", "effective_guidance"), number("calibrated-cfg", "effective_guidance"));
+    assert!((w2sd - calibrated).abs() < 1e-3 && (w2sd - 2.5).abs() > 0.01, "{w2sd} {calibrated}");
+    assert!(place.path("methods/samples.png").is_file());
+    let table = place.run("compare --methods plain,w2sd --n 2 --steps 2 --budget time --out methods");
+    assert!(table.contains("eff. guidance") && table.lines().count() == 3, "{table}");
+    let alone = golden("unet2d/model");
+    let weak = golden("trajectories/weak");
+    let line = format!(
+        "compare --methods plain,w2sd,calibrated-cfg --model {} --reflect-with {} --n 2 --steps 3 --budget steps",
+        alone.display(),
+        weak.display()
+    );
+    let got = place.json(&format!("{line} --json"));
+    assert_eq!(
+        got["methods"].as_array().unwrap().len(),
+        2,
+        "without an unconditional side there is nothing to calibrate"
+    );
+    assert!(got["methods"][0]["effective_guidance"].is_null());
+    place.fail(1, "compare --methods plain,w3sd", &["w3sd", "z-sampling"]);
+    place.fail(2, "compare", &["RUNS"]);
+}
+
+#[test]
+fn reflections_that_cannot_be_say_why() {
+    let place = Place::new();
+    let args = unet(&place);
+    let weak = golden("trajectories/weak");
+    let pair = format!("{args} --reflect-with {}", weak.display());
+    let other = std::fs::read_to_string(weak.join("config.json")).unwrap();
+    let weights = std::fs::read(weak.join(WEIGHTS)).unwrap();
+    place.model("smaller", &other.replace("\"sample_size\": 16", "\"sample_size\": 8"), &weights);
+    place.model("velocity", &other, &weights);
+    place.write("velocity/scheduler_config.json", r#"{"prediction_type": "v_prediction"}"#);
+    place.model("betas", &other, &weights);
+    place.write("betas/scheduler_config.json", r#"{"beta_schedule": "scaled_linear"}"#);
+    place.model("shorter", &other, &weights);
+    place.write("shorter/scheduler_config.json", r#"{"num_train_timesteps": 500}"#);
+    let with = |model: &str| format!("sample {args} --reflect-with {model}");
+    let cases: [(i32, String, &[&str]); 19] = [
+        (1, with("smaller"), &["sample_size", "[8, 8]", "[16, 16]"]),
+        (1, with("velocity"), &["prediction_type", "v_prediction", "epsilon"]),
+        (1, with("betas"), &["alpha_bar", "betas"]),
+        (1, with("shorter"), &["num_train_timesteps", "500", "1000"]),
+        (1, with("mnist-dit"), &["channel"]),
+        (1, "sample --model mnist-unet --reflect-with mnist-dit".into(), &["_class_name", "EDMPrecond"]),
+        (1, with("nowhere"), &["nowhere"]),
+        (1, format!("sample {pair} --lambda 10"), &["lambda", "10 of 10", "at most 9"]),
+        (1, format!("sample {pair} --eta 0.5"), &["eta"]),
+        (1, format!("sample {pair} --sampler euler-a"), &["sampler", "deterministic"]),
+        (1, format!("sample {pair} --sampler euler --reflect-levels released-code"), &["released-code", "DDIM"]),
+        (1, format!("sample {pair} --reflect-query now"), &["reflect-query", "now"]),
+        (1, format!("sample {pair} --reflect-levels shifted"), &["reflect-levels", "shifted"]),
+        (1, format!("sample {pair} --reflect-repeat 0"), &["reflect-repeat"]),
+        (1, format!("sample {pair} --weak-class 3"), &["weak-class", "no classes"]),
+        (1, "sample --reflect --weak-class 10".into(), &["weak-class", "0 to 9"]),
+        (1, format!("sample {args} --reflect"), &["--reflect-with"]),
+        (1, format!("sample {args} --lambda 3"), &["--lambda", "--reflect"]),
+        (1, "sample --reflect --weak-guidance NaN".into(), &["guidance"]),
+    ];
+    for (code, line, words) in cases {
+        place.fail(code, &line, words);
+    }
+    // Strange but allowed: a word on what it amounts to.
+    for (more, words) in [("--weak-guidance -12", "guidance at 17"), ("--weak-guidance 2.5", "no gap")] {
+        let out = place.command(&format!("sample --model mnist-dit --n 1 --steps 2 {more}"));
+        let message = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && message.contains(words), "{more}: {message}");
+    }
+}
+
 // --- bad input ---------------------------------------------------------------------------------------------------
 
 #[test]

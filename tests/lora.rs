@@ -377,3 +377,40 @@ fn an_adapter_is_trained_saved_resumed_and_used() {
     refused("--from base --lora-rank 3 --lora-alpha -1", &["lora_alpha"]);
     refused("--from tuned", &["adapter"]);
 }
+
+/// W2SD's legs scale the one adapter that is in memory: the same as models of their own that are opened at these scales.
+#[test]
+fn legs_of_a_reflection_scale_one_adapter_each_its_own_way() {
+    use langevin::Device;
+    use langevin::diffusion::SamplerKind;
+    use langevin::sampler::{Leg, Reflect, SampleRequest};
+
+    let (place, base) = (Place::new(), golden("unet2d").join("model"));
+    let open = || Model::open(&base).unwrap();
+    let file = place.path("style.safetensors");
+    save(&file, &tensors(&pairs(&open()), KOHYA));
+    let at = |scale: f64| open().with_lora(&file, scale).unwrap();
+    let (main, weak, strong) = (at(0.8), at(-1.5), at(1.5));
+    let draw = |reflect: Reflect| {
+        let request =
+            SampleRequest { n: 2, batch: 2, steps: 4, sampler: SamplerKind::Ddim, ..SampleRequest::new(&main) };
+        let request = SampleRequest { reflect: Some(reflect), ..request };
+        let buffers = request.lower(&main, &Device::Cpu).unwrap().schedule.buffers.bytes();
+        (request.prepare(&main, Device::Cpu).unwrap().run(&mut |_| Ok(())).unwrap().data, buffers)
+    };
+    let scaled = |scale| Leg { lora_scale: Some(scale), ..Leg::default() };
+    let own = |model| Leg { model: Some(model), ..Leg::default() };
+    let (got, shared) = draw(Reflect { strong: scaled(1.5), weak: scaled(-1.5), ..Reflect::default() });
+    let (wanted, apart) = draw(Reflect { strong: own(&strong), weak: own(&weak), ..Reflect::default() });
+    assert_eq!(got, wanted);
+    assert!(3 * shared < 2 * apart, "{shared} bytes with one set of weights, {apart} with three");
+    let (none, _) = draw(Reflect { weak: scaled(0.8), ..Reflect::default() });
+    assert!(relative(&got, &none) > 1e-3, "the gap changes nothing");
+
+    let line = format!("--model {} --lora style.safetensors=0.8 --steps 4 --n 2 --sampler ddim", base.display());
+    place.run(&format!("sample {line} --weak-lora-scale -1.5 --strong-lora-scale 1.5 --save-samples got.safetensors"));
+    assert_eq!(Weights::open(place.path("got.safetensors")).unwrap().read_f32("sample").unwrap(), got);
+    let bare = line.replace("--lora style.safetensors=0.8", "");
+    place.fail(&format!("sample {bare} --weak-lora-scale -1.5"), &["weak-lora-scale", "no LoRA", "--lora"]);
+    place.fail(&format!("sample {line} --weak-lora-scale NaN"), &["lora scale"]);
+}

@@ -216,7 +216,7 @@ fn golden_trajectories_agree_with_pytorch() {
                 Reflect { reflection, strong: Leg::default(), weak: Leg { model: Some(&weak), ..Leg::default() } };
             let request = SampleRequest { reflect: Some(legs), ..request(&strong) };
             let nfe = Report::new(&request.lower(&strong, &device).unwrap().schedule).nfe;
-            assert_eq!(nfe, 10 + 2 * lambda, "{name}");
+            assert_eq!([nfe, request.nfe(&strong).unwrap()], [10 + 2 * lambda; 2], "{name}");
             let got = draw(&strong, request, &device);
             let off = distance(&got, &expected.read_f32(name).unwrap());
             println!("{} {name}: {off:.1e}", device.name());
@@ -264,6 +264,7 @@ fn swapped_legs_and_other_gaps_differ() {
             ..SampleRequest::new(&model)
         };
         let nfe = Report::new(&request.lower(&model, &Device::Cpu).unwrap().schedule).nfe;
+        assert_eq!(request.nfe(&model).unwrap(), nfe);
         let images = request.prepare(&model, Device::Cpu).unwrap().run(&mut |_| Ok(())).unwrap();
         assert!(images.data.iter().all(|v| v.is_finite()));
         (images.data, nfe)
