@@ -25,6 +25,7 @@ pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
 use crate::graph::Graph;
+use crate::tensor::DType;
 use crate::{Error, Result};
 use layers::Builder;
 use std::path::Path;
@@ -104,6 +105,19 @@ pub struct Built {
     /// Name of the output, NHWC: `prediction`, or for EDM `denoised`; `features` `[B, D]` for a feature network, which may
     /// have the second output `logits`.
     pub output: &'static str,
+}
+
+impl Built {
+    /// Stores as f16 what may be: the weights of linear layers and convolutions. Only to be run, on devices with that type.
+    pub fn with_f16_weights(mut self) -> Built {
+        let names = self.graph.store_as_f16();
+        for p in &mut self.parameters {
+            if names.iter().any(|name| **name == *p.name) {
+                p.ty.dtype = DType::F16;
+            }
+        }
+        self
+    }
 }
 
 /// A network that can be built for any batch and size.

@@ -3,7 +3,7 @@
 use crate::diffusion::{Back, Guidance, Reflection, SamplerConfig, SamplerKind, Space};
 use crate::methods::sample::{Denoiser, Operator};
 use crate::model::Model;
-use crate::nn::{Built, InputSpec};
+use crate::nn::Built;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -114,7 +114,7 @@ impl<'a> Prepared<'a> {
         main: &Model,
         config: &SamplerConfig,
         kind: SamplerKind,
-        spec: &InputSpec,
+        build: &dyn Fn(&Model) -> Result<Built>,
     ) -> Result<Self> {
         let model = leg.model.unwrap_or(main);
         if leg.lora_scale.is_some_and(|s| !s.is_finite()) {
@@ -137,7 +137,7 @@ impl<'a> Prepared<'a> {
         let own = match leg.model {
             Some(other) => {
                 check_fit(main, config, other, kind)?;
-                Some(other.build(spec)?)
+                Some(build(other)?)
             }
             None => None,
         };
