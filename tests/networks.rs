@@ -230,8 +230,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     /// Whatever stands in a field: an error, or a graph that verifies; never a panic.
     #[test]
-    fn no_configuration_panics(which in 0usize..4, field in any::<prop::sample::Index>(), value in any_json()) {
-        let case = ["unet2d", "unet2d_condition", "dit", "edm_ncsnpp"][which];
+    fn no_configuration_panics(which in 0usize..5, field in any::<prop::sample::Index>(), value in any_json()) {
+        let case = ["unet2d", "unet2d_condition", "dit", "dit_moe", "edm_ncsnpp"][which];
         let path = format!("{}/tests/golden/{case}/model/config.json", env!("CARGO_MANIFEST_DIR"));
         let mut config: Json = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let fields = config.as_object_mut().unwrap();
