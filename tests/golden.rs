@@ -1,7 +1,8 @@
 //! Whole networks against PyTorch on every device: outputs and every gradient, under poison with guard zones.
 //!
 //! Each folder of `tests/golden` is a case: `model/` as diffusers saves it (random weights), `inputs.safetensors`, and
-//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout
+//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. A network of experts has two outputs,
+//! `top_experts`, of which the gradients are, and `bottom_experts`. More cases of the same layout
 //! are run from the folder that the environment variable `LANGEVIN_GOLDEN` names.
 
 mod support;
@@ -106,8 +107,7 @@ impl Case {
     /// The file holds the network's parameters and fixed tensors, no more, no fewer.
     fn check_names(&self, built: &Built) {
         let mut known = built.fixed.len();
-        for name in built.parameters.iter().flat_map(|p| p.tensors().into_iter().map(move |name| (p, name))) {
-            let (p, name) = name;
+        for (p, name) in built.parameters.iter().flat_map(|p| p.tensors().into_iter().map(move |name| (p, name))) {
             let tensor = self.weights.get(&name).unwrap_or_else(|| panic!("{}: no `{name}` in the file", self.name));
             assert_eq!(p.tensor_shape(), tensor.shape, "{}: {name}", self.name);
             known += 1;
