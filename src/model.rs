@@ -2,7 +2,9 @@
 
 use crate::diffusion::{SamplerConfig, SamplerKind, Space};
 use crate::files::write_atomic;
-use crate::nn::{Adapter, Built, Config, InputSpec, LowRank, Network, Parameter, adaptable_layers, adapter_parameter};
+use crate::nn::{
+    Adapter, Built, Config, InputSpec, LowRank, Network, Parameter, Routing, adaptable_layers, adapter_parameter,
+};
 use crate::schedule::{BufferId, Session};
 use crate::weights::{Dtype, LoraFile, TensorSpec, Weights, WriteOptions, Writer};
 use crate::{Error, Result};
@@ -269,8 +271,17 @@ impl Model {
     /// The network's graph for one batch and size, its weights checked against the files: every tensor there, none too many,
     /// all of the right shape.
     pub fn build(&self, spec: &InputSpec) -> Result<Built> {
+        self.build_network(&self.network, spec)
+    }
+
+    /// The same with tokens going to other experts, see [`Network::with_routing`].
+    pub fn build_routed(&self, spec: &InputSpec, routing: Routing) -> Result<Built> {
+        self.build_network(&self.network.with_routing(routing)?, spec)
+    }
+
+    fn build_network(&self, network: &Network, spec: &InputSpec) -> Result<Built> {
         let adapters: Vec<Adapter> = self.adapters().cloned().collect();
-        let built = self.network.build_adapted(spec, &adapters)?;
+        let built = network.build_adapted(spec, &adapters)?;
         self.check(&built)?;
         Ok(built)
     }

@@ -22,6 +22,18 @@ pub enum Routing {
     Bottom,
 }
 
+impl std::str::FromStr for Routing {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Routing> {
+        match text {
+            "top" => Ok(Routing::Top),
+            "bottom" => Ok(Routing::Bottom),
+            other => Err(Error::invalid("experts", format!("`{other}` is none of top, bottom"))),
+        }
+    }
+}
+
 /// Chooses `chosen` of E experts for each token.   logits `[T, E]` → weights `[T, chosen]`, experts i32 `[T, chosen]`
 ///
 /// The scores are softmax(logits). The chosen ones come in order, the most extreme first; of equal ones the expert with the smaller
