@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What can be measured.
-pub const CASES: [&str; 8] =
-    ["unet", "dit", "unet-train", "unet-w2sd", "sd15", "mnist-unet", "mnist-dit", "mnist-unet-train"];
+pub const CASES: [&str; 9] =
+    ["unet", "dit", "unet-train", "unet-w2sd", "sd15", "mnist-unet", "mnist-dit", "mnist-dit-moe", "mnist-unet-train"];
 
 /// The shape of google/ddpm-cifar10-32, 35.7 M weights.
 pub const DDPM_CIFAR10: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 32, "in_channels": 3, "out_channels": 3,
@@ -176,6 +176,7 @@ pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
         "sd15" => (SD15, 64),
         "mnist-unet" | "mnist-unet-train" => (Embedded::Unet.config(), 28),
         "mnist-dit" => (Embedded::Dit.config(), 28),
+        "mnist-dit-moe" => (include_str!("../presets/mnist-dit-moe.json"), 28),
         _ => return Err(Error::invalid("case", format!("`{case}` is none of {}", CASES.join(", ")))),
     };
     let network = Network::from_config(config, case)?;

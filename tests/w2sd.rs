@@ -7,6 +7,7 @@ use langevin::diffusion::{
     Back, Options, QueryTime, ReflectLevels, Reflection, SamplerConfig, SamplerKind, Stage, Trajectory, trajectory,
 };
 use langevin::model::Model;
+use langevin::nn::Routing;
 use langevin::sampler::{Leg, Reflect, SampleRequest};
 use langevin::schedule::{Program, Report};
 use langevin::weights::Weights;
@@ -337,6 +338,34 @@ fn swapped_legs_and_other_gaps_differ() {
     for (i, a) in drawn.iter().enumerate() {
         drawn.iter().skip(i + 1).for_each(|b| assert!(a != b));
     }
+}
+
+/// The experts with the lowest scores as the weak leg: a second graph over the same weights.
+#[test]
+fn a_leg_may_ask_other_experts() {
+    let path = golden("dit_moe/model");
+    let (model, copy) = (Model::open(&path).unwrap(), Model::open(&path).unwrap());
+    let request = |routing, other| {
+        let weak = Leg { routing, model: other, ..Leg::default() };
+        let reflect = Some(Reflect { weak, ..Reflect::default() });
+        SampleRequest { n: 2, batch: 2, steps: 3, reflect, ..SampleRequest::new(&model) }
+    };
+    let bytes = |r: &SampleRequest| r.lower(&model, &Device::Cpu).unwrap().schedule.buffers.bytes();
+    let draw = |r: SampleRequest| r.prepare(&model, Device::Cpu).unwrap().run(&mut |_| Ok(())).unwrap().data;
+    let bottom = request(Some(Routing::Bottom), None);
+    let own = request(Some(Routing::Bottom), Some(&copy));
+    assert_eq!(bytes(&bottom), bytes(&request(None, None)));
+    assert!(bytes(&own) > 3 * bytes(&bottom) / 2);
+    let images = draw(bottom);
+    assert_eq!(images, draw(own), "weights of its own");
+    let top = draw(request(Some(Routing::Top), None));
+    assert_ne!(images, top);
+    assert_eq!(top, draw(request(None, None)));
+    let unet = Model::open("mnist-unet").unwrap();
+    let weak = Leg { routing: Some(Routing::Bottom), ..Leg::default() };
+    let reflect = Some(Reflect { weak, ..Reflect::default() });
+    let e = SampleRequest { reflect, ..SampleRequest::new(&unet) }.lower(&unet, &Device::Cpu).unwrap_err();
+    assert!(matches!(e, Error::Invalid { .. }) && e.to_string().contains("has no experts"), "{e}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ use std::time::Instant;
 ///   langevin sample --model unet/ --sampler dpmpp-2m --steps 20 --scheduler-config scheduler_config.json
 ///   langevin sample --reflect
 ///   langevin sample --model strong/ --reflect-with weak/ --guidance 5.5 --lambda 25
+///   langevin sample --model experts/ --weak-experts bottom
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SampleArgs {
