@@ -10,12 +10,13 @@ struct Scalars {
 @group(0) @binding(2) var<storage, read_write> norm: array<f32>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) lane: u32) {
+fn main(place: Place) {
+    let lane = place.lane;
     var sum = 0.0;
     for (var i = lane; i < s.count; i += 256u) {
         sum += squares[i];
     }
-    let total = reduce_sum(sum, lane);
+    let total = reduce_sum(sum, place);
     if lane == 0u {
         norm[0] = sqrt(total);
     }

@@ -19,8 +19,9 @@ const STRETCH: u32 = 4u * BLOCK;
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let start = (wg.x + wg.y * wgs.x) * STRETCH;
     if start >= s.n {
         return;
@@ -35,7 +36,7 @@ fn main(
         }
         sum += part;
     }
-    let total = reduce_sum(sum, lane);
+    let total = reduce_sum(sum, place);
     if lane == 0u {
         squares[(s.first + start) / STRETCH] = total;
     }

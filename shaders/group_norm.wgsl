@@ -36,8 +36,9 @@ override MODULATE: bool;
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let number = wg.x + wg.y * wgs.x;
     if number >= s.count {
         return;
@@ -54,13 +55,13 @@ fn main(
     for (var i = lane; i < n; i += REDUCE_LANES) {
         sum += x[start + (i / width) * s.channels + i % width] - origin;
     }
-    let mean = reduce_sum(sum, lane) / f32(n);
+    let mean = reduce_sum(sum, place) / f32(n);
     var square = 0.0;
     for (var i = lane; i < n; i += REDUCE_LANES) {
         let d = (x[start + (i / width) * s.channels + i % width] - origin) - mean;
         square += d * d;
     }
-    let rstd = 1.0 / sqrt(reduce_sum(square, lane) / f32(n) + s.eps);
+    let rstd = 1.0 / sqrt(reduce_sum(square, place) / f32(n) + s.eps);
 
     if lane == 0u {
         stats[2u * number] = origin + mean;
@@ -82,8 +83,9 @@ fn main(
 fn quads(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let number = wg.x + wg.y * wgs.x;
     if number >= s.count {
         return;
@@ -101,14 +103,14 @@ fn quads(
     for (var i = lane; i < n; i += REDUCE_LANES) {
         sum += x_quads[start + (i / width) * pitch + i % width] - origin;
     }
-    let mean = reduce_sum((sum.x + sum.y) + (sum.z + sum.w), lane) / f32(4u * n);
+    let mean = reduce_sum((sum.x + sum.y) + (sum.z + sum.w), place) / f32(4u * n);
     var square = vec4<f32>();
     for (var i = lane; i < n; i += REDUCE_LANES) {
         let d = (x_quads[start + (i / width) * pitch + i % width] - origin) - mean;
         square += d * d;
     }
     let squares = (square.x + square.y) + (square.z + square.w);
-    let rstd = 1.0 / sqrt(reduce_sum(squares, lane) / f32(4u * n) + s.eps);
+    let rstd = 1.0 / sqrt(reduce_sum(squares, place) / f32(4u * n) + s.eps);
 
     if lane == 0u {
         stats[2u * number] = origin + mean;

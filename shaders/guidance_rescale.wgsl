@@ -1,6 +1,6 @@
 // y = combined * (phi * std(cond) / std(combined) + 1 - phi), std over each sample. `spreads` makes mean and sum of squared
 // deviations of every stretch of each sample of both, `main` joins a sample's and scales; a workgroup a stretch.
-// After: lib/reduce.
+// After: lib/reduce or lib/reduce_subgroups.
 
 struct Scalars {
     samples: u32,
@@ -30,8 +30,9 @@ fn count(stretch: u32) -> u32 {
 fn spreads(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let number = wg.x + wg.y * wgs.x;
     if number >= s.samples * s.stretches {
         return;
@@ -44,13 +45,13 @@ fn spreads(
     for (var i = lane; i < n; i += REDUCE_LANES) {
         sum += vec2<f32>(cond[start + i], combined[start + i]) - origin;
     }
-    let mean = vec2<f32>(reduce_sum(sum.x, lane), reduce_sum(sum.y, lane)) / f32(n);
+    let mean = vec2<f32>(reduce_sum(sum.x, place), reduce_sum(sum.y, place)) / f32(n);
     var square = vec2<f32>();
     for (var i = lane; i < n; i += REDUCE_LANES) {
         let d = vec2<f32>(cond[start + i], combined[start + i]) - origin - mean;
         square += d * d;
     }
-    let squares = vec2<f32>(reduce_sum(square.x, lane), reduce_sum(square.y, lane));
+    let squares = vec2<f32>(reduce_sum(square.x, place), reduce_sum(square.y, place));
     if lane == 0u {
         parts[number] = vec4<f32>(origin.x + mean.x, squares.x, origin.y + mean.y, squares.y);
     }
@@ -60,8 +61,9 @@ fn spreads(
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let number = wg.x + wg.y * wgs.x;
     if number >= s.samples * s.stretches {
         return;
@@ -72,13 +74,13 @@ fn main(
     for (var i = lane; i < s.stretches; i += REDUCE_LANES) {
         shift += f32(count(i)) * (parts[first + i].xz - origin);
     }
-    let mean = vec2<f32>(reduce_sum(shift.x, lane), reduce_sum(shift.y, lane)) / f32(s.n);
+    let mean = vec2<f32>(reduce_sum(shift.x, place), reduce_sum(shift.y, place)) / f32(s.n);
     var square = vec2<f32>();
     for (var i = lane; i < s.stretches; i += REDUCE_LANES) {
         let d = parts[first + i].xz - origin - mean;
         square += parts[first + i].yw + f32(count(i)) * d * d;
     }
-    let spread = vec2<f32>(reduce_sum(square.x, lane), reduce_sum(square.y, lane));
+    let spread = vec2<f32>(reduce_sum(square.x, place), reduce_sum(square.y, place));
     var ratio = 1.0;
     if spread.y > 0.0 {
         ratio = sqrt(spread.x / spread.y);

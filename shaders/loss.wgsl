@@ -23,8 +23,9 @@ override KIND: u32;
 fn sum_squares(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let number = wg.x + wg.y * wgs.x;
     if number >= s.samples * s.stretches {
         return;
@@ -36,7 +37,7 @@ fn sum_squares(
         let d = prediction[start + i] - goal[start + i];
         sum += d * d;
     }
-    let total = reduce_sum(sum, lane);
+    let total = reduce_sum(sum, place);
     if lane == 0u {
         squares[number] = total;
     }
@@ -63,8 +64,9 @@ fn loss(square: f32) -> f32 {
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let sample = wg.x + wg.y * wgs.x;
     if sample >= s.samples {
         return;
@@ -73,7 +75,7 @@ fn main(
     for (var i = lane; i < s.stretches; i += REDUCE_LANES) {
         sum += parts[sample * s.stretches + i];
     }
-    let square = reduce_sum(sum, lane);
+    let square = reduce_sum(sum, place);
     if lane == 0u {
         losses[sample] = weight[sample] * loss(square);
     }

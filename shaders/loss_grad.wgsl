@@ -24,15 +24,15 @@ override KIND: u32;
 @group(0) @binding(6) var<storage, read_write> squares: array<f32>;
 
 // What d is multiplied by, before w dy.
-fn slope(sample: u32, lane: u32) -> f32 {
+fn slope(sample: u32, place: Place) -> f32 {
     if KIND == 0u {
         return 2.0 / f32(s.n);
     }
     var sum = 0.0;
-    for (var i = lane; i < s.stretches; i += REDUCE_LANES) {
+    for (var i = place.lane; i < s.stretches; i += REDUCE_LANES) {
         sum += squares[sample * s.stretches + i];
     }
-    let length = sqrt(reduce_sum(sum, lane) + s.c * s.c);
+    let length = sqrt(reduce_sum(sum, place) + s.c * s.c);
     // At no difference the norm has a corner: its gradient is taken as zero.
     return select(1.0 / max(length, 1.1754944e-38), 0.0, length == 0.0);
 }
@@ -41,14 +41,15 @@ fn slope(sample: u32, lane: u32) -> f32 {
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    place: Place,
 ) {
+    let lane = place.lane;
     let number = wg.x + wg.y * wgs.x;
     if number >= s.samples * s.stretches {
         return;
     }
     let sample = number / s.stretches;
-    let scale = weight[sample] * dy[sample] * slope(sample, lane);
+    let scale = weight[sample] * dy[sample] * slope(sample, place);
     let first = number % s.stretches * s.each;
     let start = sample * s.n;
     for (var i = first + lane; i < min(first + s.each, s.n); i += REDUCE_LANES) {

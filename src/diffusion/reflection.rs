@@ -8,7 +8,7 @@
 //! x~ = invert(y, t' -> t)   with what the weak operator says about y
 //! ```
 //!
-//! and the ordinary step starts from `x~`. Both are [`ddim::denoise`](super::samplers::ddim::denoise) between explicit levels, in
+//! and the ordinary step starts from `x~`. Both are [`ddim::denoise`] between explicit levels, in
 //! whichever coordinates the sampler works, so that over and back is the identity where both operators see the same noise.
 //! To first order the ordinary step then follows `eps_M + (eps_S - eps_W)`.
 //!

@@ -11,6 +11,17 @@ macro_rules! wgsl {
 }
 pub(crate) use wgsl;
 
+/// The text of a shader that sums over workgroups: `lib/reduce` as the adapter does it best, then these files.
+macro_rules! wgsl_with_sums {
+    ($target:expr, $($file:literal),+) => {
+        match $target.sums_by_subgroups() {
+            true => $crate::graph::wgsl!("lib/reduce_subgroups", $($file),+),
+            false => $crate::graph::wgsl!("lib/reduce", $($file),+),
+        }
+    };
+}
+pub(crate) use wgsl_with_sums;
+
 /// What a graph is lowered for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -76,6 +87,11 @@ impl Default for WgpuTarget {
 }
 
 impl WgpuTarget {
+    /// A processor that plays GPU has cheap barriers among few lanes, and nothing to gain.
+    pub(crate) fn sums_by_subgroups(&self) -> bool {
+        self.subgroups && !self.software
+    }
+
     /// The grid of `groups` workgroups: one row, or several where one dimension does not hold them. Shaders count groups as
     /// `wg.x + wg.y * count.x` and must not mind a few groups more than asked for.
     pub fn grid(&self, groups: usize) -> [u32; 3] {

@@ -6,7 +6,9 @@ use super::{Activation, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl, wgsl_with_sums,
+};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -89,7 +91,7 @@ impl Op for GroupNorm {
                 self.scalars(launch, &c)
             }
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/activation", "lib/reduce", "group_norm"))
+                let shader = Shader::new(self.name(), wgsl_with_sums!(target, "lib/activation", "group_norm"))
                     .entry(if (c.channels / self.groups).is_multiple_of(4) { "quads" } else { "main" })
                     .flag("MODULATE", self.modulate)
                     .constant("ACTIVATION", self.activation as u32)

@@ -4,7 +4,9 @@ use super::lanes::Samples;
 use super::{Affine, Binary, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl_with_sums,
+};
 use crate::simd;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -35,11 +37,9 @@ impl LossKind {
     }
 }
 
-const LOSS: &str = wgsl!("lib/reduce", "loss");
-
 /// The launch that leaves ‖d‖² of every stretch of prediction and target, inputs 0 and 1.
 fn squares(kind: LossKind, target: &WgpuTarget, over: Samples) -> Launch {
-    let shader = kind.shader("loss", LOSS).entry("sum_squares");
+    let shader = kind.shader("loss", wgsl_with_sums!(target, "loss")).entry("sum_squares");
     let launch = over.launch(shader, target, over.all(), [Arg::Input(0), Arg::Input(1)]);
     launch.scalar(kind.code().1).with_scratch(over.all())
 }
@@ -106,7 +106,9 @@ impl Op for Loss {
                 let samples = io.inputs[0].shape[0];
                 let args = [Arg::Left(0, 0), Arg::Input(2), Arg::Output(0)];
                 let over = Samples::new(samples, n);
-                let launch = over.launch(self.kind.shader(self.name(), LOSS), target, samples, args).scalar(c);
+                let launch = over
+                    .launch(self.kind.shader(self.name(), wgsl_with_sums!(target, "loss")), target, samples, args)
+                    .scalar(c);
                 vec![squares(self.kind, target, over), launch]
             }
         })
@@ -192,7 +194,7 @@ impl Op for LossGrad {
                     launches.push(squares(self.kind, target, over));
                     sums = Arg::Left(0, 0);
                 }
-                let shader = self.kind.shader(self.name(), wgsl!("lib/reduce", "loss_grad"));
+                let shader = self.kind.shader(self.name(), wgsl_with_sums!(target, "loss_grad"));
                 let args = (0..4).map(Arg::Input).chain([Arg::Output(0), sums]);
                 launches.push(over.launch(shader, target, over.all(), args).scalar(c));
                 launches

@@ -298,10 +298,11 @@ impl<'a> Case<'a> {
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
-/// hardware. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` makes it a failure. Shaders are validated in any case.
+/// hardware, with its subgroups and without. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     let f16 = g.values().iter().any(|v| v.ty.dtype == DType::F16);
-    for target in [false, true].map(|software| WgpuTarget { software, f16, ..Default::default() }) {
+    let kinds = [(false, false), (false, true), (true, false)];
+    for target in kinds.map(|(software, subgroups)| WgpuTarget { software, subgroups, f16, ..Default::default() }) {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
                 Err(e) => panic!("{name}: {e}"),
@@ -321,6 +322,10 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
         Ok(device) => {
             if let Target::Wgpu(target @ WgpuTarget { software: true, .. }) = device.target() {
                 places.push((device.clone(), Target::Wgpu(WgpuTarget { software: false, ..target })));
+            }
+            if let Target::Wgpu(target @ WgpuTarget { subgroups: true, .. }) = device.target() {
+                let target = WgpuTarget { software: false, subgroups: false, ..target };
+                places.push((device.clone(), Target::Wgpu(target)));
             }
             places.push((device.clone(), device.target()));
         }
