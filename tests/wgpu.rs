@@ -104,7 +104,7 @@ fn a_workgroup_that_sees_too_little_is_refused() {
     let grads = g.input("grads", TensorType::f32([40_003]));
     let norm = g.apply(GradNorm, &[grads]).unwrap();
     g.output("norm", norm);
-    let error = session(&device, &g).unwrap().run(&mut |_, _| Ok(())).unwrap_err();
+    let error = session(&device, &g).unwrap_err();
     assert!(matches!(&error, Error::TooLarge { what, .. } if what.contains("grad_norm")), "{error}");
 }
 
@@ -116,7 +116,7 @@ fn what_cannot_be_cut_is_refused_by_name_and_size() {
     let w = g.input("w", TensorType::panels([100, 16]));
     let y = g.scoped("head", |g| g.apply(Linear::default(), &[x, w])).unwrap();
     g.output("y", y);
-    let e = session(&device, &g).unwrap().run(&mut |_, _| Ok(())).unwrap_err();
+    let e = session(&device, &g).unwrap_err();
     assert!(matches!(e, Error::TooLarge { bytes: 120_000, limit: 65_536, .. }), "{e}");
     assert!(e.to_string().contains("argument 0 of linear (head"), "{e}");
     let mut g = Graph::new();
@@ -303,8 +303,7 @@ fn a_rejected_shader_is_an_error_with_its_reason() {
         let x = g.input("x", TensorType::f32([4]));
         let y = g.apply(Given(source), &[x]).unwrap();
         g.output("y", y);
-        let mut session = session(&device, &g).unwrap();
-        let e = session.run(&mut |_, _| Ok(())).unwrap_err();
+        let e = session(&device, &g).unwrap_err();
         assert!(matches!(e, Error::Kernel { device: "wgpu", kernel: "given", .. }), "{e}");
         assert!(e.to_string().contains(reason), "{e}");
     }
@@ -319,8 +318,8 @@ fn a_program_for_another_device_is_refused() {
     g.output("y", y);
     let of = |target| Schedule::once("test", &g, target, Options::default()).unwrap();
     for (device, target) in [(device.clone(), Target::Cpu), (Device::Cpu, device.target())] {
-        let mut session = Session::new(device, of(target)).unwrap();
-        assert!(matches!(session.run(&mut |_, _| Ok(())), Err(Error::Verify { .. })));
+        let run = Session::new(device, of(target)).and_then(|mut session| session.run(&mut |_, _| Ok(())));
+        assert!(matches!(run, Err(Error::Verify { .. })));
     }
 }
 

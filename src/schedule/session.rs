@@ -33,7 +33,7 @@ pub struct Session {
 const GUARD_BYTE: u8 = 0xA5;
 
 impl Session {
-    /// Checks the schedule and makes its arena; buffers are zero, constants are written.
+    /// Checks the schedule and makes its arena; buffers are zero, constants are written, shaders are compiled.
     pub fn new(device: Device, schedule: Schedule) -> Result<Session> {
         schedule.verify()?;
         let mut engine = engine(&device, &schedule)?;

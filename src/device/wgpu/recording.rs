@@ -22,6 +22,13 @@ pub struct Bound<'a> {
     pub what: String,
 }
 
+impl Bound<'_> {
+    /// The shader to compile, and its name for errors.
+    fn key(&self, checked: bool) -> (Key, &'static str) {
+        (Key::new(self.shader, self.places.len(), checked), self.shader.name)
+    }
+}
+
 /// Launches that are ready to be encoded.
 #[derive(Debug)]
 pub struct Recording {
@@ -47,6 +54,15 @@ struct Stretch {
 }
 
 impl Recording {
+    /// Compiles the shaders of launches, in parallel, so that recording these does not wait for them one by one.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if one is rejected.
+    pub fn compile<'a>(gpu: &Gpu, launches: impl IntoIterator<Item = &'a Bound<'a>>) -> Result<()> {
+        let wanted: Vec<_> = launches.into_iter().map(|launch| launch.key(false)).collect();
+        gpu.pipelines().get(gpu, &wanted).map(drop)
+    }
+
     /// Binds launches. With `guard` every access is checked, and a launch sees so many bytes behind each argument, so that
     /// what it writes there can be found.
     ///
@@ -61,11 +77,7 @@ impl Recording {
             stretches.extend(cut(gpu, i, launch)?);
         }
         first.push(stretches.len());
-        let wanted: Vec<_> = stretches
-            .iter()
-            .map(|s| &launches[s.launch])
-            .map(|l| (Key::new(l.shader, l.places.len(), guard.is_some()), l.shader.name))
-            .collect();
+        let wanted: Vec<_> = stretches.iter().map(|s| launches[s.launch].key(guard.is_some())).collect();
         let pipelines = gpu.pipelines().get(gpu, &wanted)?;
         let slots: Vec<usize> = stretches.iter().map(|s| (4 * s.scalars.len()).next_multiple_of(16).max(16)).collect();
         let (scalars, starts) = upload_scalars(gpu, &stretches, &slots)?;
