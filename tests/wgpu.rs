@@ -6,8 +6,8 @@ mod support;
 
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
 use langevin::ops::{
-    Affine, Binary, Broadcast, Concat, DiffusionUpdate, Dropout, Embedding, Gate, GatherGrad, GradNorm, Linear,
-    Optimizer, OptimizerKind, Pad, Random, RandomKind, SampleMix,
+    Activation, Affine, Binary, Broadcast, Concat, Conv2d, DiffusionUpdate, Dropout, Embedding, Epilogue, Gate,
+    GatherGrad, GradNorm, Linear, Optimizer, OptimizerKind, Pad, Padding, Random, RandomKind, SampleMix,
 };
 use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
 use langevin::tensor::{DType, TensorType};
@@ -112,9 +112,11 @@ fn a_workgroup_that_sees_too_little_is_refused() {
 fn what_cannot_be_cut_is_refused_by_name_and_size() {
     let Some(device) = narrow(1 << 16, 1 << 20) else { return };
     let mut g = Graph::new();
-    let x = g.scoped("head", |g| g.input("x", TensorType::f32([300, 100])));
+    let x = g.scoped("head", |g| g.input("x", TensorType::f32([3, 100, 100])));
     let w = g.input("w", TensorType::panels([100, 16]));
-    let y = g.scoped("head", |g| g.apply(Linear::default(), &[x, w])).unwrap();
+    let b = g.input("b", TensorType::f32([3, 16]));
+    let linear = Linear(Epilogue { sample_bias: true, ..Default::default() });
+    let y = g.scoped("head", |g| g.apply(linear, &[x, w, b])).unwrap();
     g.output("y", y);
     let e = session(&device, &g).unwrap_err();
     assert!(matches!(e, Error::TooLarge { bytes: 120_000, limit: 65_536, .. }), "{e}");
@@ -267,6 +269,68 @@ fn cut_launches_with_operands_that_are_seen_whole_are_as_on_the_cpu() {
     check("pad", &|d| at_odd_places(d, Pad { axis: 1, before: 5001, after: 4000 }, &[f32s(&[3, 50])]));
     check("gather_grad", &|d| at_odd_places(d, GatherGrad { count: 100 }, &[f32s(&[3, 90]), i32s(&[3])]));
     check("embedding", &|d| at_odd_places(d, Embedding, &[f32s(&[7, 999]), i32s(&[30])]));
+}
+
+/// What an op makes of some numbers, poisoned.
+fn made(device: &Device, op: impl Op, inputs: &[TensorType]) -> Vec<f32> {
+    let mut g = Graph::new();
+    let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+    let values: Vec<_> = names.iter().zip(inputs).map(|(name, ty)| g.input(name, ty.clone())).collect();
+    let out = g.apply_all(op, &values).unwrap()[0];
+    // Neither in a buffer of its own, so that guard zones lie behind it.
+    let out = g.apply(Affine { scale: 2.0, shift: 1.0 }, &[out]).unwrap();
+    let out = g.apply(Affine { scale: 0.5, shift: -0.5 }, &[out]).unwrap();
+    g.output("y", out);
+    let mut session = session(device, &g).unwrap().poisoned();
+    for (k, (name, ty)) in names.iter().zip(inputs).enumerate() {
+        write(
+            &mut session,
+            name,
+            &(0..ty.elements()).map(|i| ((i * (k + 7919)) % 997) as f32 / 997.0 - 0.4).collect::<Vec<_>>(),
+        );
+    }
+    session.run(&mut |_, _| Ok(())).unwrap();
+    read(&mut session, "y")
+}
+
+fn expect_close(name: &str, expected: &[f32], got: &[f32]) {
+    let close = |e: f32, g: f32| (e - g).abs() <= 1e-4 * e.abs().max(1.0);
+    let off = expected.iter().zip(got).position(|(e, g)| !close(*e, *g));
+    assert_eq!(expected.len(), got.len(), "{name}");
+    assert_eq!(off, None, "{name}: {:?}", off.map(|i| (expected[i], got[i])));
+}
+
+/// 64 KiB are seen; x, y and the residual are larger.
+#[test]
+fn products_and_convolutions_are_cut_by_rows_and_by_samples() {
+    let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
+    let (f32s, panels) = (|shape: &[usize]| TensorType::f32(shape), |shape: &[usize]| TensorType::panels(shape));
+    let all = Epilogue { bias: true, sample_bias: true, activation: Activation::Silu, residual: true, scale: 0.5 };
+    for [rows, k, n] in [[700, 100, 16], [601, 33, 48], [2000, 4, 16]] {
+        let op = Linear(Epilogue { sample_bias: false, ..all });
+        let inputs = [f32s(&[rows, k]), panels(&[k, n]), f32s(&[n]), f32s(&[rows, n])];
+        let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op, &inputs));
+        expect_close(&format!("linear {rows}, {k}, {n}"), &expected, &got);
+    }
+    let same = Conv2d::same(3, all);
+    let down = Conv2d { stride: 2, padding: Padding { top: 0, left: 0, bottom: 1, right: 1 }, ..same };
+    let large = Conv2d { kernel: [5, 3], padding: Padding { top: 4, left: 1, bottom: 0, right: 1 }, ..same };
+    for (conv, [b, h, w, c], [h_out, w_out, n]) in [
+        // Rows of one sample, of several; whole samples; only what is written is large, and too few channels for four at once.
+        (same, [1, 70, 32, 16], [70, 32, 32]),
+        (same, [2, 64, 16, 16], [64, 16, 64]),
+        (same, [37, 8, 8, 16], [8, 8, 16]),
+        (same, [1, 64, 64, 3], [64, 64, 16]),
+        (down, [1, 99, 32, 16], [49, 16, 64]),
+        (large, [1, 70, 32, 16], [70, 32, 16]),
+        (Conv2d::same(1, all), [1, 70, 32, 16], [70, 32, 32]),
+    ] {
+        let taps = conv.kernel[0] * conv.kernel[1];
+        let image = f32s(&[b, h_out, w_out, n]);
+        let inputs = [f32s(&[b, h, w, c]), panels(&[taps, c, n]), f32s(&[n]), f32s(&[b, n]), image];
+        let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, conv, &inputs));
+        expect_close(&format!("{conv:?} of {b}, {h}, {w}, {c}"), &expected, &got);
+    }
 }
 
 /// An op whose shader is given.

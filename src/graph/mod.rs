@@ -3,6 +3,7 @@
 mod launch;
 mod op;
 
+pub(crate) use launch::PLACES;
 pub(crate) use launch::wgsl;
 pub use launch::{Arg, Args, FLAT_GROUP, Flat, Kernel, Launch, Region, Scalar, Shader, Target, WgpuTarget};
 pub use op::{Cost, Op, Signature};

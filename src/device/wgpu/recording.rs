@@ -4,7 +4,7 @@ use super::adapter::Gpu;
 use super::arena::Arena;
 use super::pipelines::Key;
 use crate::device::ALIGN;
-use crate::graph::{Flat, Scalar, Shader};
+use crate::graph::{Flat, PLACES, Scalar, Shader};
 use crate::{Error, Result};
 use std::ops::Range;
 use wgpu::{BindGroup, Buffer, BufferUsages, ComputePass, ComputePipeline};
@@ -43,6 +43,8 @@ struct Dispatch {
     group: BindGroup,
     grid: [u32; 3],
 }
+
+const _: () = assert!(ALIGN == 4 * PLACES);
 
 /// A stretch of a launch, or all of it.
 struct Stretch {
