@@ -7,7 +7,8 @@ mod support;
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
 use langevin::ops::{
     Activation, Affine, Binary, Broadcast, Concat, Conv2d, DiffusionUpdate, Dropout, Embedding, Epilogue, Gate,
-    GatherGrad, GradNorm, Linear, Optimizer, OptimizerKind, Pad, Padding, Random, RandomKind, SampleMix,
+    GatherGrad, GradNorm, GroupNorm, Linear, Optimizer, OptimizerKind, Pad, Padding, Random, RandomKind, Resample,
+    SampleMix,
 };
 use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
 use langevin::tensor::{DType, TensorType};
@@ -213,7 +214,7 @@ fn at_odd_places(device: &Device, op: impl Op, inputs: &[TensorType]) -> Vec<f32
     let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
     let ids: Vec<_> = (0..inputs.len()).map(|i| odd(&names[i], 2 * i + 1, &inputs[i])).collect();
     let values: Vec<_> = names.iter().zip(inputs).map(|(name, ty)| g.input(name, ty.clone())).collect();
-    let out = g.apply(op, &values).unwrap();
+    let out = g.apply_all(op, &values).unwrap()[0];
     g.output("y", out);
     let y = odd("y", 15, g.ty(out));
     let places = buffers.clone();
@@ -277,26 +278,25 @@ fn made(device: &Device, op: impl Op, inputs: &[TensorType]) -> Vec<f32> {
     let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
     let values: Vec<_> = names.iter().zip(inputs).map(|(name, ty)| g.input(name, ty.clone())).collect();
     let out = g.apply_all(op, &values).unwrap()[0];
-    // Neither in a buffer of its own, so that guard zones lie behind it.
+    // What the op makes then lies in scratch, with a guard zone behind it.
     let out = g.apply(Affine { scale: 2.0, shift: 1.0 }, &[out]).unwrap();
     let out = g.apply(Affine { scale: 0.5, shift: -0.5 }, &[out]).unwrap();
     g.output("y", out);
     let mut session = session(device, &g).unwrap().poisoned();
     for (k, (name, ty)) in names.iter().zip(inputs).enumerate() {
-        write(
-            &mut session,
-            name,
-            &(0..ty.elements()).map(|i| ((i * (k + 7919)) % 997) as f32 / 997.0 - 0.4).collect::<Vec<_>>(),
-        );
+        let numbers = (0..ty.elements()).map(|i| ((i * (k + 7919)) % 997) as f32 / 997.0 - 0.4);
+        write(&mut session, name, &numbers.collect::<Vec<_>>());
     }
     session.run(&mut |_, _| Ok(())).unwrap();
     read(&mut session, "y")
 }
 
+/// Differences are small beside the largest number, from which others may come as differences.
 fn expect_close(name: &str, expected: &[f32], got: &[f32]) {
-    let close = |e: f32, g: f32| (e - g).abs() <= 1e-4 * e.abs().max(1.0);
-    let off = expected.iter().zip(got).position(|(e, g)| !close(*e, *g));
     assert_eq!(expected.len(), got.len(), "{name}");
+    let most = 1e-5 * expected.iter().fold(1.0, |most: f32, v| most.max(v.abs()));
+    let close = |(e, g): (&f32, &f32)| (e - g).abs() < most;
+    let off = expected.iter().zip(got).position(|pair| !close(pair));
     assert_eq!(off, None, "{name}: {:?}", off.map(|i| (expected[i], got[i])));
 }
 
@@ -330,6 +330,45 @@ fn products_and_convolutions_are_cut_by_rows_and_by_samples() {
         let inputs = [f32s(&[b, h, w, c]), panels(&[taps, c, n]), f32s(&[n]), f32s(&[b, n]), image];
         let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, conv, &inputs));
         expect_close(&format!("{conv:?} of {b}, {h}, {w}, {c}"), &expected, &got);
+    }
+}
+
+#[test]
+fn images_are_resampled_in_pieces() {
+    let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
+    for (op, shape) in [
+        (Resample::nearest_up(2), [1, 32, 32, 24]),
+        (Resample::nearest_up(3), [2, 21, 20, 8]),
+        (Resample::box_down(2), [3, 64, 32, 16]),
+        (Resample::box_down(3), [2, 66, 21, 32]),
+    ] {
+        let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op.clone(), &[TensorType::f32(shape)]));
+        expect_close(&format!("{op:?} of {shape:?}"), &expected, &got);
+    }
+    // A filter that looks across the borders of pieces.
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([1, 64, 32, 16]));
+    let y = g.apply(Resample::fir_down(&[1.0, 3.0, 3.0, 1.0]), &[x]).unwrap();
+    g.output("y", y);
+    let e = session(&wgpu, &g).unwrap_err();
+    assert!(matches!(&e, Error::TooLarge { what, .. } if what.contains("resample")), "{e}");
+}
+
+#[test]
+fn a_group_norm_of_samples_that_are_seen_in_pieces_is_as_on_the_cpu() {
+    let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    // One sample and several; a stretch of all that can be seen, of little, of one row.
+    for ([b, rows, c], groups) in [([1, 1024, 64], 8), ([3, 300, 48], 12), ([2, 331, 64], 4)] {
+        for modulate in [false, true] {
+            let op = GroupNorm { groups, eps: 1e-5, activation: Activation::Silu, modulate };
+            let modulation = vec![f32s(&[b, c]); if modulate { 2 } else { 0 }];
+            let inputs = [vec![f32s(&[b, rows, c]), f32s(&[c]), f32s(&[c])], modulation].concat();
+            let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op, &inputs));
+            expect_close(&format!("{op:?} of {b}, {rows}, {c}"), &expected, &got);
+            let [expected, got] = [&Device::Cpu, &wgpu].map(|device| at_odd_places(device, op, &inputs));
+            expect_close(&format!("{op:?} of {b}, {rows}, {c} at odd places"), &expected, &got);
+        }
     }
 }
 

@@ -190,6 +190,7 @@ fn bind(
     scalars: wgpu::BufferBinding,
     guard: usize,
 ) -> Result<BindGroup> {
+    let most = gpu.device().limits().max_storage_buffer_binding_size as usize;
     let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(scalars) }];
     for (i, (offset, bytes)) in launch.places.iter().enumerate() {
         let is_cut = launch.flat.is_some_and(|f| f.arguments.contains(&i));
@@ -199,8 +200,8 @@ fn bind(
         };
         let start = offset / ALIGN * ALIGN;
         let end = (offset + bytes).next_multiple_of(ALIGN) + guard;
-        // The last value of the arena has no padding behind it.
-        let size = (end - start).min(arena.behind(start)).max(4);
+        // The last value of the arena has no padding behind it, and there may be no room for a guard zone in what is bound.
+        let size = (end - start).min(arena.behind(start)).min(most).max(4);
         let (buffer, at) = arena.find(start, size)?;
         let binding = wgpu::BufferBinding { buffer, offset: at, size: wgpu::BufferSize::new(size as u64) };
         let resource = wgpu::BindingResource::Buffer(binding);
