@@ -45,7 +45,9 @@ pub struct Measurement {
     pub case: String,
     pub device: &'static str,
     pub batch: usize,
-    /// The first run, which also compiles shaders.
+    /// Until the first run can begin: lowering, memory, weights, and on a GPU compiled shaders.
+    pub ms_ready: f64,
+    /// The first run.
     pub ms_first: f64,
     /// Whole runs, by the clock on the wall.
     pub ms_median: f64,
@@ -102,7 +104,9 @@ pub fn measure(
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Measurement> {
     let idle = memory("VmRSS:");
+    let start = Instant::now();
     let mut session = session(case, batch, device)?;
+    let ms_ready = start.elapsed().as_secs_f64() * 1e3;
     let launches = session.schedule().programs.iter().map(|p| p.commands.len()).sum();
     let flops: u64 = session.schedule().programs.iter().map(|p| p.cost().flops).sum();
     let mut timed = |session: &mut Session| {
@@ -134,6 +138,7 @@ pub fn measure(
         case: case.into(),
         device: session.device().name(),
         batch,
+        ms_ready,
         ms_first,
         ms_median,
         ms_min: times[0],

@@ -145,6 +145,54 @@ fn a_killed_run_goes_on_bit_for_bit() {
     assert_ne!(weights(&place.path("whole"), "model"), weights(&place.path("whole"), "model-ema1"));
 }
 
+/// The same through the wgpu device: killed behind its first checkpoint, resumed, and sampled from.
+#[test]
+fn a_run_on_the_wgpu_device_is_killed_goes_on_bit_for_bit_and_is_sampled_from() {
+    if support::wgpu().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--device wgpu --steps 30 --checkpoint-every 5 --keep 9 --grid-every 15 --grid-n 3";
+    let done = |name: &str, more: &str| {
+        let out = place.spawn(name, &format!("{flags} {more}")).wait_with_output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    done("whole", "");
+    let mut child = place.spawn("killed", flags);
+    while !place.path("killed/checkpoints/step-00000005").exists() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before it could be killed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.path("killed/checkpoints/step-00000030").exists(), "it was done before it was killed");
+    done("killed", "--resume");
+    let [whole, killed] = ["whole", "killed"].map(|name| place.path(name));
+    assert_eq!(losses(&killed), losses(&whole));
+    assert_eq!(state(&killed), state(&whole));
+    for file in ["model", "model-ema1"].map(|m| format!("{m}/diffusion_pytorch_model.safetensors")) {
+        assert_eq!(std::fs::read(killed.join(&file)).unwrap(), std::fs::read(whole.join(&file)).unwrap(), "{file}");
+    }
+    // The processor sums in other orders, and computes the same.
+    let cpu = place.train("cpu", |s| (s.steps, s.checkpoint_every) = (30, 5));
+    assert_ne!(state(&cpu), state(&whole));
+    for (cpu, wgpu) in losses(&cpu).iter().zip(losses(&whole)) {
+        assert_eq!(cpu.step, wgpu.step);
+        assert!((cpu.loss - wgpu.loss).abs() < 1e-3 * cpu.loss, "step {}: {} and {}", cpu.step, cpu.loss, wgpu.loss);
+    }
+    let pictures = [&whole, &killed].map(|run| {
+        let out = run.join("samples.png");
+        let sample = ["--quiet", "sample", "--device", "wgpu", "--n", "4", "--steps", "3", "--model"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_langevin"));
+        let result = command.args(sample).arg(run).arg("--out").arg(&out).output().unwrap();
+        assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+        let grids = ["grids/step-00000015.png", "grids/step-00000030.png"].map(|grid| run.join(grid));
+        [&grids[0], &grids[1], &out].map(|png| std::fs::read(png).unwrap())
+    });
+    assert!(pictures[0].iter().all(|png| png.starts_with(b"\x89PNG")));
+    assert!(pictures[0] == pictures[1], "pictures differ");
+}
+
 #[test]
 fn what_is_watched_does_not_change_the_weights() {
     let place = Place::new();

@@ -59,7 +59,8 @@ fn describe(m: &Measurement, kernels: bool) -> String {
         "{:<11} batch {:<3} {:>9.1} ms (least {:.1})  {:>7.1} GFLOP/s  arena {:.1} MiB  peak {:.1} MiB over idle",
         m.case, m.batch, m.ms_median, m.ms_min, m.gflops, m.arena_mib, m.peak_mib_over_idle
     )];
-    lines.push(format!("  {} device, first run {:.0} ms, {} launches", m.device, m.ms_first, m.launches));
+    let (device, ready, first) = (m.device, m.ms_ready, m.ms_first);
+    lines.push(format!("  {device} device, ready in {ready:.0} ms, first run {first:.0} ms, {} launches", m.launches));
     if let Some(host) = &m.host {
         lines.push(format!(
             "  host, a run: {:.3} ms to encode {:.0} dispatches ({:.2} us each), {:.3} ms to submit them in {:.1} pieces",

@@ -50,7 +50,8 @@ pub struct AdapterReport {
     pub timestamps: bool,
     /// Most bytes of one buffer; a larger arena is cut between tensors.
     pub buffer_bytes: u64,
-    /// Most bytes of one tensor that a kernel sees; elementwise kernels are cut into several, others refused.
+    /// Most bytes of one tensor that a kernel sees. Elementwise kernels, linear layers, convolutions, group norms and
+    /// nearest-neighbour resampling are cut into several, others refused.
     pub argument_bytes: u64,
     /// Most tensors of a kernel.
     pub arguments: u32,
@@ -210,14 +211,14 @@ impl FromStr for Device {
 
     /// A device's name, or `auto` for [`Device::auto`].
     fn from_str(name: &str) -> Result<Device> {
-        if name == "auto" {
-            return Ok(Device::auto());
-        }
-        if name == "wgpu" {
-            return Device::wgpu();
+        match name {
+            "auto" => return Ok(Device::auto()),
+            // Not by the report, which would list all adapters.
+            "cpu" => return Ok(Device::Cpu),
+            "wgpu" => return Device::wgpu(),
+            _ => {}
         }
         match Device::report().into_iter().find(|r| r.name == name) {
-            Some(r) if r.available => Ok(Device::Cpu),
             Some(r) => Err(Error::Device { device: r.name, reason: r.detail }),
             None => Err(Error::invalid("device", format!("`{name}` is none of auto, cuda, wgpu, cpu, ptx"))),
         }

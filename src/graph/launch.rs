@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use std::fmt;
+use std::ops::Range;
 
 /// The text of a shader: files of `shaders/`, one after the other.
 macro_rules! wgsl {
@@ -86,10 +87,24 @@ impl Default for WgpuTarget {
     }
 }
 
+/// From one place where an argument may begin to the next, in numbers of 4 bytes.
+pub(crate) const PLACES: usize = 64;
+
 impl WgpuTarget {
     /// A processor that plays GPU has cheap barriers among few lanes, and nothing to gain.
     pub(crate) fn sums_by_subgroups(&self) -> bool {
         self.subgroups && !self.software
+    }
+
+    /// How many of `count` rows a launch can see at once of arguments whose rows have so many numbers of 4 bytes: all, or as
+    /// many as begin and end where an argument may begin. None if it cannot see that many.
+    pub fn rows(&self, count: usize, widths: &[usize]) -> Option<usize> {
+        // An argument that begins between two places is seen from the place before it.
+        let most = (self.argument_bytes as usize / 4).saturating_sub(PLACES);
+        let fit = most / widths.iter().copied().max().unwrap_or(0).max(1);
+        let unit = widths.iter().map(|w| PLACES >> w.trailing_zeros().min(PLACES.ilog2())).max().unwrap_or(1);
+        let rows = if fit >= count { count } else { fit / unit * unit };
+        (rows > 0).then_some(rows)
     }
 
     /// The grid of `groups` workgroups: one row, or several where one dimension does not hold them. Shaders count groups as
@@ -232,6 +247,8 @@ pub struct Launch {
     /// or of a batch do. For each the number of the element at which it begins in what the shader sees is appended to
     /// the scalars, in this order. On the wgpu device other arguments are moved where they can be bound, which costs a copy.
     pub anywhere: Vec<usize>,
+    /// Arguments of which the launch sees a part, and its bytes, see [`Launch::part`].
+    pub parts: Vec<(usize, Range<usize>)>,
 }
 
 /// A launch over flat arrays of `n` elements of 4 bytes, that may as well be several, each over a stretch of them. Its first
@@ -260,13 +277,15 @@ impl Launch {
             scratch: vec![],
             flat: None,
             anywhere: vec![],
+            parts: vec![],
         }
     }
 
     /// A launch of a WGSL shader over `args`. The workgroup's size is the shader's own.
     pub fn wgsl(shader: Shader, grid: [u32; 3], args: impl IntoIterator<Item = Arg>) -> Self {
         let (kernel, args) = (Kernel::Wgsl(shader), args.into_iter().collect());
-        Launch { kernel, grid, block: [1; 3], args, scalars: vec![], scratch: vec![], flat: None, anywhere: vec![] }
+        let (scalars, scratch, flat, anywhere, parts) = Default::default();
+        Launch { kernel, grid, block: [1; 3], args, scalars, scratch, flat, anywhere, parts }
     }
 
     /// Takes argument `i` from those that are cut: every stretch sees all of it.
@@ -275,6 +294,30 @@ impl Launch {
             flat.arguments.retain(|a| *a != i);
         }
         self
+    }
+
+    /// Lets the launch see only some of an argument's numbers, all of 4 bytes, wherever it stands among the arguments. The first
+    /// one is at a multiple of [`ALIGN`](crate::device::ALIGN) bytes. So an op makes several launches where an adapter cannot
+    /// bind an argument whole.
+    pub fn part(mut self, arg: Arg, elements: Range<usize>) -> Self {
+        let bytes = 4 * elements.start..4 * elements.end;
+        let here = (0..self.args.len()).filter(|i| self.args[*i] == arg);
+        self.parts.extend(here.map(|i| (i, bytes.clone())));
+        self
+    }
+
+    /// The bytes of argument `i` that the launch sees, if not all.
+    pub fn seen(&self, i: usize) -> Option<&Range<usize>> {
+        self.parts.iter().find(|(argument, _)| *argument == i).map(|(_, bytes)| bytes)
+    }
+
+    /// Whether another launch of the op sees something of what this one sees as argument `i`.
+    pub(crate) fn shares(&self, i: usize, other: &Launch) -> bool {
+        let meet = |o| match (self.seen(i), other.seen(o)) {
+            (Some(a), Some(b)) => a.start < b.end && b.start < a.end,
+            _ => true,
+        };
+        (0..other.args.len()).any(|o| other.args[o] == self.args[i] && meet(o))
     }
 
     /// Arguments that may begin anywhere, see [`Launch::anywhere`].

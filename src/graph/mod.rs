@@ -4,7 +4,7 @@ mod launch;
 mod op;
 
 pub use launch::{Arg, Args, FLAT_GROUP, Flat, Kernel, Launch, Region, Scalar, Shader, Target, WgpuTarget};
-pub(crate) use launch::{wgsl, wgsl_with_sums};
+pub(crate) use launch::{PLACES, wgsl, wgsl_with_sums};
 pub use op::{Cost, Op, Signature};
 
 use crate::tensor::{DType, TensorType};

@@ -5,10 +5,11 @@ use super::product::{BUSY, DIRECT_LANES, Tiling};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, wgsl,
 };
 use crate::tensor::{Layout, PANEL, TensorType};
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// Zeros around an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,7 +167,7 @@ impl Op for Conv2d {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let w = self.window(self.name(), &io.inputs[0])?;
-        let (pixels, n) = (io.outputs[0].rows(), io.outputs[0].cols());
+        let n = io.outputs[0].cols();
         Ok(match target {
             Target::Cpu => {
                 f32_on_cpu(self.name(), &io.inputs[1])?;
@@ -177,23 +178,85 @@ impl Op for Conv2d {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let source = stored_source(self.name(), &io.inputs[1], CONV2D, target.f16)?;
-                let shader = self.epilogue.shader(Shader::new(self.name(), source));
-                let shader = shader.constant("DILATION", w.dilation as u32);
-                let (shader, groups) = if target.software && w.channels.is_multiple_of(4) {
-                    let invocations = pixels.div_ceil(4) * n.div_ceil(8);
-                    (shader.entry("direct"), invocations.div_ceil(DIRECT_LANES))
-                } else {
-                    let tiles = Tiling::new(1, pixels, n.next_multiple_of(PANEL));
-                    (tiles.shader(shader).entry("tiled"), tiles.count)
-                };
-                let launch = Launch::wgsl(shader, target.grid(groups), self.epilogue.arguments());
-                vec![window_words(launch, &w, pixels).scalar(n).scalar(self.epilogue.scale)]
+                let shader =
+                    self.epilogue.shader(Shader::new(self.name(), source)).constant("DILATION", w.dilation as u32);
+                let bands = self.bands(&w, io.inputs[0].shape[0], n, target);
+                bands.into_iter().map(|band| self.shader_launch(shader.clone(), target, &w, n, band)).collect()
             }
         })
     }
 }
 
+/// What a launch makes of a convolution: samples of the batch, and rows of the output of each of them.
+#[derive(Clone, Debug, PartialEq)]
+struct Band {
+    samples: Range<usize>,
+    rows: Range<usize>,
+}
+
 impl Conv2d {
+    /// One band, or as many as it takes for a launch to see what it reads and writes: of several samples, or of one sample if
+    /// not even that can be seen. One band too where neither can be.
+    fn bands(&self, w: &Window, samples: usize, n: usize, target: &WgpuTarget) -> Vec<Band> {
+        let (line, out_line) = (w.width * w.channels, w.out_width * n);
+        let bias = if self.epilogue.sample_bias { n } else { 0 };
+        let seen = target.rows(samples, &[w.height * line, w.out_height * out_line, bias]);
+        let rows =
+            || self.band_rows(w, [line, out_line], target).filter(|_| samples == 1 || bias.is_multiple_of(PLACES));
+        let (seen, rows) = match (seen, seen.is_none().then(rows).flatten()) {
+            (None, Some(rows)) => (1, rows),
+            (seen, _) => (seen.unwrap_or(samples), w.out_height),
+        };
+        let pieces = |n: usize, step: usize| (0..n).step_by(step).map(move |at| at..(at + step).min(n));
+        let bands = pieces(samples, seen)
+            .flat_map(|samples| pieces(w.out_height, rows).map(move |rows| Band { samples: samples.clone(), rows }));
+        bands.collect()
+    }
+
+    /// How many rows of one sample's output a launch can make, if every row begins where an argument may begin.
+    fn band_rows(&self, w: &Window, lines: [usize; 2], target: &WgpuTarget) -> Option<usize> {
+        let padding = self.padding.top.max(self.padding.bottom);
+        let plain = w.dilation == 1 && padding < w.kernel[0] && lines.iter().all(|line| line.is_multiple_of(PLACES));
+        let [read, written] = [target.rows(w.height, &lines[..1])?, target.rows(w.out_height, &lines[1..])?];
+        let reach = if read == w.height { written } else { read.checked_sub(w.kernel[0])? / w.stride + 1 };
+        plain.then_some(reach.min(written))
+    }
+
+    /// The launch for a band: a convolution of the rows of x that it reads.
+    fn shader_launch(&self, shader: Shader, target: &WgpuTarget, w: &Window, n: usize, band: Band) -> Launch {
+        let Band { samples, rows } = band;
+        let read = if rows.len() == w.out_height {
+            0..w.height
+        } else {
+            let end = ((rows.end - 1) * w.stride + w.kernel[0]).saturating_sub(w.pad_top);
+            (rows.start * w.stride).saturating_sub(w.pad_top)..end.min(w.height)
+        };
+        let pad_top = w.pad_top + read.start - rows.start * w.stride;
+        let own = Window { height: read.len(), out_height: rows.len(), pad_top, ..*w };
+        let pixels = samples.len() * own.out_height * own.out_width;
+
+        let (shader, groups) = if target.software && w.channels.is_multiple_of(4) {
+            let invocations = pixels.div_ceil(4) * n.div_ceil(8);
+            (shader.entry("direct"), invocations.div_ceil(DIRECT_LANES))
+        } else {
+            let tiles = Tiling::new(1, pixels, n.next_multiple_of(PANEL));
+            (tiles.shader(shader).entry("tiled"), tiles.count)
+        };
+        let arguments = self.epilogue.arguments();
+        let launch = Launch::wgsl(shader, target.grid(groups), arguments);
+        let launch = window_words(launch, &own, pixels).scalar(n).scalar(self.epilogue.scale);
+        // Where they lie among all rows of all samples.
+        let among = |rows: &Range<usize>, height: usize, line: usize| {
+            (samples.start * height + rows.start) * line..((samples.end - 1) * height + rows.end) * line
+        };
+        let (x, y) = (among(&read, w.height, w.width * w.channels), among(&rows, w.out_height, w.out_width * n));
+        let launch = self.epilogue.part(launch, x, y);
+        match self.epilogue.sample_bias {
+            true => launch.part(arguments[3], samples.start * n..samples.end * n),
+            false => launch,
+        }
+    }
+
     /// dx: dy, with stride − 1 zeros between its pixels, convolved with the turned kernel.
     fn data_grad(&self, g: &mut Graph, x: Value, w: Value, dy: Value) -> Result<Value> {
         if self.input_dilation != 1 {

@@ -7,7 +7,8 @@ use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl, wgsl_with_sums,
+    Arg, Args, Cost, Flat, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+    wgsl_with_sums,
 };
 use crate::simd;
 use crate::tensor::TensorType;
@@ -82,6 +83,11 @@ impl Op for GroupNorm {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
+        if let Target::Wgpu(target) = target
+            && let Some(rows) = self.stretch(target, &c)
+        {
+            return Ok(self.large(target, &c, rows));
+        }
         Ok(vec![match target {
             Target::Cpu => {
                 // Mean and squared deviations of every group of every chunk in f64; three coefficients a channel.
@@ -105,6 +111,48 @@ impl Op for GroupNorm {
                     .scalar(self.eps)
             }
         }])
+    }
+}
+
+/// Numbers of a stretch, at most, where x is too large to be seen whole.
+const STRETCH: usize = 1 << 16;
+
+impl GroupNorm {
+    /// Rows of a stretch of a sample, if x is too large for a launch; none too if no stretch could be seen.
+    fn stretch(&self, target: &WgpuTarget, c: &Chunks) -> Option<usize> {
+        let all = c.samples * c.rows;
+        let seen = target.rows(all, &[c.channels]).filter(|seen| *seen < all)?;
+        let most = (STRETCH / c.channels).min(seen);
+        // Stretches are of one sample, all of one size, and begin where an argument may begin.
+        let fits = |rows: &usize| c.rows.is_multiple_of(*rows) && (rows * c.channels).is_multiple_of(PLACES);
+        (1..=most).rev().find(fits)
+    }
+
+    /// The launches where x is too large for one: the moments of stretches of `rows` rows, those of the groups, and y.
+    fn large(&self, target: &WgpuTarget, c: &Chunks, rows: usize) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = *self;
+        let (elements, count) = (c.samples * c.rows * c.channels, c.samples * groups);
+        let (stretches, per_group) = (c.rows / rows, rows * c.channels);
+        let shader = Shader::new("group_norm_moments", wgsl_with_sums!(target, "group_norm_moments"));
+        let shader = shader.constant("REDUCE_LANES", if target.software { 8 } else { 256 });
+        let moments = Launch::wgsl(shader, target.grid(elements / per_group), [Arg::Input(0)]);
+        let moments = moments.scalars([elements, 0, rows, c.channels, groups]).anywhere([0]);
+        let flat = Some(Flat { elements, per_group, arguments: vec![0] });
+        let moments = Launch { flat, ..moments.with_scratch(3 * count * stretches) };
+
+        let shader = Shader::new("group_norm_stats", wgsl!("group_norm_stats"));
+        let stats = Launch::wgsl(shader, target.grid(count.div_ceil(64)), [Arg::Left(0, 0), Arg::Output(1)]);
+        let stats = stats.scalars([count, groups, stretches, rows * c.channels / groups]).scalar(self.eps);
+        let stats = stats.with_scratch(2 * count);
+
+        let shader = Shader::new("group_norm_apply", wgsl!("lib/flat", "lib/activation", "group_norm_apply"));
+        let shader = shader.flag("MODULATE", modulate).constant("ACTIVATION", activation as u32);
+        // What is absent is not read; gamma stands for it.
+        let modulation = if modulate { [3, 4] } else { [1, 1] };
+        let inputs = [0, 1, 2].into_iter().chain(modulation).map(Arg::Input);
+        let args = inputs.chain([Arg::Output(0), Arg::Output(1), Arg::Left(1, 0)]);
+        let apply = Launch::over(shader, target, elements, args, [0, 5]).scalars([c.rows, c.channels, groups]);
+        vec![moments, stats, apply]
     }
 }
 

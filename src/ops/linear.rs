@@ -4,9 +4,10 @@ use super::conv2d::weight_grad_launches;
 use super::product::DIRECT_LANES;
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) + residual) · scale`.
 /// The operands follow x and W in this order, those that are there.
@@ -75,6 +76,12 @@ impl Epilogue {
             Arg::Input(if there { next } else { 0 })
         });
         [Arg::Input(0), Arg::Input(1), operands[0], operands[1], operands[2], Arg::Output(0)]
+    }
+
+    /// Lets a launch with these arguments see only some elements of x, and of y and the residual.
+    pub(crate) fn part(&self, launch: Launch, x: Range<usize>, y: Range<usize>) -> Launch {
+        let launch = launch.part(Arg::Input(0), x).part(Arg::Output(0), y.clone());
+        if self.residual { launch.part(self.arguments()[4], y) } else { launch }
     }
 
     /// The epilogue of a running kernel: operands from argument 2, flags from scalar `at`.
@@ -242,29 +249,44 @@ impl Op for Linear {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
-        Ok(vec![match target {
+        Ok(match target {
             Target::Cpu => {
                 f32_on_cpu(self.name(), &io.inputs[1])?;
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
-                self.0.scalars(launch)
+                vec![self.0.scalars(launch)]
             }
-            Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let shader = stored_source(self.name(), &io.inputs[1], LINEAR, target.f16)?;
-                let shader = self.0.shader(Shader::new(self.name(), shader));
-                let (shader, grid) = if target.software && k.is_multiple_of(4) {
-                    let invocations = m.div_ceil(4) * n.div_ceil(8);
-                    (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))
-                } else {
-                    // Few rows: lanes along the columns instead. An invocation makes 8 rows of 4 columns.
-                    let [row_lanes, col_lanes] = if m <= 32 { [4, 32] } else { [16, 16] };
-                    let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
-                    let grid = [n.div_ceil(4 * col_lanes) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
-                    (shader.entry("tiled"), grid)
+                let source = stored_source(self.name(), &io.inputs[1], LINEAR, target.f16)?;
+                let shader = self.0.shader(Shader::new(self.name(), source));
+                // A stretch would not know its samples.
+                let rows = target.rows(m, &[k, n]).filter(|_| !self.0.sample_bias).unwrap_or(m);
+                let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
+                let launch = |rows: Range<usize>| {
+                    let launch = self.shader_launch(shader.clone(), target, [rows.len(), n, k, per_sample]);
+                    self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n)
                 };
-                Launch::wgsl(shader, grid, self.0.arguments()).scalars([m, n, k, per_sample]).scalar(self.0.scale)
+                stretches.map(launch).collect()
             }
-        }])
+        })
+    }
+}
+
+impl Linear {
+    /// The launch for `sizes` M, N, K and the rows of a sample.
+    fn shader_launch(&self, shader: Shader, target: &WgpuTarget, sizes: [usize; 4]) -> Launch {
+        let [m, n, k, _] = sizes;
+        let (shader, grid) = if target.software && k.is_multiple_of(4) {
+            let invocations = m.div_ceil(4) * n.div_ceil(8);
+            (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))
+        } else {
+            // Few rows: lanes along the columns instead. An invocation makes 8 rows of 4 columns.
+            let [row_lanes, col_lanes] = if m <= 32 { [4, 32] } else { [16, 16] };
+            let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
+            let grid = [n.div_ceil(4 * col_lanes) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
+            (shader.entry("tiled"), grid)
+        };
+        Launch::wgsl(shader, grid, self.0.arguments()).scalars(sizes).scalar(self.0.scale)
     }
 }
 

@@ -128,7 +128,7 @@ impl Op for Resample {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         if let Target::Wgpu(target) = target {
-            return Ok(vec![self.lower_wgsl(io, target)?]);
+            return self.lower_wgsl(io, target);
         }
         let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
         let (method, tap) = match (self.constant_taps(self.up), self.constant_taps(self.down)) {
@@ -146,7 +146,7 @@ impl Resample {
     /// Taps that the shader has room for, unless all are equal.
     const MAX_TAPS: usize = 16;
 
-    fn lower_wgsl(&self, io: &Signature, target: &WgpuTarget) -> Result<Launch> {
+    fn lower_wgsl(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
         let taps = self.filter.len();
         let equal = self.constant_taps(taps).is_some();
         if taps > Self::MAX_TAPS && !equal {
@@ -154,13 +154,36 @@ impl Resample {
             return Err(Error::unsupported("`resample` on the wgpu device", reason));
         }
         let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
-        let (lines, line) = (y[0] * y[1], y[2] * y[3]);
+        let line = y[2] * y[3];
         let mut weights = [0.0; Self::MAX_TAPS];
         weights.iter_mut().zip(&self.filter).for_each(|(w, f)| *w = *f);
         let shader = Shader::new(self.name(), wgsl!("lib/line", "resample")).flag("EQUAL", equal);
-        let launch = Launch::wgsl(shader, target.grid(lines * line.div_ceil(1024)), [Arg::Input(0), Arg::Output(0)]);
-        let sizes = [lines, x[1], x[2], x[3], y[1], y[2]];
-        Ok(launch.scalars(sizes).scalars([self.up, self.down, self.pad[0], taps]).scalars(weights))
+        // Of `samples` samples of so many rows of x and y.
+        let launch = |samples: usize, [height, out_height]: [usize; 2]| {
+            let lines = samples * out_height;
+            let grid = target.grid(lines * line.div_ceil(1024));
+            let launch = Launch::wgsl(shader.clone(), grid, [Arg::Input(0), Arg::Output(0)]);
+            let launch = launch.scalars([lines, height, x[2], x[3], out_height, y[2]]);
+            launch.scalars([self.up, self.down, self.pad[0], taps]).scalars(weights)
+        };
+        let cells = x[0] * x[1] / self.down;
+        let cell = [self.down * x[2] * x[3], self.up * line];
+        let seen = target.rows(cells, &cell).filter(|seen| *seen < cells && self.has_cells(x[1]));
+        let Some(seen) = seen else { return Ok(vec![launch(x[0], [x[1], y[1]])]) };
+        let pieces = (0..cells).step_by(seen).map(|first| {
+            let end = (first + seen).min(cells);
+            let launch = launch(1, [self.down, self.up].map(|rows| (end - first) * rows));
+            let [x, y] = cell.map(|size| first * size..end * size);
+            launch.part(Arg::Input(0), x).part(Arg::Output(0), y)
+        });
+        Ok(pieces.collect())
+    }
+
+    /// Whether `down` rows of x make `up` rows of y and no others, so that all samples are one column of such cells: pixels are
+    /// repeated, or are means of blocks.
+    fn has_cells(&self, height: usize) -> bool {
+        let apart = self.filter.len() == self.up * self.down && self.pad == [self.up - 1, 0];
+        apart && (self.up == 1 || self.down == 1) && height.is_multiple_of(self.down)
     }
 }
 

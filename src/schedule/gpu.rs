@@ -9,7 +9,7 @@ use crate::graph::Kernel;
 use std::ops::Range;
 use wgpu::{Buffer, BufferUsages};
 
-/// Launches are recorded when they are first needed, and encoded as often as they run.
+/// Launches are recorded once, and encoded as often as they run.
 #[derive(Debug)]
 pub(super) struct Wgpu {
     stream: Stream,
@@ -24,11 +24,15 @@ pub(super) struct Wgpu {
 impl Wgpu {
     pub(super) fn new(gpu: &Gpu, schedule: &Schedule) -> Result<Wgpu> {
         let arena = Arena::new(gpu, schedule.arena_bytes(), &cuts(schedule))?;
-        let recordings = schedule.programs.iter().map(|_| None).collect();
+        let programs = schedule.programs.iter().map(|p| bound(schedule, p)).collect::<Result<Vec<_>>>()?;
+        // Shaders of all programs at once: the more there are, the better they share the processor's cores.
+        Recording::compile(gpu, programs.iter().flatten())?;
+        let recordings = programs.iter().map(|launches| Recording::new(gpu, &arena, launches, None).map(Some));
+        let recordings = recordings.collect::<Result<_>>()?;
         Ok(Wgpu { stream: Stream::new(gpu.clone()), arena, recordings, rows: None, checked: false })
     }
 
-    /// Records a program, if that has not been done.
+    /// Records a program, if it has no recording or one of another kind.
     fn record(&mut self, schedule: &Schedule, program: usize) -> Result<()> {
         if self.recordings[program].is_some() {
             return Ok(());

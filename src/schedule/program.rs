@@ -143,6 +143,8 @@ pub struct Command {
     pub writes: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch.
     pub outputs: Vec<usize>,
+    /// Arguments that go on behind what the launch sees of them, see [`Launch::part`].
+    pub partial: Vec<usize>,
     pub op: &'static str,
     pub scope: Arc<str>,
     /// Cost of the op; zero for all but the first launch of one op.
@@ -513,22 +515,22 @@ impl<'a> Compiler<'a> {
         for (i, node) in self.live_nodes() {
             for (l, launch) in self.launches[i].iter().enumerate() {
                 let mut args = Vec::with_capacity(launch.args.len());
-                let (mut writes, mut outputs) = (Vec::new(), Vec::new());
+                let (mut writes, mut outputs, mut partial) = (Vec::new(), Vec::new(), Vec::new());
                 let mut back = Vec::new();
                 let (before, after) = (&self.launches[i][..l], &self.launches[i][l + 1..]);
                 let scratch = |of: usize, k: usize| {
                     let offset = plan.offsets[self.scratch[&(i, of)][k]];
                     Slice { space: Space::Scratch, offset, bytes: self.launches[i][of].scratch[k] }
                 };
-                for arg in &launch.args {
-                    args.push(match arg {
+                for (a, arg) in launch.args.iter().enumerate() {
+                    let all = match arg {
                         Arg::Input(k) => self.slice(node.inputs[*k], buffers, plan)?,
                         Arg::Output(k) => {
                             // Later launches of an op may read what earlier ones wrote.
-                            if !before.iter().any(|b| b.args.contains(arg)) {
+                            if !before.iter().any(|b| launch.shares(a, b)) {
                                 writes.push(args.len());
                             }
-                            if !after.iter().any(|a| a.args.contains(arg)) {
+                            if !after.iter().any(|b| launch.shares(a, b)) {
                                 outputs.push(args.len());
                             }
                             self.slice(node.outputs[*k], buffers, plan)?
@@ -538,7 +540,12 @@ impl<'a> Compiler<'a> {
                             scratch(l, *k)
                         }
                         Arg::Left(of, k) => scratch(*of, *k),
-                    });
+                    };
+                    let seen = launch.seen(a).cloned().unwrap_or(0..all.bytes);
+                    if seen.end < all.bytes {
+                        partial.push(a);
+                    }
+                    args.push(Slice { offset: all.offset + seen.start, bytes: seen.len(), ..all });
                 }
                 for (a, slice) in args.iter_mut().enumerate() {
                     let Some(block) = self.moved.get(&(i, l, a)) else { continue };
@@ -552,7 +559,7 @@ impl<'a> Compiler<'a> {
                 }
                 let cost = if l == 0 { node.op.cost(&self.graph.signature(node)) } else { Cost::default() };
                 let (op, scope) = (node.op.name(), node.scope.clone());
-                commands.push(Command { writes, outputs, op, scope, cost, ..command(launch.clone(), args) });
+                commands.push(Command { writes, outputs, partial, op, scope, cost, ..command(launch.clone(), args) });
                 commands.append(&mut back);
             }
         }
@@ -586,6 +593,7 @@ fn command(launch: Launch, args: Vec<Slice>) -> Command {
         flat: launch.flat,
         writes: vec![],
         outputs: vec![],
+        partial: vec![],
         op: "",
         scope: "".into(),
         cost: Cost::default(),

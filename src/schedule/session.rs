@@ -33,7 +33,7 @@ pub struct Session {
 const GUARD_BYTE: u8 = 0xA5;
 
 impl Session {
-    /// Checks the schedule and makes its arena; buffers are zero, constants are written.
+    /// Checks the schedule and makes its arena; buffers are zero, constants are written, shaders are compiled.
     pub fn new(device: Device, schedule: Schedule) -> Result<Session> {
         schedule.verify()?;
         let mut engine = engine(&device, &schedule)?;
@@ -265,11 +265,13 @@ impl Session {
     fn poison_command(&mut self, program: usize, number: usize) -> Result<()> {
         let (schedule, engine) = (&self.schedule, &mut self.engine);
         let (command, guard) = (&schedule.programs[program].commands[number], schedule.programs[program].guard);
-        for slice in fresh(command) {
+        for (argument, slice) in fresh(command) {
             let (offset, end) = (place(schedule, slice), guard_zone(schedule, slice));
             // 0xFF in every byte is NaN as f32, f16 and bf16, and -1 as i32.
             engine.fill(offset, slice.bytes, &mut |bytes| bytes.fill(0xFF))?;
-            engine.fill(end, guard, &mut |bytes| bytes.fill(GUARD_BYTE))?;
+            if !command.partial.contains(&argument) {
+                engine.fill(end, guard, &mut |bytes| bytes.fill(GUARD_BYTE))?;
+            }
         }
         Ok(())
     }
@@ -278,7 +280,9 @@ impl Session {
     fn check_guards(&mut self, program: usize, number: usize) -> Result<()> {
         let (schedule, engine) = (&self.schedule, &mut self.engine);
         let (program, command) = (&schedule.programs[program], &schedule.programs[program].commands[number]);
-        for slice in command.args.iter().filter(|s| s.space == Space::Scratch) {
+        let whole =
+            command.args.iter().enumerate().filter(|(i, _)| !command.partial.contains(i)).map(|(_, slice)| slice);
+        for slice in whole.filter(|s| s.space == Space::Scratch) {
             let mut intact = true;
             let zone = guard_zone(schedule, slice);
             engine.look(zone, program.guard, &mut |bytes| intact &= bytes.iter().all(|b| *b == GUARD_BYTE))?;
@@ -321,14 +325,14 @@ impl Session {
     }
 }
 
-/// Scratch arguments that the launch writes and does not read.
-fn fresh(command: &Command) -> impl Iterator<Item = &Slice> {
+/// Scratch arguments that the launch writes and does not read, with their numbers.
+fn fresh(command: &Command) -> impl Iterator<Item = (usize, &Slice)> {
     let overlaps =
         |a: &Slice, b: &Slice| a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
     command.writes.iter().filter_map(move |w| {
         let slice = &command.args[*w];
         let read = command.args.iter().enumerate().any(|(i, a)| !command.writes.contains(&i) && overlaps(a, slice));
-        (slice.space == Space::Scratch && !read).then_some(slice)
+        (slice.space == Space::Scratch && !read).then_some((*w, slice))
     })
 }
 

@@ -4,7 +4,7 @@ use super::adapter::Gpu;
 use super::arena::Arena;
 use super::pipelines::Key;
 use crate::device::ALIGN;
-use crate::graph::{Flat, Scalar, Shader};
+use crate::graph::{Flat, PLACES, Scalar, Shader};
 use crate::{Error, Result};
 use std::ops::Range;
 use wgpu::{BindGroup, Buffer, BufferUsages, ComputePass, ComputePipeline};
@@ -22,6 +22,13 @@ pub struct Bound<'a> {
     pub what: String,
 }
 
+impl Bound<'_> {
+    /// The shader to compile, and its name for errors.
+    fn key(&self, checked: bool) -> (Key, &'static str) {
+        (Key::new(self.shader, self.places.len(), checked), self.shader.name)
+    }
+}
+
 /// Launches that are ready to be encoded.
 #[derive(Debug)]
 pub struct Recording {
@@ -37,6 +44,8 @@ struct Dispatch {
     grid: [u32; 3],
 }
 
+const _: () = assert!(ALIGN == 4 * PLACES);
+
 /// A stretch of a launch, or all of it.
 struct Stretch {
     launch: usize,
@@ -47,6 +56,15 @@ struct Stretch {
 }
 
 impl Recording {
+    /// Compiles the shaders of launches, in parallel, so that recording these does not wait for them one by one.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if one is rejected.
+    pub fn compile<'a>(gpu: &Gpu, launches: impl IntoIterator<Item = &'a Bound<'a>>) -> Result<()> {
+        let wanted: Vec<_> = launches.into_iter().map(|launch| launch.key(false)).collect();
+        gpu.pipelines().get(gpu, &wanted).map(drop)
+    }
+
     /// Binds launches. With `guard` every access is checked, and a launch sees so many bytes behind each argument, so that
     /// what it writes there can be found.
     ///
@@ -61,11 +79,7 @@ impl Recording {
             stretches.extend(cut(gpu, i, launch)?);
         }
         first.push(stretches.len());
-        let wanted: Vec<_> = stretches
-            .iter()
-            .map(|s| &launches[s.launch])
-            .map(|l| (Key::new(l.shader, l.places.len(), guard.is_some()), l.shader.name))
-            .collect();
+        let wanted: Vec<_> = stretches.iter().map(|s| launches[s.launch].key(guard.is_some())).collect();
         let pipelines = gpu.pipelines().get(gpu, &wanted)?;
         let slots: Vec<usize> = stretches.iter().map(|s| (4 * s.scalars.len()).next_multiple_of(16).max(16)).collect();
         let (scalars, starts) = upload_scalars(gpu, &stretches, &slots)?;
@@ -176,6 +190,7 @@ fn bind(
     scalars: wgpu::BufferBinding,
     guard: usize,
 ) -> Result<BindGroup> {
+    let most = gpu.device().limits().max_storage_buffer_binding_size as usize;
     let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(scalars) }];
     for (i, (offset, bytes)) in launch.places.iter().enumerate() {
         let is_cut = launch.flat.is_some_and(|f| f.arguments.contains(&i));
@@ -185,8 +200,8 @@ fn bind(
         };
         let start = offset / ALIGN * ALIGN;
         let end = (offset + bytes).next_multiple_of(ALIGN) + guard;
-        // The last value of the arena has no padding behind it.
-        let size = (end - start).min(arena.behind(start)).max(4);
+        // The last value of the arena has no padding behind it, and there may be no room for a guard zone in what is bound.
+        let size = (end - start).min(arena.behind(start)).min(most).max(4);
         let (buffer, at) = arena.find(start, size)?;
         let binding = wgpu::BufferBinding { buffer, offset: at, size: wgpu::BufferSize::new(size as u64) };
         let resource = wgpu::BindingResource::Buffer(binding);
