@@ -11,6 +11,7 @@ use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Schedule, Session};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
+use half::f16;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -40,6 +41,8 @@ pub const SD15: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size":
 pub struct Measurement {
     pub case: String,
     pub device: &'static str,
+    /// Type of weights and activations in memory.
+    pub dtype: String,
     pub batch: usize,
     /// The first run, which also compiles shaders.
     pub ms_first: f64,
@@ -78,8 +81,8 @@ pub struct KernelTime {
 }
 
 /// What [`measure`] runs: a case of [`CASES`] with small numbers in every buffer.
-pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
-    let schedule = lower(case, batch, &device)?;
+pub fn session(case: &str, batch: usize, dtype: DType, device: Device) -> Result<Session> {
+    let schedule = lower(case, batch, dtype, &device)?;
     let mut session = Session::new(device, schedule)?;
     fill(&mut session)?;
     Ok(session)
@@ -93,12 +96,13 @@ pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
 pub fn measure(
     case: &str,
     batch: usize,
+    dtype: DType,
     runs: usize,
     device: Device,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Measurement> {
     let idle = memory("VmRSS:");
-    let mut session = session(case, batch, device)?;
+    let mut session = session(case, batch, dtype, device)?;
     let launches = session.schedule().programs.iter().map(|p| p.commands.len()).sum();
     let flops: u64 = session.schedule().programs.iter().map(|p| p.cost().flops).sum();
     let mut timed = |session: &mut Session| {
@@ -129,6 +133,7 @@ pub fn measure(
     Ok(Measurement {
         case: case.into(),
         device: session.device().name(),
+        dtype: dtype.to_string(),
         batch,
         ms_first,
         ms_median,
@@ -164,8 +169,11 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
     }
 }
 
-/// The schedule of a case of [`CASES`].
-pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
+/// The schedule of a case of [`CASES`], weights and activations in memory as `dtype`.
+///
+/// # Errors
+/// [`Error::Unsupported`] for f16 where the device has none, and for training steps in it.
+pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<Schedule> {
     let (config, size) = match case {
         "unet" | "unet-train" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
@@ -177,7 +185,11 @@ pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
     let network = Network::from_config(config, case)?;
     let spec = InputSpec::new(batch, size, size);
     if !case.ends_with("-train") {
-        return forward(&network.build(&spec)?, None, device.target(), Options::default());
+        let built = network.build(&spec)?.stored(dtype, &device.target())?;
+        return forward(&built, None, device.target(), Options::default());
+    }
+    if dtype != DType::F32 {
+        return Err(Error::unsupported(format!("{case} in {dtype}"), "training computes and stores f32"));
     }
     let how = TrainLowering {
         target: device.target(),
@@ -198,9 +210,16 @@ fn fill(session: &mut Session) -> Result<()> {
     let buffers = session.schedule().buffers.clone();
     for buffer in buffers.all() {
         let Some(id) = buffers.find(&buffer.name) else { continue };
-        if buffer.ty.dtype == DType::F32 && buffer.name.as_ref() != "constant" {
-            let noise = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32;
-            session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = 0.04 * noise(i) + 1e-3))?;
+        if buffer.name.as_ref() == "constant" {
+            continue;
+        }
+        let number = |i: usize| 0.04 * ((i as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32) + 1e-3;
+        match buffer.ty.dtype {
+            DType::F32 => session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = number(i)))?,
+            DType::F16 => {
+                session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = f16::from_f32(number(i))))?
+            }
+            DType::I32 | DType::Bf16 => {}
         }
     }
     if session.schedule().rows.columns == Training::columns(0) {

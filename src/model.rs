@@ -324,7 +324,7 @@ impl Model {
         let mut staging = Vec::new();
         for (id, p) in places {
             self.read(p, &mut staging)?;
-            session.fill(id, |stored| p.to_arena(&staging, stored))?;
+            session.fill(id, |place| p.write(&staging, place))??;
         }
         Ok(())
     }

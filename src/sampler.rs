@@ -20,7 +20,7 @@ use crate::methods::sample::{Denoiser, Lowering, Operator, Sampling, sample};
 use crate::model::Model;
 use crate::nn::{InputSpec, nchw_to_nhwc, nhwc_to_nchw};
 use crate::schedule::{Event, Options, Schedule, Session};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -56,6 +56,8 @@ pub struct SampleRequest<'a> {
     pub conditioning: Option<&'a Weights>,
     /// Merge ops into fewer launches.
     pub fuse: bool,
+    /// How the networks' weights and activations lie in memory: f32, or f16 on devices that have it.
+    pub dtype: DType,
 }
 
 /// How far a run is.
@@ -104,6 +106,7 @@ impl<'a> SampleRequest<'a> {
             latents: None,
             conditioning: None,
             fuse: true,
+            dtype: DType::F32,
         }
     }
 
@@ -140,14 +143,16 @@ impl<'a> SampleRequest<'a> {
             |name: &str, i: usize| self.conditioning.and_then(|c| c.info(name)).and_then(|t| t.shape.get(i));
         spec.tokens = conditioning_dim("encoder_hidden_states", 1).copied().unwrap_or(spec.tokens);
         spec.time_ids = conditioning_dim("time_ids", 1).copied().unwrap_or(spec.time_ids);
-        let built = model.build(&spec)?;
+        let target = device.target();
+        let built = model.build(&spec)?.stored(self.dtype, &target)?;
         let guidance = Guidance {
             guidance_scale: self.guidance_scale,
             interval: self.options.guidance_interval,
             rescale: self.guidance_rescale,
         };
         guidance.validate()?;
-        let guide_built = self.guide.map(|g| g.build(&spec)).transpose()?;
+        let build_guide = |guide: &Model| guide.build(&spec)?.stored(self.dtype, &target);
+        let guide_built = self.guide.map(build_guide).transpose()?;
         let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond" };
         let guided = guidance.needs_uncond().then_some(match &guide_built {
             Some(network) => Denoiser { network, weights: "guide", inputs: "cond" },
@@ -155,12 +160,8 @@ impl<'a> SampleRequest<'a> {
         });
         let channels = model.network().channels()[0];
         let latents = TensorType::f32([batch, height, width, channels]);
-        let how = Lowering {
-            target: device.target(),
-            fuse: self.fuse,
-            options: Options::default(),
-            draw_latents: self.latents.is_none(),
-        };
+        let how =
+            Lowering { target, fuse: self.fuse, options: Options::default(), draw_latents: self.latents.is_none() };
         let operators = [Operator { denoiser, guidance, guide: guided }];
         let sampling = sample(&trajectory, &operators, &latents, how)?;
         let steps = trajectory.steps.len();

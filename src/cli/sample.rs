@@ -99,6 +99,9 @@ pub struct RequestArgs {
     conditioning: Option<PathBuf>,
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Type of weights and activations in memory: f32, or f16 where the device has it
+    #[arg(long, default_value = "f32")]
+    dtype: String,
     /// Keep every op a launch of its own
     #[arg(long)]
     no_fuse: bool,
@@ -152,6 +155,7 @@ impl RequestArgs {
         }
         request.conditioning = files.conditioning.as_ref();
         request.fuse = !self.no_fuse;
+        request.dtype = super::storage_type(&self.dtype)?;
         Ok(request)
     }
 }

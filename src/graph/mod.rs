@@ -253,11 +253,16 @@ impl Graph {
         Ok(map)
     }
 
+    /// Declares an input, a parameter or a constant.
+    pub(crate) fn source(&mut self, ty: TensorType, origin: Origin) -> Value {
+        self.value(ty, origin)
+    }
+
     /// Declares every input, parameter and constant of `other`, in its order.
     pub(crate) fn copy_sources(&mut self, other: &Graph, map: &mut [Value]) {
         for (i, info) in other.values.iter().enumerate() {
             if !matches!(info.origin, Origin::Node { .. }) {
-                map[i] = self.value(info.ty.clone(), info.origin.clone());
+                map[i] = self.source(info.ty.clone(), info.origin.clone());
             }
         }
         self.blocks = self.blocks.max(other.blocks);

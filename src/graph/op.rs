@@ -60,6 +60,13 @@ pub trait Op: Any + Debug + Send + Sync {
         Err(Error::unsupported(format!("the gradient of {}", self.name()), "the op has no gradient rule"))
     }
 
+    /// True if its numbers may be f16 in memory on `target`, all of its inputs and its first output of one type. What it
+    /// computes with is f32 in any case, and so are its other outputs.
+    fn takes_f16(&self, target: &Target) -> bool {
+        let _ = target;
+        false
+    }
+
     /// Which kernels compute it on `target`: names, grids, arguments, scalars. Pure.
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>>;
 

@@ -24,9 +24,12 @@ pub use dinov2::Dinov2Config;
 pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Target};
+use crate::passes::storage::store_f16;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use layers::Builder;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// What a network's graph is built for.
@@ -104,6 +107,29 @@ pub struct Built {
     /// Name of the output, NHWC: `prediction`, or for EDM `denoised`; `features` `[B, D]` for a feature network, which may
     /// have the second output `logits`.
     pub output: &'static str,
+}
+
+impl Built {
+    /// The network for inference on `target` with its weights and activations in memory as `dtype`, f32 or f16; inputs and
+    /// outputs keep their types.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for f16 where the target has none, and for other types.
+    pub fn stored(mut self, dtype: DType, target: &Target) -> Result<Built> {
+        match dtype {
+            DType::F32 => return Ok(self),
+            DType::F16 => self.graph = store_f16(&self.graph, target)?,
+            other => return Err(Error::unsupported(format!("a network in {other}"), "there are f32 and f16")),
+        }
+        let types: HashMap<&str, &TensorType> =
+            self.graph.parameters().map(|(v, name)| (name.as_ref(), self.graph.ty(v))).collect();
+        for p in &mut self.parameters {
+            if let Some(ty) = types.get(p.name.as_str()) {
+                p.ty = (*ty).clone();
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// A network that can be built for any batch and size.

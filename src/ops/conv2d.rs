@@ -2,7 +2,7 @@
 
 use super::linear::expect_weight;
 use super::product::{BUSY, DIRECT_LANES, Tiling};
-use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
+use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
     Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
@@ -46,7 +46,7 @@ impl Conv2d {
     }
 
     fn window(&self, op: &str, x: &TensorType) -> Result<Window> {
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         let [_, height, width, channels] = x.shape[..] else {
             return Err(Error::shape(op, format!("x must be [B, H, W, C], is {x}")));
         };
@@ -113,8 +113,6 @@ fn window_words(launch: Launch, w: &Window, pixels: usize) -> Launch {
     launch.scalars(sizes).scalars([w.stride, w.pad_top, w.pad_left, pixels, w.taps() * w.channels])
 }
 
-const CONV2D: &str = wgsl!("lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d");
-
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
         "conv2d"
@@ -122,7 +120,7 @@ impl Op for Conv2d {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2 + self.epilogue.operands())?;
-        let [k, n] = expect_weight(self.name(), inputs[1])?;
+        let [k, n] = expect_weight(self.name(), inputs[1], inputs[0].dtype)?;
         let w = self.window(self.name(), inputs[0])?;
         if k != w.taps() * w.channels {
             let reason = format!("a weight of {} does not fit x {} and kernel {:?}", inputs[1], inputs[0], self.kernel);
@@ -156,6 +154,10 @@ impl Op for Conv2d {
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let w = self.window(self.name(), &io.inputs[0])?;
         let (pixels, n) = (io.outputs[0].rows(), io.outputs[0].cols());
@@ -167,7 +169,9 @@ impl Op for Conv2d {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let shader = self.epilogue.shader(Shader::new(self.name(), CONV2D));
+                let dtype = io.inputs[0].dtype;
+                let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d");
+                let shader = self.epilogue.shader(Shader::new(self.name(), text));
                 let shader = shader.constant("DILATION", w.dilation as u32);
                 let (shader, groups) = if target.software && w.channels.is_multiple_of(4) {
                     let invocations = pixels.div_ceil(4) * n.div_ceil(8);

@@ -2,7 +2,7 @@
 
 use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
-use super::{Activation, expect_inputs, expect_plain, expect_shape};
+use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
@@ -30,7 +30,7 @@ impl GroupNorm {
     /// Checks x and the parameters; the type of the statistics.
     fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
         let x = inputs[0];
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         if x.shape.len() < 2 || x.cols() == 0 || self.groups == 0 || !x.cols().is_multiple_of(self.groups) {
             return Err(Error::shape(
                 op,
@@ -78,6 +78,10 @@ impl Op for GroupNorm {
         Ok(g.apply_all(GroupNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         Ok(vec![match target {
@@ -89,7 +93,8 @@ impl Op for GroupNorm {
                 self.scalars(launch, &c)
             }
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/activation", "lib/reduce", "group_norm"))
+                let text = wgsl!(io.inputs[0].dtype; "lib/activation", "lib/reduce", "group_norm");
+                let shader = Shader::new(self.name(), text)
                     .entry(if (c.channels / self.groups).is_multiple_of(4) { "quads" } else { "main" })
                     .flag("MODULATE", self.modulate)
                     .constant("ACTIVATION", self.activation as u32)

@@ -2,10 +2,10 @@
 
 use super::conv2d::weight_grad_launches;
 use super::product::DIRECT_LANES;
-use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
+use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::{Layout, TensorType};
+use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
 /// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) + residual) · scale`.
@@ -46,7 +46,7 @@ impl Epilogue {
         let mut operands = inputs[2..].iter();
         let (n, samples) = (out.cols(), out.shape.first().copied().unwrap_or(1));
         let mut check = |wanted: bool, what, shape: &[usize]| match wanted.then(|| operands.next()).flatten() {
-            Some(ty) => expect_shape(op, what, ty, shape),
+            Some(ty) => expect_typed(op, what, ty, out.dtype, shape),
             None => Ok(()),
         };
         check(self.bias, "bias", &[n])?;
@@ -140,16 +140,14 @@ impl Epilogue {
     }
 }
 
-const LINEAR: &str = wgsl!("lib/activation", "lib/epilogue", "linear");
-
 /// y = epilogue(x · W)   x `[…, K]`, W `[K, N]` in panels (bias `[N]`, sample bias `[B, N]`, residual `[…, N]`) → y `[…, N]`
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear(pub Epilogue);
 
-/// K, N of a weight in panels.
-pub(crate) fn expect_weight(op: &str, ty: &TensorType) -> Result<[usize; 2]> {
-    if ty.layout != Layout::Panels {
-        return Err(Error::shape(op, format!("the weight must be in panels, is {ty}")));
+/// K, N of a weight in panels, its numbers of that type.
+pub(crate) fn expect_weight(op: &str, ty: &TensorType, dtype: DType) -> Result<[usize; 2]> {
+    if ty.layout != Layout::Panels || ty.dtype != dtype {
+        return Err(Error::shape(op, format!("the weight must be {dtype} in panels, is {ty}")));
     }
     Ok([ty.rows(), ty.cols()])
 }
@@ -161,9 +159,10 @@ impl Op for Linear {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2 + self.0.operands())?;
-        let [k, n] = expect_weight(self.name(), inputs[1])?;
         let x = inputs[0];
-        if x.shape.len() < 2 || x.cols() != k || x.layout != Layout::Plain {
+        expect_real(self.name(), "x", x)?;
+        let [k, n] = expect_weight(self.name(), inputs[1], x.dtype)?;
+        if x.shape.len() < 2 || x.cols() != k {
             return Err(Error::shape(self.name(), format!("x must be [.., {k}] for a weight of [{k}, {n}], is {x}")));
         }
         let mut shape = x.shape.clone();
@@ -199,6 +198,10 @@ impl Op for Linear {
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
@@ -209,7 +212,8 @@ impl Op for Linear {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
-                let shader = self.0.shader(Shader::new(self.name(), LINEAR));
+                let text = wgsl!(io.inputs[0].dtype; "lib/activation", "lib/epilogue", "linear");
+                let shader = self.0.shader(Shader::new(self.name(), text));
                 let (shader, grid) = if target.software && k.is_multiple_of(4) {
                     let invocations = m.div_ceil(4) * n.div_ceil(8);
                     (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))

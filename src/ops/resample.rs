@@ -1,6 +1,6 @@
 //! Separable FIR up- and downsampling of NHWC images.
 
-use super::{Slice, expect_inputs, expect_plain};
+use super::{Slice, expect_inputs, expect_real};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
@@ -94,7 +94,7 @@ impl Op for Resample {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         let [b, h, w, c] = inputs[0].shape[..] else {
             return Err(Error::shape(self.name(), format!("x must be [B, H, W, C], is {}", inputs[0])));
         };
@@ -124,6 +124,10 @@ impl Op for Resample {
             }
         }
         Ok(vec![Some(dx)])
+    }
+
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -157,7 +161,7 @@ impl Resample {
         let (lines, line) = (y[0] * y[1], y[2] * y[3]);
         let mut weights = [0.0; Self::MAX_TAPS];
         weights.iter_mut().zip(&self.filter).for_each(|(w, f)| *w = *f);
-        let shader = Shader::new(self.name(), wgsl!("lib/line", "resample")).flag("EQUAL", equal);
+        let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/line", "resample")).flag("EQUAL", equal);
         let launch = Launch::wgsl(shader, target.grid(lines * line.div_ceil(1024)), [Arg::Input(0), Arg::Output(0)]);
         let sizes = [lines, x[1], x[2], x[3], y[1], y[2]];
         Ok(launch.scalars(sizes).scalars([self.up, self.down, self.pad[0], taps]).scalars(weights))

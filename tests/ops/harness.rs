@@ -1,8 +1,9 @@
 //! One table drives everything: an op, its inputs, and what it computes in f64.
 
+use half::f16;
 use langevin::Device;
 use langevin::graph::{Graph, Op, Target, Value, WgpuTarget};
-use langevin::ops::Affine;
+use langevin::ops::{Affine, Cast};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
@@ -116,6 +117,8 @@ pub struct Case<'a> {
     pub reference: Reference<'a>,
     /// Relative bound on outputs, by norm.
     pub bound: f64,
+    /// Relative bound on outputs, by norm, where numbers are stored as f16; inputs are rounded before.
+    pub f16_bound: f64,
     /// Relative bound on gradients, by norm.
     pub grad_bound: f64,
     /// Which outputs are differentiated through (all f32 ones by default).
@@ -135,6 +138,7 @@ impl<'a> Case<'a> {
             inputs,
             reference: Box::new(reference),
             bound: 1e-5,
+            f16_bound: 1e-3,
             grad_bound: 1e-4,
             differentiate_outputs: vec![0],
         }
@@ -146,29 +150,50 @@ impl<'a> Case<'a> {
         self
     }
 
-    /// Runs the op on every device under poison, against the reference; then its gradients mid-graph.
+    /// Runs the op on every device under poison, against the reference; then its gradients mid-graph; then, if it takes them,
+    /// with numbers stored as f16.
     pub fn check(&self) {
-        let tensors: Vec<Tensor> =
-            self.inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
+        self.check_outputs(DType::F32, self.bound);
+        if !self.differentiate_outputs.is_empty() {
+            self.check_gradients();
+        }
+        if self.op.takes_f16(&Target::Wgpu(WgpuTarget { f16: true, ..Default::default() })) {
+            self.check_outputs(DType::F16, self.f16_bound);
+        }
+    }
+
+    /// The inputs' numbers, rounded as a type stores them.
+    fn tensors(&self, dtype: DType) -> Vec<Tensor> {
+        let round = |ty: &TensorType, v: f64| match (ty.dtype, dtype) {
+            (DType::F32, DType::F16) => f16::from_f64(v).to_f64(),
+            _ => v,
+        };
+        let tensor = |i: &Input| Tensor::new(i.ty.shape.clone(), i.data.iter().map(|v| round(&i.ty, *v)).collect());
+        self.inputs.iter().map(tensor).collect()
+    }
+
+    fn check_outputs(&self, dtype: DType, bound: f64) {
+        let tensors = self.tensors(dtype);
         let expected = (self.reference)(&tensors);
         // Outputs: the op's own inputs are computed values (not buffers), so in-place and lifetimes are exercised.
         let mut g = Graph::new();
-        let inputs = self.declare(&mut g);
+        let mut inputs = self.declare(&mut g);
+        if dtype == DType::F16 {
+            inputs.iter_mut().for_each(|v| *v = cast(&mut g, *v, DType::F32, DType::F16));
+        }
         let outs = g.apply_arc(self.op.clone(), &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         for (i, out) in outs.iter().enumerate() {
-            g.output(format!("out{i}"), *out);
+            let out = cast(&mut g, *out, DType::F16, DType::F32);
+            g.output(format!("out{i}"), out);
         }
         assert_eq!(expected.len(), outs.len(), "{}: the reference must give every output", self.name);
-        for (device, got) in self.run(&g, &[]) {
+        for (device, got) in self.run(&g, &tensors, &[]) {
             for (i, (e, out)) in expected.iter().zip(&outs).enumerate() {
                 assert_eq!(e.shape, g.shape(*out), "{}: shape of output {i}", self.name);
                 let err = relative(&got[&format!("out{i}")], &e.data);
-                let name = format!("{} on {device}", self.name);
-                assert!(err <= self.bound, "{name}: output {i} is off by {err:.2e} (bound {:.1e})", self.bound);
+                let name = format!("{} in {dtype} on {device}", self.name);
+                assert!(err <= bound, "{name}: output {i} is off by {err:.2e} (bound {bound:.1e})");
             }
-        }
-        if !self.differentiate_outputs.is_empty() {
-            self.check_gradients(&tensors);
         }
     }
 
@@ -184,7 +209,8 @@ impl<'a> Case<'a> {
             .collect()
     }
 
-    fn check_gradients(&self, tensors: &[Tensor]) {
+    fn check_gradients(&self) {
+        let tensors = &self.tensors(DType::F32);
         let mut g = Graph::new();
         let inputs = self.declare(&mut g);
         let outs = g.apply_arc(self.op.clone(), &inputs).unwrap();
@@ -209,7 +235,7 @@ impl<'a> Case<'a> {
         for (o, data) in self.differentiate_outputs.iter().zip(&seed_data) {
             extra.push((format!("dy{o}"), data.clone()));
         }
-        let results = self.run(&g, &extra);
+        let results = self.run(&g, tensors, &extra);
         for i in &wanted {
             let expected = self.finite_differences(tensors, *i, &seed_data);
             for (device, got) in &results {
@@ -248,9 +274,8 @@ impl<'a> Case<'a> {
     }
 
     /// Every output of the graph on every device.
-    fn run(&self, g: &Graph, extra: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
-        let data: Vec<(String, Vec<f64>)> = self
-            .inputs
+    fn run(&self, g: &Graph, inputs: &[Tensor], extra: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
+        let data: Vec<(String, Vec<f64>)> = inputs
             .iter()
             .enumerate()
             .map(|(i, x)| (format!("in{i}"), x.data.clone()))
@@ -261,13 +286,20 @@ impl<'a> Case<'a> {
     }
 }
 
+/// A value of type `from` as `to`; others as they are.
+fn cast(g: &mut Graph, value: Value, from: DType, to: DType) -> Value {
+    if g.ty(value).dtype == from { g.apply(Cast(to), &[value]).unwrap() } else { value }
+}
+
 /// The outputs of a graph by name, row-major in f64.
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
-/// hardware. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` makes it a failure. Shaders are validated in any case.
+/// hardware. What stores f16 runs on adapters that have it. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` (or `f16`)
+/// makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
-    for target in [false, true].map(|software| WgpuTarget { software, ..Default::default() }) {
+    let f16 = g.values().iter().any(|v| v.ty.dtype == DType::F16);
+    for target in [false, true].map(|software| WgpuTarget { software, f16, ..Default::default() }) {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
                 Err(e) => panic!("{name}: {e}"),
@@ -278,8 +310,13 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
             }
         }
     }
-    let mut places = vec![(Device::Cpu, Target::Cpu)];
+    let on_cpu = !f16 || g.nodes().iter().all(|n| n.op.takes_f16(&Target::Cpu));
+    let mut places = if on_cpu { vec![(Device::Cpu, Target::Cpu)] } else { vec![] };
     match adapter() {
+        Ok(device) if f16 && !device.target().has_f16() => {
+            assert!(!required("f16"), "LANGEVIN_REQUIRE asks for f16, which the adapter does not have");
+            eprintln!("{name}: not run in f16, which the adapter does not have");
+        }
         Ok(device) => {
             if let Target::Wgpu(target @ WgpuTarget { software: true, .. }) = device.target() {
                 places.push((device.clone(), Target::Wgpu(WgpuTarget { software: false, ..target })));
@@ -291,14 +328,18 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     places
 }
 
+/// True if `LANGEVIN_REQUIRE` has a word.
+fn required(word: &str) -> bool {
+    std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|w| w == word))
+}
+
 /// The wgpu device, or why there is none.
 fn adapter() -> Result<Device, &'static str> {
     static FOUND: std::sync::OnceLock<Result<Device, String>> = std::sync::OnceLock::new();
     let found = FOUND.get_or_init(|| Device::wgpu().map_err(|e| e.to_string()));
-    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
     match found {
         Ok(device) => Ok(device.clone()),
-        Err(reason) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
+        Err(reason) if required("wgpu") || required("f16") => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
         Err(reason) => Err(reason),
     }
 }
