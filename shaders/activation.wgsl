@@ -8,8 +8,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -21,7 +21,7 @@ fn main(
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i < s.n {
-            y[s.y_at + i] = act(x[s.x_at + i]);
+            y[s.y_at + i] = real(act(f32(x[s.x_at + i])));
         }
     }
 }

@@ -10,8 +10,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -23,7 +23,7 @@ fn main(
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i < s.n {
-            y[s.y_at + i] = s.scale * x[s.x_at + i] + s.shift;
+            y[s.y_at + i] = real(s.scale * f32(x[s.x_at + i]) + s.shift);
         }
     }
 }

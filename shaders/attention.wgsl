@@ -2,7 +2,7 @@
 // earlier blocks left is scaled to the largest score so far.   -> y [B, Tq, heads * dv], lse [B, heads, Tq]
 // After: lib/attention.
 
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<real>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 
 override MAXIMA: u32 = ROW_LANES * COL_LANES;
@@ -12,12 +12,12 @@ var<workgroup> maxima: array<vec4<f32>, MAXIMA>;
 
 fn read(name: u32, i: u32) -> vec4<f32> {
     if name == Q {
-        return q[i];
+        return vec4<f32>(q[i]);
     }
     if name == K {
-        return k[i];
+        return vec4<f32>(k[i]);
     }
-    return v[i];
+    return vec4<f32>(v[i]);
 }
 
 @compute @workgroup_size(ROW_LANES * COL_LANES)
@@ -82,7 +82,7 @@ fn main(
             for (var j = 0u; j < 8u; j++) {
                 let c = (lane_col + j / 4u * COL_LANES) * 4u + j % 4u;
                 if c < s.dv {
-                    y[at + c] = sums[j / 4u * 4u + r][j % 4u] / total[r];
+                    y[at + c] = real(sums[j / 4u * 4u + r][j % 4u] / total[r]);
                 }
             }
             if lane_col == 0u {

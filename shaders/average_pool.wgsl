@@ -1,7 +1,7 @@
 // y = the mean of the pixels under each window of x. After: lib/flat, lib/pool.
 
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 fn mean(i: u32) -> f32 {
     let p = place(i, window_count());
@@ -9,7 +9,7 @@ fn mean(i: u32) -> f32 {
     var sum = 0.0;
     for (var row = under.start.x; row < under.end.x; row++) {
         for (var col = under.start.y; col < under.end.y; col++) {
-            sum += x[number(p, vec2<u32>(row, col), image_size())];
+            sum += f32(x[number(p, vec2<u32>(row, col), image_size())]);
         }
     }
     return sum * pool_weight(under);
@@ -25,7 +25,7 @@ fn main(
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i < s.n {
-            y[i] = mean(i);
+            y[i] = real(mean(i));
         }
     }
 }

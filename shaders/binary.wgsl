@@ -12,9 +12,9 @@ struct Scalars {
 override OPERATION: u32;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> a: array<f32>;
-@group(0) @binding(2) var<storage, read_write> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> a: array<real>;
+@group(0) @binding(2) var<storage, read_write> b: array<real>;
+@group(0) @binding(3) var<storage, read_write> y: array<real>;
 
 fn combine(p: f32, q: f32) -> f32 {
     if OPERATION == 0u {
@@ -36,7 +36,7 @@ fn main(
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i < s.n {
-            y[s.y_at + i] = combine(a[s.a_at + i], b[s.b_at + i]);
+            y[s.y_at + i] = real(combine(f32(a[s.a_at + i]), f32(b[s.b_at + i])));
         }
     }
 }

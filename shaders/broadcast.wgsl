@@ -12,8 +12,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -26,7 +26,7 @@ fn main(
         let i = start + k * FLAT_LANES;
         if i < s.n {
             let at = s.first + i;
-            y[s.y_at + i] = s.scale * x[s.x_at + (at / s.block) * s.inner + at % s.inner];
+            y[s.y_at + i] = real(s.scale * f32(x[s.x_at + (at / s.block) * s.inner + at % s.inner]));
         }
     }
 }

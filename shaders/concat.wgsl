@@ -1,5 +1,4 @@
-// Rows of a and b, one behind the other, into columns from `start` on of y [.., width]. Words of 4 bytes.
-// After: lib/flat.
+// Rows of a and b, one behind the other, into columns from `start` on of y [.., width]. After: lib/flat.
 
 struct Scalars {
     n: u32,
@@ -15,10 +14,10 @@ struct Scalars {
 
 @group(0) @binding(0) var<uniform> s: Scalars;
 // [.., a_run]
-@group(0) @binding(1) var<storage, read_write> a: array<u32>;
+@group(0) @binding(1) var<storage, read_write> a: array<word>;
 // [.., b_run]
-@group(0) @binding(2) var<storage, read_write> b: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+@group(0) @binding(2) var<storage, read_write> b: array<word>;
+@group(0) @binding(3) var<storage, read_write> y: array<word>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -33,7 +32,7 @@ fn main(
         if i < s.n {
             let row = (s.first + i) / run;
             let col = (s.first + i) % run;
-            var v = 0u;
+            var v = word();
             if col < s.a_run {
                 v = a[s.a_at + row * s.a_run + col];
             } else {

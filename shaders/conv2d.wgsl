@@ -1,5 +1,5 @@
 // y = epilogue(x * W), an implicit matrix product   x [B, H, W, C], W [taps * C, N] in panels -> y [B, H', W', N]
-// After: lib/f32 or lib/f16, lib/activation, lib/epilogue, lib/product, lib/window.
+// After: lib/activation, lib/epilogue, lib/product, lib/window.
 
 struct Scalars {
     height: u32,
@@ -22,10 +22,14 @@ struct Scalars {
 
 @group(0) @binding(0) var<uniform> s: Scalars;
 // A panel's row of 16 columns is four of them.
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<stored>>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<real>>;
+@group(0) @binding(6) var<storage, read_write> y: array<real>;
 
 var<workgroup> corners: array<vec3<u32>, TILE_ROWS>;
+
+fn weight(i: u32) -> vec4<f32> {
+    return vec4<f32>(w[i]);
+}
 
 fn store(row: u32, col: u32, value: vec4<f32>) {
     if row >= s.pixels {
@@ -34,7 +38,7 @@ fn store(row: u32, col: u32, value: vec4<f32>) {
     let per_sample = s.out_height * s.out_width;
     for (var j = 0u; j < 4u; j++) {
         if col + j < s.n {
-            y[row * s.n + col + j] = epilogue(value[j], row, col + j, s.n, per_sample, s.scale);
+            y[row * s.n + col + j] = real(epilogue(value[j], row, col + j, s.n, per_sample, s.scale));
         }
     }
 }
@@ -79,7 +83,7 @@ fn tiled(
             let row = k + i / COL_LANES;
             var v = vec4<f32>();
             if quad < quads && row < depths {
-                v = vec4<f32>(w[(quad / 4u * depths + row) * 4u + quad % 4u]);
+                v = weight((quad / 4u * depths + row) * 4u + quad % 4u);
             }
             right_tile[i] = v;
         }
@@ -93,7 +97,7 @@ fn tiled(
 }
 
 // x by four channels of a pixel.
-@group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<real>>;
 
 // Where the channels of the pixel under a tap begin in `x_quads`, and 1; or 0, 0 where there is none.
 fn pixel_quads(corner: vec3<u32>, tap: vec2<u32>) -> vec2<u32> {
@@ -107,12 +111,7 @@ fn pixel_quads(corner: vec3<u32>, tap: vec2<u32>) -> vec2<u32> {
 }
 
 fn quad(pixel: vec2<u32>, i: u32) -> vec4<f32> {
-    return select(vec4<f32>(), x_quads[pixel.x + i], pixel.y == 1u);
-}
-
-// Four columns of four rows of a panel.
-fn weights(at: u32) -> mat4x4<f32> {
-    return mat4x4<f32>(vec4<f32>(w[at]), vec4<f32>(w[at + 4u]), vec4<f32>(w[at + 8u]), vec4<f32>(w[at + 12u]));
+    return select(vec4<f32>(), vec4<f32>(x_quads[pixel.x + i]), pixel.y == 1u);
 }
 
 // Each invocation on its own, 4 rows of 8 columns, for processors that play GPU: there workgroup memory is as dear as any, and
@@ -146,8 +145,8 @@ fn direct(
             let pixel_2 = pixel_quads(corner_2, tap);
             let pixel_3 = pixel_quads(corner_3, tap);
             for (var i = 0u; i < s.channels / 4u; i++) {
-                let w_left = weights(at);
-                let w_right = weights(at + 1u);
+                let w_left = mat4x4<f32>(weight(at), weight(at + 4u), weight(at + 8u), weight(at + 12u));
+                let w_right = mat4x4<f32>(weight(at + 1u), weight(at + 5u), weight(at + 9u), weight(at + 13u));
                 let v_0 = quad(pixel_0, i);
                 left[0] += w_left * v_0;
                 right[0] += w_right * v_0;

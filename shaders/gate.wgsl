@@ -13,10 +13,10 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> gate: array<f32>;
-@group(0) @binding(3) var<storage, read_write> residual: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> gate: array<real>;
+@group(0) @binding(3) var<storage, read_write> residual: array<real>;
+@group(0) @binding(4) var<storage, read_write> y: array<real>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -29,8 +29,8 @@ fn main(
         let i = start + k * FLAT_LANES;
         if i < s.n {
             let at = s.first + i;
-            let g = gate[s.gate_at + (at / s.per_sample) * s.channels + at % s.channels];
-            y[s.y_at + i] = residual[s.residual_at + i] + g * x[s.x_at + i];
+            let g = f32(gate[s.gate_at + (at / s.per_sample) * s.channels + at % s.channels]);
+            y[s.y_at + i] = real(f32(residual[s.residual_at + i]) + g * f32(x[s.x_at + i]));
         }
     }
 }

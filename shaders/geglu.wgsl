@@ -9,8 +9,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -25,7 +25,7 @@ fn main(
             // Element i of y's row r is element i + r * width of x.
             let at = s.first + i;
             let a = s.x_at + at + (at / s.width) * s.width;
-            y[s.y_at + i] = x[a] * act(x[a + s.width]);
+            y[s.y_at + i] = real(f32(x[a]) * act(f32(x[a + s.width])));
         }
     }
 }

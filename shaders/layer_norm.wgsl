@@ -13,13 +13,13 @@ override AFFINE: bool;
 override MODULATE: bool;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> gamma: array<f32>;
-@group(0) @binding(3) var<storage, read_write> beta: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> gamma: array<real>;
+@group(0) @binding(3) var<storage, read_write> beta: array<real>;
 // [samples, C]
-@group(0) @binding(4) var<storage, read_write> scale: array<f32>;
-@group(0) @binding(5) var<storage, read_write> shift: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> scale: array<real>;
+@group(0) @binding(5) var<storage, read_write> shift: array<real>;
+@group(0) @binding(6) var<storage, read_write> y: array<real>;
 // [rows, 2]: mean, rstd
 @group(0) @binding(7) var<storage, read_write> stats: array<f32>;
 
@@ -37,13 +37,13 @@ fn main(
 
     var sum = 0.0;
     for (var i = across; i < n; i += ACROSS) {
-        sum += x[start + i];
+        sum += f32(x[start + i]);
     }
     let mean = sum_across(vec2<f32>(sum, 0.0), lane).x / f32(s.channels);
     // What rounding left of the mean: large means cost no digits.
     var rest = vec2<f32>();
     for (var i = across; i < n; i += ACROSS) {
-        let d = x[start + i] - mean;
+        let d = f32(x[start + i]) - mean;
         rest += vec2<f32>(d, d * d);
     }
     rest = sum_across(rest, lane) / f32(s.channels);
@@ -55,13 +55,13 @@ fn main(
     }
     let sample = row / s.per_sample * s.channels;
     for (var i = across; i < n; i += ACROSS) {
-        var v = ((x[start + i] - mean) - rest.x) * rstd;
+        var v = ((f32(x[start + i]) - mean) - rest.x) * rstd;
         if AFFINE {
-            v = v * gamma[i] + beta[i];
+            v = v * f32(gamma[i]) + f32(beta[i]);
         }
         if MODULATE {
-            v = v * (1.0 + scale[sample + i]) + shift[sample + i];
+            v = v * (1.0 + f32(scale[sample + i])) + f32(shift[sample + i]);
         }
-        y[start + i] = v;
+        y[start + i] = real(v);
     }
 }

@@ -1,5 +1,5 @@
 // y = epilogue(x W)   x [M, K], W [K, N] in panels [ceil(N/16), K, 16] -> y [M, N]
-// After: lib/f32 or lib/f16, lib/activation, lib/epilogue.
+// After: lib/activation, lib/epilogue.
 
 struct Scalars {
     m: u32,
@@ -10,10 +10,10 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
 // A panel's row of 16 columns is four of them.
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<stored>>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<real>>;
+@group(0) @binding(6) var<storage, read_write> y: array<real>;
 
 // Invocations of a workgroup along rows and columns; each makes 8 rows of 4 columns.
 override ROW_LANES: u32 = 16u;
@@ -26,13 +26,17 @@ const DEPTH: u32 = 16u;
 var<workgroup> x_tile: array<f32, ROW_LANES * EACH * DEPTH>;
 var<workgroup> w_tile: array<vec4<f32>, DEPTH * COL_LANES>;
 
+fn weight(i: u32) -> vec4<f32> {
+    return vec4<f32>(w[i]);
+}
+
 fn store(row: u32, col: u32, value: vec4<f32>) {
     if row >= s.m {
         return;
     }
     for (var j = 0u; j < 4u; j++) {
         if col + j < s.n {
-            y[row * s.n + col + j] = epilogue(value[j], row, col + j, s.n, s.per_sample, s.scale);
+            y[row * s.n + col + j] = real(epilogue(value[j], row, col + j, s.n, s.per_sample, s.scale));
         }
     }
 }
@@ -56,7 +60,7 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
             let depth = k + i % DEPTH;
             var v = 0.0;
             if row < s.m && depth < s.k {
-                v = x[row * s.k + depth];
+                v = f32(x[row * s.k + depth]);
             }
             x_tile[(i % DEPTH) * rows + i / DEPTH] = v;
         }
@@ -66,7 +70,7 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
             let depth = k + i / COL_LANES;
             var v = vec4<f32>();
             if quad < quads && depth < s.k {
-                v = vec4<f32>(w[(quad / 4u * s.k + depth) * 4u + quad % 4u]);
+                v = weight((quad / 4u * s.k + depth) * 4u + quad % 4u);
             }
             w_tile[i] = v;
         }
@@ -85,12 +89,7 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
 }
 
 // x by four terms.
-@group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<f32>>;
-
-// Four columns of four rows of a panel.
-fn weights(at: u32) -> mat4x4<f32> {
-    return mat4x4<f32>(vec4<f32>(w[at]), vec4<f32>(w[at + 4u]), vec4<f32>(w[at + 8u]), vec4<f32>(w[at + 12u]));
-}
+@group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<real>>;
 
 // The same without workgroup memory and barriers, for a processor that plays GPU: an invocation makes 4 rows of 8 columns. K is
 // a multiple of 4. Reading four numbers costs there as much as reading one.
@@ -118,18 +117,18 @@ fn direct(
     var left = array<vec4<f32>, 4>();
     var right = array<vec4<f32>, 4>();
     for (var i = 0u; i < quads; i++) {
-        let w_left = weights(at);
-        let w_right = weights(at + 1u);
-        let v_0 = x_quads[row_0 + i];
+        let w_left = mat4x4<f32>(weight(at), weight(at + 4u), weight(at + 8u), weight(at + 12u));
+        let w_right = mat4x4<f32>(weight(at + 1u), weight(at + 5u), weight(at + 9u), weight(at + 13u));
+        let v_0 = vec4<f32>(x_quads[row_0 + i]);
         left[0] += w_left * v_0;
         right[0] += w_right * v_0;
-        let v_1 = x_quads[row_1 + i];
+        let v_1 = vec4<f32>(x_quads[row_1 + i]);
         left[1] += w_left * v_1;
         right[1] += w_right * v_1;
-        let v_2 = x_quads[row_2 + i];
+        let v_2 = vec4<f32>(x_quads[row_2 + i]);
         left[2] += w_left * v_2;
         right[2] += w_right * v_2;
-        let v_3 = x_quads[row_3 + i];
+        let v_3 = vec4<f32>(x_quads[row_3 + i]);
         left[3] += w_left * v_3;
         right[3] += w_right * v_3;
         at += 16u;

@@ -11,22 +11,22 @@ override TRANSPOSE_A: bool;
 override TRANSPOSE_B: bool;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> a: array<f32>;
-@group(0) @binding(2) var<storage, read_write> b: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> a: array<real>;
+@group(0) @binding(2) var<storage, read_write> b: array<real>;
+@group(0) @binding(3) var<storage, read_write> y: array<real>;
 
 fn left(sample: u32, row: u32, k: u32) -> f32 {
     if row >= s.m || k >= s.k {
         return 0.0;
     }
-    return a[sample * s.m * s.k + select(row * s.k + k, k * s.m + row, TRANSPOSE_A)];
+    return f32(a[sample * s.m * s.k + select(row * s.k + k, k * s.m + row, TRANSPOSE_A)]);
 }
 
 fn right(sample: u32, k: u32, col: u32) -> f32 {
     if col >= s.n || k >= s.k {
         return 0.0;
     }
-    return b[sample * s.k * s.n + select(k * s.n + col, col * s.k + k, TRANSPOSE_B)];
+    return f32(b[sample * s.k * s.n + select(k * s.n + col, col * s.k + k, TRANSPOSE_B)]);
 }
 
 // Depth and quad of place `i` of a tile of `quads`: neighbours read neighbours.
@@ -84,7 +84,7 @@ fn main(
         let col = first_col + 4u * (lane % COL_LANES);
         for (var j = 0u; j < 4u; j++) {
             if row < s.m && col + j < s.n {
-                y[(sample * s.m + row) * s.n + col + j] = sums[r][j];
+                y[(sample * s.m + row) * s.n + col + j] = real(sums[r][j]);
             }
         }
     }

@@ -1,4 +1,4 @@
-// Rows of x [.., run] with zeros before and behind them -> y [.., width]. Words of 4 bytes. After: lib/flat.
+// Rows of x [.., run] with zeros before and behind them -> y [.., width]. After: lib/flat.
 
 struct Scalars {
     n: u32,
@@ -11,8 +11,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@group(0) @binding(1) var<storage, read_write> x: array<word>;
+@group(0) @binding(2) var<storage, read_write> y: array<word>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(
@@ -26,7 +26,7 @@ fn main(
         if i < s.n {
             let row = (s.first + i) / s.width;
             let col = (s.first + i) % s.width;
-            var v = 0u;
+            var v = word();
             if col >= s.before && col - s.before < s.run {
                 v = x[s.x_at + row * s.run + col - s.before];
             }

@@ -1,4 +1,4 @@
-// Axes in another order. Words of 4 bytes. After: lib/flat.
+// Axes in another order. After: lib/flat.
 
 struct Scalars {
     // Of y.
@@ -33,8 +33,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@group(0) @binding(1) var<storage, read_write> x: array<word>;
+@group(0) @binding(2) var<storage, read_write> y: array<word>;
 
 // (size, distance in x, distance in y) of a listed axis.
 fn axis(number: u32) -> vec3<u32> {
@@ -91,7 +91,7 @@ const SIDE: u32 = 32u;
 const ROWS: u32 = 8u;
 
 // A column more than a row has, so that columns do not lie in one bank.
-var<workgroup> square: array<u32, SIDE * (SIDE + 1u)>;
+var<workgroup> square: array<word, SIDE * (SIDE + 1u)>;
 
 // Squares of 32 x 32 through workgroup memory, so that both sides are read and written along their lines.
 @compute @workgroup_size(SIDE * ROWS)

@@ -35,8 +35,8 @@ struct Scalars {
 override EQUAL: bool;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 // The first input pixel that output pixel o sees.
 fn first_seen(o: u32) -> u32 {
@@ -88,11 +88,11 @@ fn main(
                 var column = 0.0;
                 for (var j = first_row; j < s.height && tap(oy, j) < s.taps; j++) {
                     let pixel = (image * s.height + j) * s.width + i;
-                    column += weight(tap(oy, j)) * x[pixel * s.channels + channel];
+                    column += weight(tap(oy, j)) * f32(x[pixel * s.channels + channel]);
                 }
                 sum += weight(tap(ox, i)) * column;
             }
-            y[line * s.out_width * s.channels + e] = sum;
+            y[line * s.out_width * s.channels + e] = real(sum);
         }
     }
 }

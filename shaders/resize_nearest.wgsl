@@ -1,4 +1,4 @@
-// y[o, p] = x[o H / H', p W / W'], rounded down   x [B, H, W, C] -> y [B, H', W', C]. Words of 4 bytes. After: lib/line.
+// y[o, p] = x[o H / H', p W / W'], rounded down   x [B, H, W, C] -> y [B, H', W', C]. After: lib/line.
 
 struct Scalars {
     // B * H'
@@ -11,8 +11,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@group(0) @binding(1) var<storage, read_write> x: array<word>;
+@group(0) @binding(2) var<storage, read_write> y: array<word>;
 
 @compute @workgroup_size(LINE_LANES)
 fn main(

@@ -10,9 +10,9 @@ struct Scalars {
 override AFFINE: bool;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> gamma: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> gamma: array<real>;
+@group(0) @binding(3) var<storage, read_write> y: array<real>;
 // [rows]
 @group(0) @binding(4) var<storage, read_write> rstds: array<f32>;
 
@@ -29,7 +29,8 @@ fn main(
     let n = select(0u, s.channels, row < s.rows);
     var square = 0.0;
     for (var i = across; i < n; i += ACROSS) {
-        square += x[start + i] * x[start + i];
+        let v = f32(x[start + i]);
+        square += v * v;
     }
     let mean = sum_across(vec2<f32>(square, 0.0), lane).x / f32(s.channels);
     let rstd = 1.0 / sqrt(mean + s.eps);
@@ -37,10 +38,10 @@ fn main(
         rstds[row] = rstd;
     }
     for (var i = across; i < n; i += ACROSS) {
-        var v = x[start + i] * rstd;
+        var v = f32(x[start + i]) * rstd;
         if AFFINE {
-            v *= gamma[i];
+            v *= f32(gamma[i]);
         }
-        y[start + i] = v;
+        y[start + i] = real(v);
     }
 }

@@ -1,4 +1,4 @@
-// Columns start .. start + run of x [.., width] -> y [.., run]. Words of 4 bytes. After: lib/flat.
+// Columns start .. start + run of x [.., width] -> y [.., run]. After: lib/flat.
 
 struct Scalars {
     n: u32,
@@ -11,8 +11,8 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@group(0) @binding(1) var<storage, read_write> x: array<word>;
+@group(0) @binding(2) var<storage, read_write> y: array<word>;
 
 @compute @workgroup_size(FLAT_LANES)
 fn main(

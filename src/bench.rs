@@ -14,6 +14,7 @@ use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Schedule, Session};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
+use half::f16;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,6 +45,8 @@ pub const SD15: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size":
 pub struct Measurement {
     pub case: String,
     pub device: &'static str,
+    /// Type of weights and activations in memory.
+    pub dtype: String,
     pub batch: usize,
     /// Until the first run can begin: lowering, memory, weights, and on a GPU compiled shaders.
     pub ms_ready: f64,
@@ -84,8 +87,8 @@ pub struct KernelTime {
 }
 
 /// What [`measure`] runs: a case of [`CASES`] with small numbers in every buffer.
-pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
-    let schedule = lower(case, batch, &device)?;
+pub fn session(case: &str, batch: usize, dtype: DType, device: Device) -> Result<Session> {
+    let schedule = lower(case, batch, dtype, &device)?;
     let mut session = Session::new(device, schedule)?;
     fill(&mut session)?;
     Ok(session)
@@ -99,13 +102,14 @@ pub fn session(case: &str, batch: usize, device: Device) -> Result<Session> {
 pub fn measure(
     case: &str,
     batch: usize,
+    dtype: DType,
     runs: usize,
     device: Device,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Measurement> {
     let idle = memory("VmRSS:");
     let start = Instant::now();
-    let mut session = session(case, batch, device)?;
+    let mut session = session(case, batch, dtype, device)?;
     let ms_ready = start.elapsed().as_secs_f64() * 1e3;
     let launches = session.schedule().programs.iter().map(|p| p.commands.len()).sum();
     let flops: u64 = session.schedule().programs.iter().map(|p| p.cost().flops).sum();
@@ -137,6 +141,7 @@ pub fn measure(
     Ok(Measurement {
         case: case.into(),
         device: session.device().name(),
+        dtype: dtype.to_string(),
         batch,
         ms_ready,
         ms_first,
@@ -173,8 +178,11 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
     }
 }
 
-/// The schedule of a case of [`CASES`].
-pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
+/// The schedule of a case of [`CASES`], weights and activations in memory as `dtype`.
+///
+/// # Errors
+/// [`Error::Unsupported`] for f16 where the device has none, and for training steps in it.
+pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<Schedule> {
     let (config, size) = match case {
         "unet" | "unet-train" | "unet-w2sd" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
@@ -187,10 +195,14 @@ pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
     let network = Network::from_config(config, case)?;
     let spec = InputSpec::new(batch, size, size);
     if case.ends_with("-w2sd") {
-        return reflected_step(&network.build(&spec)?, batch, size, device);
+        return reflected_step(&network.build(&spec)?.stored(dtype, &device.target())?, batch, size, device);
     }
     if !case.ends_with("-train") {
-        return forward(&network.build(&spec)?, None, device.target(), Options::default());
+        let built = network.build(&spec)?.stored(dtype, &device.target())?;
+        return forward(&built, None, device.target(), Options::default());
+    }
+    if dtype != DType::F32 {
+        return Err(Error::unsupported(format!("{case} in {dtype}"), "training computes and stores f32"));
     }
     let how = TrainLowering {
         target: device.target(),
@@ -227,9 +239,16 @@ fn fill(session: &mut Session) -> Result<()> {
     let buffers = session.schedule().buffers.clone();
     for buffer in buffers.all() {
         let Some(id) = buffers.find(&buffer.name) else { continue };
-        if buffer.ty.dtype == DType::F32 && buffer.name.as_ref() != "constant" {
-            let noise = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32;
-            session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = 0.04 * noise(i) + 1e-3))?;
+        if buffer.name.as_ref() == "constant" {
+            continue;
+        }
+        let number = |i: usize| 0.04 * ((i as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32) + 1e-3;
+        match buffer.ty.dtype {
+            DType::F32 => session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = number(i)))?,
+            DType::F16 => {
+                session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = f16::from_f32(number(i))))?
+            }
+            DType::I32 | DType::Bf16 => {}
         }
     }
     if session.schedule().rows.columns == Training::columns(0) {

@@ -6,10 +6,8 @@ use crate::nn::{
     Adapter, Built, Config, InputSpec, LowRank, Network, Parameter, Routing, adaptable_layers, adapter_parameter,
 };
 use crate::schedule::{BufferId, Session};
-use crate::tensor::DType;
 use crate::weights::{Dtype, LoraFile, TensorSpec, Weights, WriteOptions, Writer};
 use crate::{Error, Result};
-use half::f16;
 use std::path::{Path, PathBuf};
 
 /// The largest `config.json` that is read.
@@ -349,19 +347,7 @@ impl Model {
         let mut staging = Vec::new();
         for (id, p) in places {
             self.read(p, &mut staging)?;
-            match p.ty.dtype {
-                DType::F16 => {
-                    let mut numbers = vec![0.0; p.ty.stored()];
-                    p.to_arena(&staging, &mut numbers);
-                    let halves: Vec<f16> = numbers.iter().map(|v| f16::from_f32(*v)).collect();
-                    if let Some(at) = (0..halves.len()).find(|i| numbers[*i].is_finite() && !halves[*i].is_finite()) {
-                        let reason = format!("holds {}, which f16 cannot", numbers[at]);
-                        return Err(Error::tensor(self.weights.path(), &p.name, reason));
-                    }
-                    session.write(id, &halves)?;
-                }
-                _ => session.fill(id, |stored| p.to_arena(&staging, stored))?,
-            }
+            session.fill(id, |place| p.write(&staging, place))??;
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 /// Bounds on ‖a − b‖ / ‖b‖.
 const OUTPUT: f64 = 1e-4;
 const GRADIENT: f64 = 1e-3;
+/// Where weights and activations are stored as f16, the output.
+const STORED: f64 = 1e-2;
 /// Gradients this much smaller than the largest are zero but for rounding (a softmax does not see the bias of its
 /// keys); they are held against the largest.
 const ZERO: f64 = 1e-5;
@@ -156,7 +158,7 @@ impl Case {
         for p in &built.parameters {
             let id = ids.find(&p.name).unwrap();
             let numbers: Vec<f32> = p.tensors().iter().flat_map(|name| self.weights[name].data.clone()).collect();
-            session.fill(id, |stored| p.to_arena(&numbers, stored)).unwrap();
+            session.fill(id, |place| p.write(&numbers, place)).unwrap().unwrap();
         }
         session.run(&mut |_, _| Ok(())).unwrap();
         let read = |(name, _): &(std::sync::Arc<str>, Value)| {
@@ -206,7 +208,13 @@ impl Case {
     fn compare_output(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
         let expected = &self.expected[self.output];
         let [off, size] = distance(&self.to_file(built, graph, got, built.output), &expected.data);
-        assert!(off <= OUTPUT * size, "{}: the output is off by {:.1e}", self.name, off / size);
+        let stored = graph.values().iter().any(|v| v.ty.dtype == DType::F16);
+        assert!(
+            off <= if stored { STORED } else { OUTPUT } * size,
+            "{}: the output is off by {:.1e}",
+            self.name,
+            off / size
+        );
         off / size
     }
 
@@ -271,5 +279,18 @@ fn networks_agree_with_pytorch_on_wgpu() {
         let [output, gradient] = case.check(&built, fused, Recompute::Off);
         println!("{:<40} inference {inference:.1e}, output {output:.1e}, worst gradient {gradient:.1e}", case.name);
         check_weak(case);
+    }
+}
+
+/// Weights and activations stored as f16, sums in f32: the output alone, of the graph for inference.
+#[test]
+fn networks_in_f16_agree_with_pytorch() {
+    let Some(device) = support::wgpu_f16() else { return };
+    for dir in cases() {
+        let case = Case::read(&dir, device.clone());
+        let built = case.build().stored(DType::F16, &device.target()).unwrap();
+        let short = built.parameters.iter().filter(|p| p.ty.dtype == DType::F16).count();
+        assert!(2 * short > built.parameters.len(), "{}: {short} parameters are f16", case.name);
+        println!("{:<40} inference in f16 {:.1e}", case.name, case.check_inference(&built));
     }
 }

@@ -24,9 +24,9 @@ override QUADS: bool = false;
 override STAGED: bool = true;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> q: array<vec4<real>>;
+@group(0) @binding(2) var<storage, read_write> k: array<vec4<real>>;
+@group(0) @binding(3) var<storage, read_write> v: array<vec4<real>>;
 
 const Q: u32 = 0u;
 const K: u32 = 1u;

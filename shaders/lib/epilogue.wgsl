@@ -6,24 +6,24 @@ override SAMPLE_BIAS: bool;
 override RESIDUAL: bool;
 
 // [N]
-@group(0) @binding(3) var<storage, read_write> bias: array<f32>;
+@group(0) @binding(3) var<storage, read_write> bias: array<real>;
 // [B, N]
-@group(0) @binding(4) var<storage, read_write> sample_bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> sample_bias: array<real>;
 // [M, N]
-@group(0) @binding(5) var<storage, read_write> residual: array<f32>;
+@group(0) @binding(5) var<storage, read_write> residual: array<real>;
 
 // `row` of M, `col` of n; a sample has `per_sample` rows.
 fn epilogue(value: f32, row: u32, col: u32, n: u32, per_sample: u32, scale: f32) -> f32 {
     var v = value;
     if BIAS {
-        v += bias[col];
+        v += f32(bias[col]);
     }
     if SAMPLE_BIAS {
-        v += sample_bias[(row / per_sample) * n + col];
+        v += f32(sample_bias[(row / per_sample) * n + col]);
     }
     v = act(v);
     if RESIDUAL {
-        v += residual[row * n + col];
+        v += f32(residual[row * n + col]);
     }
     return v * scale;
 }

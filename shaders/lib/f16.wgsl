@@ -1,5 +1,6 @@
+// How the numbers of a graph lie in memory: as f16. Arithmetic and sums are f32 all the same.
 enable f16;
 
-// How weights are stored: half the bytes, the arithmetic is f32 all the same.
+alias real = f16;
+alias word = f16;
 
-alias stored = f16;

@@ -1,3 +1,7 @@
-// How weights are stored. First of all files: `lib/f16` enables an extension.
+// How the numbers of a graph lie in memory: as f32. Every shader has this text or lib/f16 before it.
 
-alias stored = f32;
+// A number that is computed with, as f32.
+alias real = f32;
+// A number that is only moved.
+alias word = u32;
+

@@ -5,7 +5,7 @@
 // x has DILATION - 1 zeros between its pixels.
 override DILATION: u32 = 1u;
 
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
 
 // First row of the image of output pixel `row`, and the pixel under tap (0, 0), counted in the dilated image. It may be
 // negative, that is beyond every size; rows beyond the last are.
@@ -34,7 +34,7 @@ fn column(corner: vec3<u32>, tap: vec3<u32>) -> f32 {
     let pixel = at / DILATION;
     let inside = pixel.x < s.height && pixel.y < s.width;
     if inside && (DILATION == 1u || all(at % DILATION == vec2<u32>(0u))) {
-        return x[((corner.x + pixel.x) * s.width + pixel.y) * s.channels + tap.z];
+        return f32(x[((corner.x + pixel.x) * s.width + pixel.y) * s.channels + tap.z]);
     }
     return 0.0;
 }

@@ -1,6 +1,6 @@
 //! `langevin bench`
 
-use super::{Output, check_interrupt, choose};
+use super::{Output, check_interrupt, choose, storage_type};
 use crate::bench::{CASES, Measurement, lower, measure};
 use crate::{Error, Result};
 use clap::Args;
@@ -35,6 +35,9 @@ pub struct BenchArgs {
     kernels: bool,
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Type of weights and activations in memory: f32, or f16 where the device has it (not for training steps)
+    #[arg(long, default_value = "f32")]
+    dtype: String,
 }
 
 pub fn run(args: BenchArgs, output: Output) -> Result<()> {
@@ -45,9 +48,10 @@ pub fn run(args: BenchArgs, output: Output) -> Result<()> {
     if let Some(unknown) = names.iter().find(|n| !CASES.contains(&n.as_str())) {
         return Err(Error::invalid("case", format!("`{unknown}` is none of {}", CASES.join(", "))));
     }
+    let dtype = storage_type(&args.dtype)?;
     for name in names {
-        let device = choose(&args.device, output, |device| lower(&name, args.batch, device).map(drop))?;
-        let m = measure(&name, args.batch, args.runs, device, &mut check_interrupt)?;
+        let device = choose(&args.device, output, |device| lower(&name, args.batch, dtype, device).map(drop))?;
+        let m = measure(&name, args.batch, dtype, args.runs, device, &mut check_interrupt)?;
         let json = serde_json::to_value(&m).map_err(|e| Error::invalid("--json", e.to_string()))?;
         output.result(describe(&m, args.kernels), json);
     }
@@ -59,8 +63,11 @@ fn describe(m: &Measurement, kernels: bool) -> String {
         "{:<11} batch {:<3} {:>9.1} ms (least {:.1})  {:>7.1} GFLOP/s  arena {:.1} MiB  peak {:.1} MiB over idle",
         m.case, m.batch, m.ms_median, m.ms_min, m.gflops, m.arena_mib, m.peak_mib_over_idle
     )];
-    let (device, ready, first) = (m.device, m.ms_ready, m.ms_first);
-    lines.push(format!("  {device} device, ready in {ready:.0} ms, first run {first:.0} ms, {} launches", m.launches));
+    let (device, dtype, ready, first) = (m.device, &m.dtype, m.ms_ready, m.ms_first);
+    let launches = m.launches;
+    lines.push(format!(
+        "  {device} device, {dtype}, ready in {ready:.0} ms, first run {first:.0} ms, {launches} launches"
+    ));
     if let Some(host) = &m.host {
         lines.push(format!(
             "  host, a run: {:.3} ms to encode {:.0} dispatches ({:.2} us each), {:.3} ms to submit them in {:.1} pieces",

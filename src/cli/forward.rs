@@ -1,7 +1,7 @@
 //! `langevin forward`
 
 use super::lora::LoraArgs;
-use super::{Output, choose};
+use super::{Output, choose, storage_type};
 use crate::graph::Graph;
 use crate::methods::forward::forward;
 use crate::model::Model;
@@ -36,12 +36,9 @@ pub struct ForwardArgs {
     output: PathBuf,
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Type of activations: f32 is what the CPU device has
+    /// Type of weights and activations in memory: f32, or f16 where the device has it
     #[arg(long, default_value = "f32")]
     dtype: String,
-    /// Store weights as f16: half the memory, on devices that have the type; arithmetic is f32
-    #[arg(long, conflicts_with = "grad")]
-    f16_weights: bool,
     /// Also write the gradients of sum(output * grad_output)
     #[arg(long)]
     grad: bool,
@@ -51,18 +48,22 @@ pub struct ForwardArgs {
 }
 
 pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
-    check_dtype(&args.dtype)?;
+    let dtype = storage_type(&args.dtype)?;
+    if args.grad && dtype != DType::F32 {
+        return Err(Error::unsupported(format!("--grad in {dtype}"), "gradients are computed in f32"));
+    }
     let model = args.lora.add_to(Model::open(&args.model)?)?;
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
-    let mut built = model.build(&spec)?;
-    if args.f16_weights {
-        built = built.with_f16_weights();
-    }
+    let built = model.build(&spec)?;
     let recompute = if args.recompute { Recompute::Blocks } else { Recompute::Off };
-    let lower = |device: &Device| forward(&built, args.grad.then_some(recompute), device.target(), Options::default());
+    let lower = |device: &Device| {
+        let built = built.clone().stored(dtype, &device.target())?;
+        let schedule = forward(&built, args.grad.then_some(recompute), device.target(), Options::default())?;
+        Ok((built, schedule))
+    };
     let device = choose(&args.device, output, |device| lower(device).map(drop))?;
-    let schedule = lower(&device)?;
+    let (built, schedule) = lower(&device)?;
     let mut session = Session::new(device, schedule)?;
     load_weights(&model, &built, &mut session)?;
     write_inputs(&model, &built, &inputs, args.grad, &mut session, output)?;
@@ -70,17 +71,6 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     save_outputs(&args.output, &built, &mut session, model.is_edm(), args.grad)?;
     output.note(format!("wrote {}", args.output.display()));
     Ok(())
-}
-
-/// Fails unless devices compute in that type.
-fn check_dtype(name: &str) -> Result<()> {
-    match name {
-        "f32" => Ok(()),
-        "f16" | "bf16" => {
-            Err(Error::unsupported(format!("--dtype {name}"), "every device of this version computes in f32"))
-        }
-        _ => Err(Error::invalid("--dtype", format!("`{name}` is none of f32, f16, bf16"))),
-    }
 }
 
 /// Writes a model's weights into buffers named `weights/…`.

@@ -16,6 +16,7 @@ mod train;
 mod train_classifier;
 
 use crate::collective;
+use crate::tensor::DType;
 use crate::{Device, Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -87,6 +88,16 @@ fn choose(name: &str, output: Output, fits: impl Fn(&Device) -> Result<()>) -> R
     match name {
         "auto" => Ok(Device::auto_for(fits, |passed| output.note(passed))),
         name => name.parse(),
+    }
+}
+
+/// What `--dtype` names: how weights and activations lie in memory.
+fn storage_type(name: &str) -> Result<DType> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Err(Error::unsupported("--dtype bf16", "no device stores it; there are f32 and f16")),
+        _ => Err(Error::invalid("--dtype", format!("`{name}` is none of f32, f16, bf16"))),
     }
 }
 

@@ -112,9 +112,9 @@ pub struct RequestArgs {
     conditioning: Option<PathBuf>,
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Store weights as f16: half the memory, on devices that have the type; arithmetic is f32
-    #[arg(long)]
-    f16_weights: bool,
+    /// Type of weights and activations in memory: f32, or f16 where the device has it
+    #[arg(long, default_value = "f32")]
+    dtype: String,
     /// Keep every op a launch of its own
     #[arg(long)]
     no_fuse: bool,
@@ -186,7 +186,7 @@ impl RequestArgs {
             request.latents = Some(latents);
         }
         request.conditioning = files.conditioning.as_ref();
-        (request.fuse, request.f16_weights) = (!self.no_fuse, self.f16_weights);
+        (request.fuse, request.dtype) = (!self.no_fuse, super::storage_type(&self.dtype)?);
         self.reflect.add_to(&mut request, &files.reflect)?;
         Ok(request)
     }

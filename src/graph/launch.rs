@@ -4,20 +4,28 @@ use crate::{Error, Result};
 use std::fmt;
 use std::ops::Range;
 
-/// The text of a shader: files of `shaders/`, one after the other.
+/// The text of a shader: files of `shaders/`, one after the other. `wgsl!(dtype; …)` is that for numbers of a type, f32 or f16;
+/// without a type it is that for f32.
 macro_rules! wgsl {
-    ($($file:literal),+) => {
+    (@join $($file:literal),+) => {
         concat!($(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file, ".wgsl"))),+)
     };
+    ($dtype:expr; $($file:literal),+) => {
+        match $dtype {
+            $crate::tensor::DType::F16 => $crate::graph::wgsl!(@join "lib/f16", $($file),+),
+            _ => $crate::graph::wgsl!($($file),+),
+        }
+    };
+    ($($file:literal),+) => { $crate::graph::wgsl!(@join "lib/f32", $($file),+) };
 }
 pub(crate) use wgsl;
 
 /// The text of a shader that sums over workgroups: `lib/reduce` as the adapter does it best, then these files.
 macro_rules! wgsl_with_sums {
-    ($target:expr, $($file:literal),+) => {
+    ($target:expr, $dtype:expr; $($file:literal),+) => {
         match $target.sums_by_subgroups() {
-            true => $crate::graph::wgsl!("lib/reduce_subgroups", $($file),+),
-            false => $crate::graph::wgsl!("lib/reduce", $($file),+),
+            true => $crate::graph::wgsl!($dtype; "lib/reduce_subgroups", $($file),+),
+            false => $crate::graph::wgsl!($dtype; "lib/reduce", $($file),+),
         }
     };
 }
@@ -61,6 +69,11 @@ impl Target {
             Target::Cpu => "cpu",
             Target::Wgpu(_) => "wgpu",
         }
+    }
+
+    /// True if numbers may lie in memory as f16.
+    pub fn has_f16(&self) -> bool {
+        matches!(self, Target::Wgpu(WgpuTarget { f16: true, .. }))
     }
 
     /// What [`Op::lower`](super::Op::lower) returns where the op has no kernel.
@@ -251,7 +264,7 @@ pub struct Launch {
     pub parts: Vec<(usize, Range<usize>)>,
 }
 
-/// A launch over flat arrays of `n` elements of 4 bytes, that may as well be several, each over a stretch of them. Its first
+/// A launch over flat arrays of as many elements, of 2 or 4 bytes each, that may as well be several, each over a stretch of them. Its first
 /// two scalars are how many elements the stretch has and which element is its first; element `i` of a stretch lies at
 /// place `i` of an argument that is cut.
 #[derive(Clone, PartialEq, Debug)]
@@ -326,7 +339,7 @@ impl Launch {
         self
     }
 
-    /// A launch of a WGSL shader over flat arrays: `inputs` of them, then one output, all of `elements` numbers of 4 bytes.
+    /// A launch of a WGSL shader over flat arrays: `inputs` of them, then one output, all of `elements` numbers.
     /// Its first scalars are `elements` and 0, see [`Flat`]; its last ones where each array begins, see
     /// [`Launch::anywhere`]. A workgroup takes [`FLAT_GROUP`] elements.
     pub fn flat(shader: Shader, target: &WgpuTarget, elements: usize, inputs: usize) -> Self {

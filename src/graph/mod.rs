@@ -7,7 +7,7 @@ pub use launch::{Arg, Args, FLAT_GROUP, Flat, Kernel, Launch, Region, Scalar, Sh
 pub(crate) use launch::{PLACES, wgsl, wgsl_with_sums};
 pub use op::{Cost, Op, Signature};
 
-use crate::tensor::{DType, TensorType};
+use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -137,24 +137,6 @@ impl Graph {
         Ok(self.value(ty, Origin::Constant(data.into())))
     }
 
-    /// Stores those parameters as f16 that are read only by ops which take them so, see [`Op::takes_f16`]; their names.
-    pub fn store_as_f16(&mut self) -> Vec<Arc<str>> {
-        let mut fits = vec![false; self.values.len()];
-        self.parameters().for_each(|(value, _)| fits[value.index()] = self.ty(value).dtype == DType::F32);
-        for node in &self.nodes {
-            node.inputs.iter().enumerate().for_each(|(i, v)| fits[v.index()] &= node.op.takes_f16(i));
-        }
-        self.outputs.iter().for_each(|(_, v)| fits[v.index()] = false);
-        let mut names = Vec::new();
-        for (value, fits) in self.values.iter_mut().zip(fits) {
-            if let (Origin::Parameter(name), true) = (&value.origin, fits) {
-                names.push(name.clone());
-                value.ty.dtype = DType::F16;
-            }
-        }
-        names
-    }
-
     /// Names an output. One value may have several names.
     pub fn output(&mut self, name: impl AsRef<str>, value: Value) {
         self.outputs.push((name.as_ref().into(), value));
@@ -271,11 +253,16 @@ impl Graph {
         Ok(map)
     }
 
+    /// Declares an input, a parameter or a constant.
+    pub(crate) fn source(&mut self, ty: TensorType, origin: Origin) -> Value {
+        self.value(ty, origin)
+    }
+
     /// Declares every input, parameter and constant of `other`, in its order.
     pub(crate) fn copy_sources(&mut self, other: &Graph, map: &mut [Value]) {
         for (i, info) in other.values.iter().enumerate() {
             if !matches!(info.origin, Origin::Node { .. }) {
-                map[i] = self.value(info.ty.clone(), info.origin.clone());
+                map[i] = self.source(info.ty.clone(), info.origin.clone());
             }
         }
         self.blocks = self.blocks.max(other.blocks);

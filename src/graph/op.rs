@@ -48,12 +48,6 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Output types for the given input types, or an error that names both.
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>>;
 
-    /// True if that input may be stored as f16 where a device has the type. The op computes in f32 all the same.
-    fn takes_f16(&self, input: usize) -> bool {
-        let _ = input;
-        false
-    }
-
     /// FLOPs and minimal bytes. The default: one FLOP an output element, all inputs and outputs once.
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: io.out_elements(), bytes: io.bytes() }
@@ -64,6 +58,13 @@ pub trait Op: Any + Debug + Send + Sync {
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
         let _ = (g, node, dy, wanted);
         Err(Error::unsupported(format!("the gradient of {}", self.name()), "the op has no gradient rule"))
+    }
+
+    /// True if its numbers may be f16 in memory on `target`, all of its inputs and its first output of one type. What it
+    /// computes with is f32 in any case, and so are its other outputs.
+    fn takes_f16(&self, target: &Target) -> bool {
+        let _ = target;
+        false
     }
 
     /// Which kernels compute it on `target`: names, grids, arguments, scalars. Pure.

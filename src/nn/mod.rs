@@ -27,10 +27,12 @@ pub use dinov2::Dinov2Config;
 pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
-use crate::graph::Graph;
-use crate::tensor::DType;
+use crate::graph::{Graph, Target};
+use crate::passes::storage::store_f16;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use layers::Builder;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// What a network's graph is built for.
@@ -111,15 +113,25 @@ pub struct Built {
 }
 
 impl Built {
-    /// Stores as f16 what may be: the weights of linear layers and convolutions. Only to be run, on devices with that type.
-    pub fn with_f16_weights(mut self) -> Built {
-        let names = self.graph.store_as_f16();
+    /// The network for inference on `target` with its weights and activations in memory as `dtype`, f32 or f16; inputs and
+    /// outputs keep their types.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for f16 where the target has none, and for other types.
+    pub fn stored(mut self, dtype: DType, target: &Target) -> Result<Built> {
+        match dtype {
+            DType::F32 => return Ok(self),
+            DType::F16 => self.graph = store_f16(&self.graph, target)?,
+            other => return Err(Error::unsupported(format!("a network in {other}"), "there are f32 and f16")),
+        }
+        let types: HashMap<&str, &TensorType> =
+            self.graph.parameters().map(|(v, name)| (name.as_ref(), self.graph.ty(v))).collect();
         for p in &mut self.parameters {
-            if names.iter().any(|name| **name == *p.name) {
-                p.ty.dtype = DType::F16;
+            if let Some(ty) = types.get(p.name.as_str()) {
+                p.ty = (*ty).clone();
             }
         }
-        self
+        Ok(self)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Parameters: how a tensor of a public file becomes a tensor of the arena, and back.
 
-use crate::tensor::{Layout, PANEL, TensorType};
+use crate::tensor::{DType, Layout, PANEL, TensorType};
+use crate::{Error, Result};
+use half::f16;
 use rayon::prelude::*;
 
 /// How the elements of a file's tensor are ordered in the arena.
@@ -106,7 +108,7 @@ impl Parameter {
     }
 
     /// File order → arena order. `file` has [`Parameter::elements`] numbers, `out` as many as `ty` stores.
-    pub fn to_arena(&self, file: &[f32], out: &mut [f32]) {
+    pub fn to_arena<T: Copy + Default + Send + Sync>(&self, file: &[T], out: &mut [T]) {
         let (rows, cols) = (self.ty.rows(), self.ty.cols());
         match self.ty.layout {
             Layout::Plain => {
@@ -126,10 +128,28 @@ impl Parameter {
                     for (v, start) in line.iter_mut().zip(&starts[..lanes]) {
                         *v = file[start + step];
                     }
-                    line[lanes..].fill(0.0);
+                    line[lanes..].fill(T::default());
                 }
             }),
         }
+    }
+
+    /// File order → the bytes of its place in the arena, in the type that it has there.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it holds a number that f16 cannot hold and is stored so.
+    pub fn write(&self, file: &[f32], place: &mut [u8]) -> Result<()> {
+        if self.ty.dtype != DType::F16 {
+            self.to_arena(file, bytemuck::cast_slice_mut(place));
+            return Ok(());
+        }
+        let short: Vec<f16> = file.par_iter().map(|v| f16::from_f32(*v)).collect();
+        if let Some(i) = short.par_iter().zip(file).position_first(|(short, v)| short.is_infinite() && v.is_finite()) {
+            let what = format!("`{}` in f16", self.name);
+            return Err(Error::unsupported(what, format!("it holds {}, f16 ends at 65504; take f32", file[i])));
+        }
+        self.to_arena(&short, bytemuck::cast_slice_mut(place));
+        Ok(())
     }
 
     /// Arena order → file order, the inverse of [`Parameter::to_arena`].

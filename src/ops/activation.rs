@@ -1,6 +1,6 @@
 //! Pointwise nonlinearities: y = act(x), any shape.
 
-use super::{elementwise, expect_inputs, expect_plain, expect_shape};
+use super::{elementwise, expect_inputs, expect_plain, expect_real, expect_shape};
 use crate::Result;
 use crate::cpu::Activation;
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
@@ -17,7 +17,7 @@ impl Op for Activate {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -34,11 +34,16 @@ impl Op for Activate {
         &[(0, 0)]
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
             Target::Cpu => Launch::cpu(self.name(), forward, 1, 1).scalar(self.0 as usize),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "activation"));
+                let shader =
+                    Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "lib/activation", "activation"));
                 Launch::flat(shader.constant("ACTIVATION", self.0 as u32), target, io.outputs[0].stored(), 1)
             }
         }])

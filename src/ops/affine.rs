@@ -1,6 +1,6 @@
 //! y = scale · x + shift with fixed numbers.
 
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_real};
 use crate::Result;
 use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
@@ -27,7 +27,7 @@ impl Op for Affine {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
         if self.shift != 0.0 {
-            expect_plain(self.name(), "x", inputs[0])?;
+            expect_real(self.name(), "x", inputs[0])?;
         }
         Ok(vec![inputs[0].clone()])
     }
@@ -45,11 +45,15 @@ impl Op for Affine {
         &[(0, 0)]
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "affine"));
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "affine"));
                 Launch::flat(shader, target, io.outputs[0].stored(), 1)
             }
         };

@@ -4,7 +4,7 @@
 //! along vector lanes, and what it leaves is a packed right-hand side of the next product as it lies. K and V are only
 //! copied, a block at a time.
 
-use super::{expect_inputs, expect_plain, expect_shape};
+use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
@@ -52,7 +52,7 @@ struct Sizes {
 impl Attention {
     fn sizes(&self, op: &str, inputs: &[&TensorType]) -> Result<Sizes> {
         let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
-        [("q", q), ("k", k), ("v", v)].into_iter().try_for_each(|(what, ty)| expect_plain(op, what, ty))?;
+        [("q", q), ("k", k), ("v", v)].into_iter().try_for_each(|(what, ty)| expect_real(op, what, ty))?;
         let (&[batch, queries, c], &[_, keys, cv]) = (&q.shape[..], &v.shape[..]) else {
             return Err(Error::shape(op, format!("q, k, v must be [B, T, C], are {q}, {k}, {v}")));
         };
@@ -60,7 +60,8 @@ impl Attention {
         if empty || self.heads == 0 || c % self.heads != 0 || cv % self.heads != 0 || v.shape[0] != batch {
             return Err(Error::shape(op, format!("{} heads over q {q}, k {k}, v {v}", self.heads)));
         }
-        expect_shape(op, "k", k, &[batch, keys, c])?;
+        expect_typed(op, "k", k, q.dtype, &[batch, keys, c])?;
+        expect_typed(op, "v", v, q.dtype, &v.shape)?;
         Ok(Sizes { batch, queries, keys, heads: self.heads, d: c / self.heads, dv: cv / self.heads })
     }
 
@@ -147,7 +148,7 @@ impl Op for Attention {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 3)?;
         let s = self.sizes(self.name(), inputs)?;
-        let y = TensorType::f32([s.batch, s.queries, s.heads * s.dv]);
+        let y = inputs[0].with_shape([s.batch, s.queries, s.heads * s.dv]);
         Ok(vec![y, TensorType::f32([s.batch, s.heads, s.queries])])
     }
 
@@ -162,12 +163,17 @@ impl Op for Attention {
         Ok(g.apply_all(AttentionGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.sizes_of(self.name(), io)?;
         Ok(vec![match target {
             Target::Cpu => s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/attention", "attention"));
+                let text = wgsl!(io.inputs[0].dtype; "lib/attention", "attention");
+                let shader = Shader::new(self.name(), text);
                 let (shader, groups) = s.tiled(shader, target, s.queries, s.dv)?;
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
                 s.words(Launch::wgsl(shader, target.grid(groups), args), self.scale)

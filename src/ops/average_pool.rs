@@ -36,6 +36,10 @@ impl Op for AveragePool {
         Ok(vec![Some(g.apply(AveragePoolGrad { pool: *self, shape }, &[dy])?)])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
         Ok(vec![match target {
@@ -44,7 +48,7 @@ impl Op for AveragePool {
                 self.window.scalars(self.name(), launch, x)?.scalar(self.fixed())
             }
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "average_pool"));
+                let shader = Shader::new(self.name(), wgsl!(x.dtype; "lib/flat", "lib/pool", "average_pool"));
                 let args = [Arg::Input(0), Arg::Output(0)];
                 self.window.shader(shader, target, x, windows, self.fixed(), args)?
             }

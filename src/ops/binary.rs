@@ -47,13 +47,18 @@ impl Op for Binary {
         &[(0, 0), (1, 0)]
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self) {
             (Target::Cpu, Binary::Add) => Launch::cpu("add", |args| elementwise(args, |[a, b]| a + b), 2, 1),
             (Target::Cpu, Binary::Sub) => Launch::cpu("sub", |args| elementwise(args, |[a, b]| a - b), 2, 1),
             (Target::Cpu, Binary::Mul) => Launch::cpu("mul", |args| elementwise(args, |[a, b]| a * b), 2, 1),
             (Target::Wgpu(target), _) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "binary")).constant("OPERATION", *self as u32);
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "binary"))
+                    .constant("OPERATION", *self as u32);
                 Launch::flat(shader, target, io.outputs[0].stored(), 2)
             }
         }])

@@ -1,6 +1,6 @@
 //! Repeats a tensor along its middle.
 
-use super::{Reduce, Reduction, expect_inputs, expect_plain};
+use super::{Reduce, Reduction, expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
@@ -32,8 +32,8 @@ impl Op for Broadcast {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
-        let out = TensorType::f32(self.shape.clone());
+        expect_real(self.name(), "x", inputs[0])?;
+        let out = inputs[0].with_shape(self.shape.clone());
         let fits =
             inputs[0].elements() == self.outer * self.inner && out.elements() == self.outer * self.middle * self.inner;
         if !fits {
@@ -52,11 +52,15 @@ impl Op for Broadcast {
         Ok(vec![Some(if self.scale == 1.0 { dx } else { g.apply(super::Affine::scale(self.scale), &[dx])? })])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "broadcast"));
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "broadcast"));
                 let args = [Arg::Input(0), Arg::Output(0)];
                 Launch::over(shader, target, io.outputs[0].elements(), args, [1])
                     .scalars([self.inner, self.middle * self.inner])

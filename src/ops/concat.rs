@@ -1,6 +1,6 @@
 //! Tensors one after the other along an axis.
 
-use super::{Slice, expect_plain};
+use super::{Slice, expect_real, expect_typed};
 use crate::cpu::threads::stretches;
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::tensor::TensorType;
@@ -24,9 +24,9 @@ impl Op for Concat {
             return Err(Error::shape(self.name(), reason));
         }
         let mut shape = first.shape.clone();
-        expect_plain(self.name(), "x", first)?;
+        expect_real(self.name(), "x", first)?;
         for x in rest {
-            expect_plain(self.name(), "x", x)?;
+            expect_typed(self.name(), "x", x, first.dtype, &x.shape)?;
             let size = x.shape.get(self.axis).copied().unwrap_or(0);
             let mut as_first = x.shape.clone();
             if let Some(n) = as_first.get_mut(self.axis) {
@@ -56,6 +56,10 @@ impl Op for Concat {
         Ok(grads)
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let runs = io.inputs.iter().map(|x| x.shape[self.axis..].iter().product::<usize>());
         match target {
@@ -72,7 +76,7 @@ impl Concat {
         let width: usize = runs.iter().sum();
         let mut start = 0;
         let pair = |(i, runs): (usize, &[usize])| {
-            let shader = Shader::new(self.name(), wgsl!("lib/flat", "concat"));
+            let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "concat"));
             // An input without a partner is its own, of which nothing is taken.
             let (a, b) = (runs[0], runs.get(1).copied().unwrap_or(0));
             let args = [Arg::Input(2 * i), Arg::Input(2 * i + runs.len() - 1), Arg::Output(0)];

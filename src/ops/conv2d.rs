@@ -1,13 +1,13 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
-use super::linear::{expect_stored_weight, f32_on_cpu, stored_source};
+use super::linear::expect_weight;
 use super::product::{BUSY, DIRECT_LANES, Tiling};
-use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
+use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
     Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, wgsl,
 };
-use crate::tensor::{Layout, PANEL, TensorType};
+use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -47,7 +47,7 @@ impl Conv2d {
     }
 
     fn window(&self, op: &str, x: &TensorType) -> Result<Window> {
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         let [_, height, width, channels] = x.shape[..] else {
             return Err(Error::shape(op, format!("x must be [B, H, W, C], is {x}")));
         };
@@ -114,12 +114,6 @@ fn window_words(launch: Launch, w: &Window, pixels: usize) -> Launch {
     launch.scalars(sizes).scalars([w.stride, w.pad_top, w.pad_left, pixels, w.taps() * w.channels])
 }
 
-/// By how the weight is stored.
-const CONV2D: [&str; 2] = [
-    wgsl!("lib/f32", "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d"),
-    wgsl!("lib/f16", "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d"),
-];
-
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
         "conv2d"
@@ -127,7 +121,7 @@ impl Op for Conv2d {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2 + self.epilogue.operands())?;
-        let [k, n] = expect_stored_weight(self.name(), inputs[1])?;
+        let [k, n] = expect_weight(self.name(), inputs[1], inputs[0].dtype)?;
         let w = self.window(self.name(), inputs[0])?;
         if k != w.taps() * w.channels {
             let reason = format!("a weight of {} does not fit x {} and kernel {:?}", inputs[1], inputs[0], self.kernel);
@@ -136,10 +130,6 @@ impl Op for Conv2d {
         let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
         self.epilogue.check(self.name(), inputs, &out)?;
         Ok(vec![out])
-    }
-
-    fn takes_f16(&self, input: usize) -> bool {
-        input == 1
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -165,22 +155,29 @@ impl Op for Conv2d {
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let w = self.window(self.name(), &io.inputs[0])?;
         let n = io.outputs[0].cols();
         Ok(match target {
             Target::Cpu => {
-                f32_on_cpu(self.name(), &io.inputs[1])?;
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
                 let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
                 vec![self.epilogue.scalars(launch)]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let source = stored_source(self.name(), &io.inputs[1], CONV2D, target.f16)?;
-                let shader =
-                    self.epilogue.shader(Shader::new(self.name(), source)).constant("DILATION", w.dilation as u32);
-                let bands = self.bands(&w, io.inputs[0].shape[0], n, target);
+                let dtype = io.inputs[0].dtype;
+                let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d");
+                let shader = self.epilogue.shader(Shader::new(self.name(), text));
+                let shader = shader.constant("DILATION", w.dilation as u32);
+                // Bands are counted in numbers of 4 bytes.
+                let samples = io.inputs[0].shape[0];
+                let whole = Band { samples: 0..samples, rows: 0..w.out_height };
+                let bands = if dtype == DType::F32 { self.bands(&w, samples, n, target) } else { vec![whole] };
                 bands.into_iter().map(|band| self.shader_launch(shader.clone(), target, &w, n, band)).collect()
             }
         })

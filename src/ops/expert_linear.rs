@@ -6,7 +6,7 @@ use super::product::Tiling;
 use super::{TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{Epilogue, Matrix, gemm_part, weight_grad_part};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::{PANEL, TensorType};
+use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// `y[r] = x[r] · W[e]` for the rows offsets\[e\] ≤ r < offsets\[e + 1\] of every expert e   x `[R, K]`, W `[E, K, N]` in panels,
@@ -43,7 +43,7 @@ impl Op for ExpertLinear {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 3)?;
         let experts = expect_offsets(self.name(), inputs[2])?;
-        let [terms, n] = expect_weight(self.name(), inputs[1])?;
+        let [terms, n] = expect_weight(self.name(), inputs[1], DType::F32)?;
         expect_plain(self.name(), "x", inputs[0])?;
         match inputs[0].shape[..] {
             [rows, k] if k * experts == terms => Ok(vec![TensorType::f32([rows, n])]),

@@ -1,7 +1,7 @@
 //! A residual sum with a gate by sample and channel.
 
 use super::norm::Chunks;
-use super::{expect_inputs, expect_plain, expect_shape};
+use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
@@ -14,11 +14,11 @@ pub struct Gate;
 
 /// Checks x and the gate.
 fn check(op: &str, x: &TensorType, gate: &TensorType) -> Result<()> {
-    expect_plain(op, "x", x)?;
+    expect_real(op, "x", x)?;
     if x.shape.len() < 2 || x.cols() == 0 {
         return Err(Error::shape(op, format!("x must be [B, .., C], is {x}")));
     }
-    expect_shape(op, "gate", gate, &[x.shape[0], x.cols()])
+    expect_typed(op, "gate", gate, x.dtype, &[x.shape[0], x.cols()])
 }
 
 fn chunks(x: &TensorType) -> Chunks {
@@ -34,7 +34,7 @@ impl Op for Gate {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 3)?;
         check(self.name(), inputs[0], inputs[1])?;
-        expect_shape(self.name(), "residual", inputs[2], &inputs[0].shape)?;
+        expect_typed(self.name(), "residual", inputs[2], inputs[0].dtype, &inputs[0].shape)?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -55,12 +55,16 @@ impl Op for Gate {
         &[(2, 0), (0, 0)]
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = chunks(&io.inputs[0]);
         Ok(vec![match target {
             Target::Cpu => Launch::cpu(self.name(), forward, 3, 1).scalars([c.samples, c.rows, c.channels]),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "gate"));
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "gate"));
                 let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
                 Launch::over(shader, target, io.outputs[0].elements(), args, [0, 2, 3])
                     .scalars([c.channels, c.rows * c.channels])

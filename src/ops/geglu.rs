@@ -1,6 +1,6 @@
 //! The gated GELU of transformer feed-forwards.
 
-use super::{Activation, expect_inputs, expect_plain, expect_shape};
+use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
@@ -13,7 +13,7 @@ pub struct Geglu;
 
 /// The type of y.
 fn half(op: &str, x: &TensorType) -> Result<TensorType> {
-    expect_plain(op, "x", x)?;
+    expect_real(op, "x", x)?;
     let mut shape = x.shape.clone();
     match shape.last_mut() {
         Some(c) if *c % 2 == 0 && *c > 0 => *c /= 2,
@@ -41,11 +41,15 @@ impl Op for Geglu {
         Ok(vec![Some(g.apply(GegluGrad, &[node.inputs[0], dy])?)])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cpu => Launch::cpu(self.name(), forward, 1, 1),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "geglu"));
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "lib/activation", "geglu"));
                 let shader = shader.constant("ACTIVATION", Activation::Gelu as u32);
                 Launch::over(shader, target, io.outputs[0].elements(), [Arg::Input(0), Arg::Output(0)], [1])
             }

@@ -5,7 +5,7 @@ use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Flat, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl_with_sums};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// x, any shape → ‖x‖₂ `[1]`: f32 sums of 4096 squares, f64 above, the same on any number of threads. Numbers beyond 10¹⁹ and
@@ -48,11 +48,11 @@ impl Op for GradNorm {
             }
             Target::Wgpu(target) => {
                 let count = elements.div_ceil(STRETCH);
-                let shader = Shader::new("grad_norm_squares", wgsl_with_sums!(target, "grad_norm_squares"));
+                let shader = Shader::new("grad_norm_squares", wgsl_with_sums!(target, DType::F32; "grad_norm_squares"));
                 let sums = Launch::wgsl(shader, target.grid(count), [Arg::Input(0)]);
                 let flat = Flat { elements, per_group: STRETCH, arguments: vec![0] };
                 let sums = Launch { flat: Some(flat), ..sums.scalars([elements, 0]).anywhere([0]) };
-                let shader = Shader::new(self.name(), wgsl_with_sums!(target, "grad_norm"));
+                let shader = Shader::new(self.name(), wgsl_with_sums!(target, DType::F32; "grad_norm"));
                 let root = Launch::wgsl(shader, [1; 3], [Arg::Left(0, 0), Arg::Output(0)]).scalar(count);
                 vec![sums.with_scratch(count), root]
             }

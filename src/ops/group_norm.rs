@@ -2,7 +2,7 @@
 
 use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
-use super::{Activation, expect_inputs, expect_plain, expect_shape};
+use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
@@ -11,7 +11,7 @@ use crate::graph::{
     wgsl_with_sums,
 };
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = act(n·gamma + beta), or with `modulate` act((n·gamma + beta)·(1 + scale) + shift), where n = (x − mean)·rstd and
@@ -33,7 +33,7 @@ impl GroupNorm {
     /// Checks x and the parameters; the type of the statistics.
     fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
         let x = inputs[0];
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         if x.shape.len() < 2 || x.cols() == 0 || self.groups == 0 || !x.cols().is_multiple_of(self.groups) {
             return Err(Error::shape(
                 op,
@@ -81,9 +81,15 @@ impl Op for GroupNorm {
         Ok(g.apply_all(GroupNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
+        // Pieces are of numbers of 4 bytes.
         if let Target::Wgpu(target) = target
+            && io.inputs[0].dtype == DType::F32
             && let Some(rows) = self.stretch(target, &c)
         {
             return Ok(self.large(target, &c, rows));
@@ -97,7 +103,8 @@ impl Op for GroupNorm {
                 self.scalars(launch, &c)
             }
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl_with_sums!(target, "lib/activation", "group_norm"))
+                let text = wgsl_with_sums!(target, io.inputs[0].dtype; "lib/activation", "group_norm");
+                let shader = Shader::new(self.name(), text)
                     .entry(if (c.channels / self.groups).is_multiple_of(4) { "quads" } else { "main" })
                     .flag("MODULATE", self.modulate)
                     .constant("ACTIVATION", self.activation as u32)
@@ -133,7 +140,7 @@ impl GroupNorm {
         let GroupNorm { groups, activation, modulate, .. } = *self;
         let (elements, count) = (c.samples * c.rows * c.channels, c.samples * groups);
         let (stretches, per_group) = (c.rows / rows, rows * c.channels);
-        let shader = Shader::new("group_norm_moments", wgsl_with_sums!(target, "group_norm_moments"));
+        let shader = Shader::new("group_norm_moments", wgsl_with_sums!(target, DType::F32; "group_norm_moments"));
         let shader = shader.constant("REDUCE_LANES", if target.software { 8 } else { 256 });
         let moments = Launch::wgsl(shader, target.grid(elements / per_group), [Arg::Input(0)]);
         let moments = moments.scalars([elements, 0, rows, c.channels, groups]).anywhere([0]);

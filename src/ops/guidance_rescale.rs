@@ -5,7 +5,7 @@ use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl_with_sums};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = combined · (φ·std(cond)/std(combined) + 1 − φ)   cond, combined `[B, …]`; std over each sample, n − 1 in the denominator
@@ -49,7 +49,7 @@ impl Op for GuidanceRescale {
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)],
             Target::Wgpu(target) => {
                 let over = Samples::new(samples, io.inputs[0].shape[1..].iter().product());
-                let shader = Shader::new(self.name(), wgsl_with_sums!(target, "guidance_rescale"));
+                let shader = Shader::new(self.name(), wgsl_with_sums!(target, DType::F32; "guidance_rescale"));
                 let launch = |entry, args| over.launch(shader.clone().entry(entry), target, over.all(), args);
                 let (cond, combined) = (Arg::Input(0), Arg::Input(1));
                 let spreads = launch("spreads", [combined, Arg::Scratch(0), cond]).scalar(self.phi);

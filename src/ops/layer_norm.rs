@@ -2,7 +2,7 @@
 
 use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
-use super::{expect_inputs, expect_plain, expect_shape};
+use super::{expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
@@ -29,7 +29,7 @@ impl LayerNorm {
     /// Checks x and the parameters; the type of the statistics.
     fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
         let x = inputs[0];
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         if x.shape.len() < 2 || x.cols() == 0 {
             return Err(Error::shape(op, format!("x must be [B, .., C], is {x}")));
         }
@@ -80,12 +80,17 @@ impl Op for LayerNorm {
         Ok(g.apply_all(LayerNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         Ok(vec![match target {
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
             Target::Wgpu(target) => {
-                let shader = self.shader(Shader::new(self.name(), wgsl!("lib/lanes", "layer_norm")));
+                let text = wgsl!(io.inputs[0].dtype; "lib/lanes", "layer_norm");
+                let shader = self.shader(Shader::new(self.name(), text));
                 let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
                 let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
                 self.by_row(shader, target, &c, args).scalar(self.eps)

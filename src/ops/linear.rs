@@ -2,7 +2,7 @@
 
 use super::conv2d::weight_grad_launches;
 use super::product::DIRECT_LANES;
-use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
+use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::tensor::{DType, Layout, TensorType};
@@ -47,7 +47,7 @@ impl Epilogue {
         let mut operands = inputs[2..].iter();
         let (n, samples) = (out.cols(), out.shape.first().copied().unwrap_or(1));
         let mut check = |wanted: bool, what, shape: &[usize]| match wanted.then(|| operands.next()).flatten() {
-            Some(ty) => expect_shape(op, what, ty, shape),
+            Some(ty) => expect_typed(op, what, ty, out.dtype, shape),
             None => Ok(()),
         };
         check(self.bias, "bias", &[n])?;
@@ -147,54 +147,16 @@ impl Epilogue {
     }
 }
 
-/// By how the weight is stored.
-const LINEAR: [&str; 2] = [
-    wgsl!("lib/f32", "lib/activation", "lib/epilogue", "linear"),
-    wgsl!("lib/f16", "lib/activation", "lib/epilogue", "linear"),
-];
-
 /// y = epilogue(x · W)   x `[…, K]`, W `[K, N]` in panels (bias `[N]`, sample bias `[B, N]`, residual `[…, N]`) → y `[…, N]`
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear(pub Epilogue);
 
-/// K, N of an f32 weight in panels.
-pub(crate) fn expect_weight(op: &str, ty: &TensorType) -> Result<[usize; 2]> {
-    if ty.layout != Layout::Panels || ty.dtype != DType::F32 {
-        return Err(Error::shape(op, format!("the weight must be f32 in panels, is {ty}")));
+/// K, N of a weight in panels, its numbers of that type.
+pub(crate) fn expect_weight(op: &str, ty: &TensorType, dtype: DType) -> Result<[usize; 2]> {
+    if ty.layout != Layout::Panels || ty.dtype != dtype {
+        return Err(Error::shape(op, format!("the weight must be {dtype} in panels, is {ty}")));
     }
     Ok([ty.rows(), ty.cols()])
-}
-
-/// The same of a weight that may be stored as f16.
-pub(crate) fn expect_stored_weight(op: &str, ty: &TensorType) -> Result<[usize; 2]> {
-    match ty.dtype {
-        DType::F16 => expect_weight(op, &TensorType { dtype: DType::F32, ..ty.clone() }),
-        _ => expect_weight(op, ty),
-    }
-}
-
-/// The shader for a weight as it is stored, of that for f32 and that for f16.
-pub(crate) fn stored_source(
-    op: &str,
-    weight: &TensorType,
-    sources: [&'static str; 2],
-    f16: bool,
-) -> Result<&'static str> {
-    match weight.dtype {
-        DType::F16 if f16 => Ok(sources[1]),
-        DType::F16 => Err(Error::unsupported(format!("`{op}` with f16 weights"), "the adapter has no f16")),
-        _ => Ok(sources[0]),
-    }
-}
-
-/// Fails for f16 weights: CPU kernels read f32.
-pub(crate) fn f32_on_cpu(op: &str, weight: &TensorType) -> Result<()> {
-    match weight.dtype {
-        DType::F32 => Ok(()),
-        other => {
-            Err(Error::unsupported(format!("`{op}` with {other} weights on the cpu device"), "it computes with f32"))
-        }
-    }
 }
 
 impl Op for Linear {
@@ -204,9 +166,10 @@ impl Op for Linear {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2 + self.0.operands())?;
-        let [k, n] = expect_stored_weight(self.name(), inputs[1])?;
         let x = inputs[0];
-        if x.shape.len() < 2 || x.cols() != k || x.layout != Layout::Plain {
+        expect_real(self.name(), "x", x)?;
+        let [k, n] = expect_weight(self.name(), inputs[1], x.dtype)?;
+        if x.shape.len() < 2 || x.cols() != k {
             return Err(Error::shape(self.name(), format!("x must be [.., {k}] for a weight of [{k}, {n}], is {x}")));
         }
         let mut shape = x.shape.clone();
@@ -214,10 +177,6 @@ impl Op for Linear {
         let out = x.with_shape(shape);
         self.0.check(self.name(), inputs, &out)?;
         Ok(vec![out])
-    }
-
-    fn takes_f16(&self, input: usize) -> bool {
-        input == 1
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -246,21 +205,26 @@ impl Op for Linear {
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
         Ok(match target {
             Target::Cpu => {
-                f32_on_cpu(self.name(), &io.inputs[1])?;
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
                 vec![self.0.scalars(launch)]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let source = stored_source(self.name(), &io.inputs[1], LINEAR, target.f16)?;
-                let shader = self.0.shader(Shader::new(self.name(), source));
-                // A stretch would not know its samples.
-                let rows = target.rows(m, &[k, n]).filter(|_| !self.0.sample_bias).unwrap_or(m);
+                let dtype = io.inputs[0].dtype;
+                let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "linear");
+                let shader = self.0.shader(Shader::new(self.name(), text));
+                // A stretch would not know its samples; parts are counted in numbers of 4 bytes.
+                let cut = !self.0.sample_bias && dtype == DType::F32;
+                let rows = target.rows(m, &[k, n]).filter(|_| cut).unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launch = |rows: Range<usize>| {
                     let launch = self.shader_launch(shader.clone(), target, [rows.len(), n, k, per_sample]);

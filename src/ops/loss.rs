@@ -8,7 +8,7 @@ use crate::graph::{
     Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl_with_sums,
 };
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// What is summed; d = prediction − target, w the sample's weight, n the elements of a sample.
@@ -39,7 +39,7 @@ impl LossKind {
 
 /// The launch that leaves ‖d‖² of every stretch of prediction and target, inputs 0 and 1.
 fn squares(kind: LossKind, target: &WgpuTarget, over: Samples) -> Launch {
-    let shader = kind.shader("loss", wgsl_with_sums!(target, "loss")).entry("sum_squares");
+    let shader = kind.shader("loss", wgsl_with_sums!(target, DType::F32; "loss")).entry("sum_squares");
     let launch = over.launch(shader, target, over.all(), [Arg::Input(0), Arg::Input(1)]);
     launch.scalar(kind.code().1).with_scratch(over.all())
 }
@@ -107,7 +107,12 @@ impl Op for Loss {
                 let args = [Arg::Left(0, 0), Arg::Input(2), Arg::Output(0)];
                 let over = Samples::new(samples, n);
                 let launch = over
-                    .launch(self.kind.shader(self.name(), wgsl_with_sums!(target, "loss")), target, samples, args)
+                    .launch(
+                        self.kind.shader(self.name(), wgsl_with_sums!(target, DType::F32; "loss")),
+                        target,
+                        samples,
+                        args,
+                    )
                     .scalar(c);
                 vec![squares(self.kind, target, over), launch]
             }
@@ -194,7 +199,7 @@ impl Op for LossGrad {
                     launches.push(squares(self.kind, target, over));
                     sums = Arg::Left(0, 0);
                 }
-                let shader = self.kind.shader(self.name(), wgsl_with_sums!(target, "loss_grad"));
+                let shader = self.kind.shader(self.name(), wgsl_with_sums!(target, DType::F32; "loss_grad"));
                 let args = (0..4).map(Arg::Input).chain([Arg::Output(0), sums]);
                 launches.push(over.launch(shader, target, over.all(), args).scalar(c));
                 launches

@@ -1,7 +1,7 @@
 //! Products of matrices that both are computed, batch by batch.
 
 use super::product::Tiling;
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
@@ -40,12 +40,12 @@ impl Op for BatchedMatmul {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
-        expect_plain(self.name(), "a", inputs[0])?;
-        expect_plain(self.name(), "b", inputs[1])?;
+        expect_real(self.name(), "a", inputs[0])?;
+        expect_typed(self.name(), "b", inputs[1], inputs[0].dtype, &inputs[1].shape)?;
         let Some([batch, m, n, _]) = self.sizes(inputs[0], inputs[1]) else {
             return Err(Error::shape(self.name(), format!("{} and {} do not fit {self:?}", inputs[0], inputs[1])));
         };
-        Ok(vec![TensorType::f32([batch, m, n])])
+        Ok(vec![inputs[0].with_shape([batch, m, n])])
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -66,6 +66,10 @@ impl Op for BatchedMatmul {
         Ok(vec![da, db])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let Some([batch, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
         Ok(match target {
@@ -75,7 +79,7 @@ impl Op for BatchedMatmul {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/product", "matmul"));
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/product", "matmul"));
                 let shader = shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b);
                 let tiles = Tiling::new(batch, m, n);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];

@@ -8,6 +8,7 @@ mod attention;
 mod average_pool;
 mod binary;
 mod broadcast;
+mod cast;
 mod combine_tokens;
 mod concat;
 mod conv2d;
@@ -61,6 +62,7 @@ pub use attention::{Attention, AttentionGrad};
 pub use average_pool::{AveragePool, AveragePoolGrad};
 pub use binary::Binary;
 pub use broadcast::Broadcast;
+pub use cast::Cast;
 pub use combine_tokens::{CombineTokens, CombineWeightsGrad};
 pub use concat::Concat;
 pub use conv2d::{Conv2d, Conv2dWeightGrad, Padding};
@@ -114,10 +116,15 @@ pub fn expect_inputs(op: &str, inputs: &[&TensorType], n: usize) -> Result<()> {
 
 /// Fails unless `ty` is a row-major f32 tensor of that shape.
 pub fn expect_shape(op: &str, what: &str, ty: &TensorType, shape: &[usize]) -> Result<()> {
-    if ty.shape == shape && ty.layout == Layout::Plain && ty.dtype == DType::F32 {
+    expect_typed(op, what, ty, DType::F32, shape)
+}
+
+/// Fails unless `ty` is a row-major tensor of that type and shape.
+pub fn expect_typed(op: &str, what: &str, ty: &TensorType, dtype: DType, shape: &[usize]) -> Result<()> {
+    if ty.shape == shape && ty.layout == Layout::Plain && ty.dtype == dtype {
         return Ok(());
     }
-    Err(Error::shape(op, format!("{what} must be f32{shape:?}, is {ty}")))
+    Err(Error::shape(op, format!("{what} must be {dtype}{shape:?}, is {ty}")))
 }
 
 /// Fails unless `ty` is row-major f32.
@@ -126,6 +133,14 @@ pub fn expect_plain(op: &str, what: &str, ty: &TensorType) -> Result<()> {
         return Ok(());
     }
     Err(Error::shape(op, format!("{what} must be row-major f32, is {ty}")))
+}
+
+/// Fails unless `ty` is row-major, f32 or f16: for ops that [take f16](crate::graph::Op::takes_f16).
+pub fn expect_real(op: &str, what: &str, ty: &TensorType) -> Result<()> {
+    if ty.layout == Layout::Plain && matches!(ty.dtype, DType::F32 | DType::F16) {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what} must be row-major f32 or f16, is {ty}")))
 }
 
 /// A whole elementwise CPU kernel: `out = f(inputs)` over arguments of one size, f32. Inputs are arguments `0..N`, the output

@@ -1,6 +1,6 @@
 //! What the normalisations share: rows in chunks, parameters by channel, and the gradients of those parameters.
 
-use super::expect_shape;
+use super::expect_typed;
 use crate::Result;
 use crate::graph::{Arg, Args, Launch, Shader, WgpuTarget, wgsl};
 use crate::tensor::TensorType;
@@ -126,9 +126,9 @@ pub(crate) fn expect_parameters(op: &str, inputs: &[&TensorType], affine: bool, 
     let there = names.into_iter().enumerate().filter(|(_, (_, there))| *there);
     for ((i, (what, _)), ty) in there.zip(&inputs[1..]) {
         if i < 2 {
-            expect_shape(op, what, ty, &[channels])?;
+            expect_typed(op, what, ty, inputs[0].dtype, &[channels])?;
         } else {
-            expect_shape(op, what, ty, &[samples, channels])?;
+            expect_typed(op, what, ty, inputs[0].dtype, &[samples, channels])?;
         }
     }
     Ok(())

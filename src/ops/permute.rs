@@ -1,12 +1,12 @@
 //! Axes in another order.
 
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{
     Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
 };
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// Axis i of y is axis `self.0[i]` of x: y[j₀, j₁, …] = x at j_i along axis `self.0[i]`.
@@ -47,7 +47,7 @@ impl Op for Permute {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         let shape = &inputs[0].shape;
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -66,6 +66,10 @@ impl Op for Permute {
         Ok(vec![Some(g.apply(self.inverse(), &[dy])?)])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let axes = self.axes(&io.inputs[0].shape);
         match target {
@@ -73,7 +77,7 @@ impl Op for Permute {
                 let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
                 Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])
             }
-            Target::Wgpu(target) => Ok(vec![self.lower_wgsl(&axes, target)?]),
+            Target::Wgpu(target) => Ok(vec![self.lower_wgsl(io.inputs[0].dtype, &axes, target)?]),
         }
     }
 }
@@ -84,7 +88,7 @@ impl Permute {
     /// Sides from which on squares are transposed in workgroup memory.
     const MIN_SIDE: usize = 16;
 
-    fn lower_wgsl(&self, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Launch> {
+    fn lower_wgsl(&self, dtype: DType, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Launch> {
         let n: usize = axes.iter().map(|a| a.0).product();
         // (size, distance in x, distance in y)
         let mut listed: Vec<[usize; 3]> = Vec::new();
@@ -93,7 +97,7 @@ impl Permute {
             listed.push([*size, *in_x, in_y]);
         }
         listed.reverse();
-        let shader = Shader::new(self.name(), wgsl!("lib/flat", "permute"));
+        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/flat", "permute"));
         let last = listed.len() - 1;
         let near = listed.iter().position(|[size, in_x, _]| *in_x == 1 && *size >= Self::MIN_SIDE);
         let near = near.filter(|near| *near != last && listed[last][0] >= Self::MIN_SIDE && !target.software);

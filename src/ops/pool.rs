@@ -1,6 +1,6 @@
 //! What the poolings share: windows over NHWC images, and which pixels lie under which window.
 
-use super::{Padding, expect_inputs, expect_plain};
+use super::{Padding, expect_inputs, expect_real};
 use crate::graph::{Arg, Args, FLAT_GROUP, Launch, Shader, WgpuTarget};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -29,7 +29,7 @@ impl PoolWindow {
 
     /// The window over images of type x.
     pub(crate) fn over(&self, op: &str, x: &TensorType) -> Result<Pooling> {
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         let [_, height, width, channels] = x.shape[..] else {
             return Err(Error::shape(op, format!("x must be [B, H, W, C], is {x}")));
         };

@@ -1,11 +1,11 @@
 //! Separable FIR up- and downsampling of NHWC images.
 
-use super::{Slice, expect_inputs, expect_plain};
+use super::{Slice, expect_inputs, expect_real};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// x `[B, H, W, C]` → y `[B, H', W', C]`, H' = (H·up + pad₀ + pad₁ − L)/down + 1, every channel by itself:
@@ -94,7 +94,7 @@ impl Op for Resample {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         let [b, h, w, c] = inputs[0].shape[..] else {
             return Err(Error::shape(self.name(), format!("x must be [B, H, W, C], is {}", inputs[0])));
         };
@@ -124,6 +124,10 @@ impl Op for Resample {
             }
         }
         Ok(vec![Some(dx)])
+    }
+
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -157,7 +161,8 @@ impl Resample {
         let line = y[2] * y[3];
         let mut weights = [0.0; Self::MAX_TAPS];
         weights.iter_mut().zip(&self.filter).for_each(|(w, f)| *w = *f);
-        let shader = Shader::new(self.name(), wgsl!("lib/line", "resample")).flag("EQUAL", equal);
+        let dtype = io.inputs[0].dtype;
+        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/line", "resample")).flag("EQUAL", equal);
         // Of `samples` samples of so many rows of x and y.
         let launch = |samples: usize, [height, out_height]: [usize; 2]| {
             let lines = samples * out_height;
@@ -168,7 +173,9 @@ impl Resample {
         };
         let cells = x[0] * x[1] / self.down;
         let cell = [self.down * x[2] * x[3], self.up * line];
-        let seen = target.rows(cells, &cell).filter(|seen| *seen < cells && self.has_cells(x[1]));
+        // Pieces are counted in numbers of 4 bytes.
+        let cut = dtype == DType::F32 && self.has_cells(x[1]);
+        let seen = target.rows(cells, &cell).filter(|seen| *seen < cells && cut);
         let Some(seen) = seen else { return Ok(vec![launch(x[0], [x[1], y[1]])]) };
         let pieces = (0..cells).step_by(seen).map(|first| {
             let end = (first + seen).min(cells);

@@ -1,6 +1,6 @@
 //! The same elements under another shape: a view, no launch.
 
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_real};
 use crate::graph::{Cost, Graph, Launch, Node, Op, Signature, Target, Value};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -16,7 +16,7 @@ impl Op for Reshape {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         let out = inputs[0].with_shape(self.0.clone());
         if out.elements() != inputs[0].elements() {
             return Err(Error::shape(self.name(), format!("{} has not as many elements as {:?}", inputs[0], self.0)));
@@ -36,6 +36,10 @@ impl Op for Reshape {
 
     fn is_view(&self) -> bool {
         true
+    }
+
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
     }
 
     fn lower(&self, _: &Signature, _: &Target) -> Result<Vec<Launch>> {

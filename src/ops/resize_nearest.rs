@@ -1,6 +1,6 @@
 //! Nearest-neighbour resizing of NHWC images to any size.
 
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::tensor::TensorType;
@@ -16,7 +16,7 @@ pub struct ResizeNearest {
 
 /// The sides of an image.
 fn sides(op: &str, what: &str, ty: &TensorType) -> Result<[usize; 4]> {
-    expect_plain(op, what, ty)?;
+    expect_real(op, what, ty)?;
     match ty.shape[..] {
         [b, h, w, c] if h > 0 && w > 0 => Ok([b, h, w, c]),
         _ => Err(Error::shape(op, format!("{what} must be [B, H, W, C], is {ty}"))),
@@ -47,11 +47,16 @@ impl Op for ResizeNearest {
         Ok(vec![Some(g.apply(op, &[dy])?)])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
-                lines(Shader::new(self.name(), wgsl!("lib/line", "resize_nearest")), target, &io.outputs[0].shape)
+                let text = wgsl!(io.inputs[0].dtype; "lib/line", "resize_nearest");
+                lines(Shader::new(self.name(), text), target, &io.outputs[0].shape)
             }
         };
         let x = &io.inputs[0].shape;

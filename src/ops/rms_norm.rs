@@ -2,7 +2,7 @@
 
 use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::Chunks;
-use super::{expect_inputs, expect_plain, expect_shape};
+use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
@@ -27,12 +27,12 @@ impl RmsNorm {
     /// Checks x and gamma; the type of rstd.
     fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
         let x = inputs[0];
-        expect_plain(op, "x", x)?;
+        expect_real(op, "x", x)?;
         if x.shape.is_empty() || x.cols() == 0 {
             return Err(Error::shape(op, format!("x must be [.., C], is {x}")));
         }
         if self.affine {
-            expect_shape(op, "gamma", inputs[1], &[x.cols()])?;
+            expect_typed(op, "gamma", inputs[1], x.dtype, &[x.cols()])?;
         }
         Ok(TensorType::f32([x.rows()]))
     }
@@ -68,12 +68,17 @@ impl Op for RmsNorm {
         Ok(g.apply_all(RmsNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0];
         Ok(vec![match target {
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/lanes", "rms_norm")).flag("AFFINE", self.affine);
+                let text = wgsl!(x.dtype; "lib/lanes", "rms_norm");
+                let shader = Shader::new(self.name(), text).flag("AFFINE", self.affine);
                 let args = [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)];
                 by_row(shader, target, [x.rows(), x.cols()], args).scalars([x.rows(), x.cols()]).scalar(self.eps)
             }

@@ -1,6 +1,6 @@
 //! A part of a tensor along an axis.
 
-use super::{Pad, expect_inputs, expect_plain};
+use super::{Pad, expect_inputs, expect_real};
 use crate::cpu::threads::stretches;
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::tensor::TensorType;
@@ -21,7 +21,7 @@ impl Op for Slice {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         let mut shape = inputs[0].shape.clone();
         match (shape.get_mut(self.axis), self.start.checked_add(self.len)) {
             (Some(n), Some(end)) if end <= *n => *n = self.len,
@@ -40,6 +40,10 @@ impl Op for Slice {
         Ok(vec![Some(g.apply(Pad { axis: self.axis, before: self.start, after }, &[dy])?)])
     }
 
+    fn takes_f16(&self, target: &Target) -> bool {
+        target.has_f16()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0].shape;
         let inner: usize = x[self.axis + 1..].iter().product();
@@ -47,7 +51,7 @@ impl Op for Slice {
         let launch = match target {
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "slice"));
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "slice"));
                 Launch::over(shader, target, io.outputs[0].elements(), [Arg::Input(0), Arg::Output(0)], [1])
             }
         };

@@ -5,7 +5,7 @@ use super::timestep_embedding::expect_times;
 use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = act(embedding(t)·W₁ + b₁)·W₂ + b₂ (+ label)   t `[B]`, W₁ `[dim, E]` in panels, b₁ `[E]`, W₂ `[E, E₂]` in panels,
@@ -26,8 +26,8 @@ impl Op for TimestepMlp {
         expect_inputs(self.name(), inputs, 5 + self.label as usize)?;
         self.embedding.infer(&inputs[..1])?;
         let samples = expect_times(self.name(), inputs[0])?;
-        let [dim, hidden] = expect_weight(self.name(), inputs[1])?;
-        let [rows, n] = expect_weight(self.name(), inputs[3])?;
+        let [dim, hidden] = expect_weight(self.name(), inputs[1], DType::F32)?;
+        let [rows, n] = expect_weight(self.name(), inputs[3], DType::F32)?;
         if dim != self.embedding.dim || rows != hidden {
             let (reason, d) = (format!("weights {} and {}", inputs[1], inputs[3]), self.embedding.dim);
             return Err(Error::shape(self.name(), format!("{reason} do not follow on an embedding of {d}")));

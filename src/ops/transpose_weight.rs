@@ -4,7 +4,7 @@ use super::expect_inputs;
 use super::linear::expect_weight;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::{PANEL, TensorType};
+use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// W `[taps, C, N]` → W' `[taps, N, C]` with W'[t, n, c] = W[taps−1−t, c, n], both in panels. For a linear layer, taps = 1, it
@@ -21,7 +21,7 @@ impl Op for TransposeWeight {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        let [k, n] = expect_weight(self.name(), inputs[0])?;
+        let [k, n] = expect_weight(self.name(), inputs[0], DType::F32)?;
         if self.taps == 0 || k % self.taps != 0 {
             return Err(Error::shape(self.name(), format!("{} has no {} taps", inputs[0], self.taps)));
         }

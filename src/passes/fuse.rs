@@ -103,7 +103,7 @@ fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<
     let plain = *first == Epilogue { activation: act, ..Epilogue::bias() } && *second == Epilogue::bias() && slot == 0;
     let inputs = [&source.inputs[..1], &from.inputs[1..], &node.inputs[1..]].concat();
     let op = TimestepMlp { embedding, act, label: false };
-    // The whole of it has no kernel for f16 weights.
+    // The whole of it has no kernel for f16.
     let plain = plain && [from, node].iter().all(|n| graph.ty(n.inputs[1]).dtype == DType::F32);
     plain.then(|| (from.inputs[0], Arc::new(op) as _, inputs))
 }

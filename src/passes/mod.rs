@@ -1,6 +1,7 @@
-//! Passes over graphs: reverse mode, simplification and fusion, verification, memory planning.
+//! Passes over graphs: reverse mode, simplification and fusion, verification, storage in f16, memory planning.
 
 pub mod autodiff;
 pub mod fuse;
 pub mod plan;
+pub mod storage;
 pub mod verify;

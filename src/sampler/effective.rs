@@ -110,7 +110,7 @@ fn answers(sampler: &mut Sampler, ladder: &Ladder, path: &[Vec<f32>], device: &D
         return Err(Error::shape("latents", "must have 4 dimensions"));
     };
     let request = &sampler.request;
-    let built = request.build(sampler.model, &request.spec(batch, height, width), None)?;
+    let built = request.build(sampler.model, &request.spec(batch, height, width), None, &device.target())?;
     let conditional = Denoiser { network: &built, weights: "main", inputs: "cond", scales: "main" };
     let operator = |denoiser| Operator { denoiser, guidance: Guidance::default(), guide: None };
     let operators = [operator(conditional), operator(Denoiser { inputs: "uncond", ..conditional })];

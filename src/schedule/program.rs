@@ -1,9 +1,11 @@
 //! Programs: a graph lowered for one device, with every tensor at its place in the arena.
 
 use crate::device::ALIGN;
-use crate::graph::{Arg, Args, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Scalar, Shader, Target, Value, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Scalar, Shader, Signature, Target, Value, wgsl,
+};
 use crate::passes::plan::{Block, Plan, plan};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,10 +51,16 @@ impl Buffers {
         self.push(name.as_ref().into(), ty, offset)
     }
 
-    /// A buffer inside another one: `skip` elements from its start.
+    /// A buffer inside another one: `skip` elements from its start. Numbers of less than 4 bytes begin at a multiple of
+    /// [`ALIGN`](crate::device::ALIGN) bytes.
     pub fn view(&mut self, parent: BufferId, name: impl AsRef<str>, skip: usize, ty: TensorType) -> Result<BufferId> {
         let p = self.get(parent);
         let offset = p.offset + skip * p.ty.dtype.size();
+        if ty.dtype.size() < 4 && !offset.is_multiple_of(ALIGN) {
+            let reason =
+                format!("{ty} at element {skip} of `{}`: views of it begin at multiples of {ALIGN} bytes", p.name);
+            return Err(Error::Verify { pass: "buffers", reason });
+        }
         if offset + ty.bytes() > p.offset + p.bytes() {
             let reason = format!("{ty} at element {skip} does not lie inside `{}` ({})", p.name, p.ty);
             return Err(Error::Verify { pass: "buffers", reason });
@@ -141,8 +149,8 @@ pub struct Command {
     pub flat: Option<Flat>,
     /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
-    /// Arguments that hold outputs of the op, whole after this launch.
-    pub outputs: Vec<usize>,
+    /// Arguments that hold outputs of the op, whole after this launch, and their types.
+    pub outputs: Vec<(usize, DType)>,
     /// Arguments that go on behind what the launch sees of them, see [`Launch::part`].
     pub partial: Vec<usize>,
     pub op: &'static str,
@@ -276,7 +284,9 @@ impl<'a> Compiler<'a> {
     fn new(graph: &'a Graph, target: Target, options: Options) -> Result<Self> {
         let n = graph.values().len();
         let lower = |node: &Node| {
-            let launches = if node.op.is_view() { Ok(vec![]) } else { node.op.lower(&graph.signature(node), &target) };
+            let io = graph.signature(node);
+            check_types(node, &io, &target)?;
+            let launches = if node.op.is_view() { Ok(vec![]) } else { node.op.lower(&io, &target) };
             launches.map_err(|e| match e {
                 Error::Shape { op, reason } => Error::Shape { op: format!("{} ({op})", node.scope), reason },
                 e => e,
@@ -531,7 +541,7 @@ impl<'a> Compiler<'a> {
                                 writes.push(args.len());
                             }
                             if !after.iter().any(|b| launch.shares(a, b)) {
-                                outputs.push(args.len());
+                                outputs.push((args.len(), self.graph.ty(node.outputs[*k]).dtype));
                             }
                             self.slice(node.outputs[*k], buffers, plan)?
                         }
@@ -580,6 +590,19 @@ impl<'a> Compiler<'a> {
     }
 }
 
+/// Fails where a node's numbers are stored as its op cannot take them on the target.
+fn check_types(node: &Node, io: &Signature, target: &Target) -> Result<()> {
+    let types = || io.inputs.iter().chain(&io.outputs).map(|ty| ty.dtype);
+    let short = types().find(|dtype| matches!(dtype, DType::F16 | DType::Bf16));
+    match short {
+        Some(dtype) if dtype == DType::Bf16 || !node.op.takes_f16(target) => {
+            let what = format!("`{}` ({}) in {dtype} on this {} device", node.op.name(), node.scope, target.name());
+            Err(Error::unsupported(what, "store its numbers as f32; `passes::storage` casts where an op needs it"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A launch at its places; what it belongs to is left open.
 fn command(launch: Launch, args: Vec<Slice>) -> Command {
     let mut scalars = launch.scalars;
@@ -609,5 +632,5 @@ fn copy(target: Target, from: Slice, to: Slice) -> Command {
         }
     };
     let cost = Cost { flops: 0, bytes: 2 * from.bytes as u64 };
-    Command { writes: vec![1], outputs: vec![1], op: "copy", cost, ..command(launch, vec![from, to]) }
+    Command { writes: vec![1], outputs: vec![], op: "copy", cost, ..command(launch, vec![from, to]) }
 }

@@ -4,8 +4,10 @@ use super::engine::{Engine, engine, place};
 use super::{BufferId, Command, Mark, Program, Schedule, Slice, Space, Step};
 use crate::device::{ALIGN, Device, HostWork};
 use crate::graph::Region;
+use crate::tensor::DType;
 use crate::{Error, Result};
 use bytemuck::Pod;
+use half::f16;
 use std::ops::Range;
 
 /// What the host is told while a schedule runs.
@@ -296,14 +298,14 @@ impl Session {
     }
 
     /// Fails if a launch left a number that is none. Indices, seeds and labels are small integers or hashes that launches
-    /// only read; what they write are f32.
+    /// only read; what they write are f32 or f16.
     fn check_finite(&mut self, program: usize, number: usize) -> Result<()> {
         let (schedule, engine) = (&self.schedule, &mut self.engine);
         let (program, command) = (&schedule.programs[program], &schedule.programs[program].commands[number]);
-        for slice in command.outputs.iter().filter_map(|w| command.args.get(*w)) {
-            let mut bad = None;
+        for (argument, dtype) in &command.outputs {
+            let (slice, mut bad) = (&command.args[*argument], None);
             engine.look(place(schedule, slice), slice.bytes, &mut |bytes| {
-                bad = bad.or_else(|| bytemuck::cast_slice::<u8, f32>(bytes).iter().copied().find(|v| !v.is_finite()));
+                bad = bad.or_else(|| not_finite(*dtype, bytes));
             })?;
             if let Some(value) = bad {
                 let what = format!("{}: the output of {} ({})", program.name, command.op, command.scope);
@@ -322,6 +324,14 @@ impl Session {
     pub fn wgpu_buffer(&self, id: BufferId) -> Result<(wgpu::Buffer, u64)> {
         let buffer = self.schedule.buffers.get(id);
         self.engine.wgpu_buffer(buffer.offset, buffer.bytes())
+    }
+}
+
+/// The first number that is none.
+fn not_finite(dtype: DType, bytes: &[u8]) -> Option<f32> {
+    match dtype {
+        DType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).iter().map(|v| v.to_f32()).find(|v| !v.is_finite()),
+        _ => bytemuck::cast_slice::<u8, f32>(bytes).iter().copied().find(|v| !v.is_finite()),
     }
 }
 

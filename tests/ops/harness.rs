@@ -3,7 +3,7 @@
 use half::f16;
 use langevin::Device;
 use langevin::graph::{Graph, Op, Target, Value, WgpuTarget};
-use langevin::ops::Affine;
+use langevin::ops::{Affine, Cast};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
@@ -117,6 +117,8 @@ pub struct Case<'a> {
     pub reference: Reference<'a>,
     /// Relative bound on outputs, by norm.
     pub bound: f64,
+    /// Relative bound on outputs, by norm, where numbers are stored as f16; inputs are rounded before.
+    pub f16_bound: f64,
     /// Relative bound on gradients, by norm.
     pub grad_bound: f64,
     /// Which outputs are differentiated through (all f32 ones by default).
@@ -136,6 +138,7 @@ impl<'a> Case<'a> {
             inputs,
             reference: Box::new(reference),
             bound: 1e-5,
+            f16_bound: 1e-3,
             grad_bound: 1e-4,
             differentiate_outputs: vec![0],
         }
@@ -147,60 +150,49 @@ impl<'a> Case<'a> {
         self
     }
 
-    /// Runs the op on every device under poison, against the reference; then its gradients mid-graph.
+    /// Runs the op on every device under poison, against the reference; then its gradients mid-graph; then, if it takes them,
+    /// with numbers stored as f16.
     pub fn check(&self) {
-        let tensors: Vec<Tensor> =
-            self.inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
+        self.check_outputs(DType::F32, self.bound);
+        if !self.differentiate_outputs.is_empty() {
+            self.check_gradients();
+        }
+        if self.op.takes_f16(&Target::Wgpu(WgpuTarget { f16: true, ..Default::default() })) {
+            self.check_outputs(DType::F16, self.f16_bound);
+        }
+    }
+
+    /// The inputs' numbers, rounded as a type stores them.
+    fn tensors(&self, dtype: DType) -> Vec<Tensor> {
+        let round = |ty: &TensorType, v: f64| match (ty.dtype, dtype) {
+            (DType::F32, DType::F16) => f16::from_f64(v).to_f64(),
+            _ => v,
+        };
+        let tensor = |i: &Input| Tensor::new(i.ty.shape.clone(), i.data.iter().map(|v| round(&i.ty, *v)).collect());
+        self.inputs.iter().map(tensor).collect()
+    }
+
+    fn check_outputs(&self, dtype: DType, bound: f64) {
+        let tensors = self.tensors(dtype);
         let expected = (self.reference)(&tensors);
         // Outputs: the op's own inputs are computed values (not buffers), so in-place and lifetimes are exercised.
         let mut g = Graph::new();
-        let inputs = self.declare(&mut g);
+        let mut inputs = self.declare(&mut g);
+        if dtype == DType::F16 {
+            inputs.iter_mut().for_each(|v| *v = cast(&mut g, *v, DType::F32, DType::F16));
+        }
         let outs = g.apply_arc(self.op.clone(), &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         for (i, out) in outs.iter().enumerate() {
-            g.output(format!("out{i}"), *out);
+            let out = cast(&mut g, *out, DType::F16, DType::F32);
+            g.output(format!("out{i}"), out);
         }
         assert_eq!(expected.len(), outs.len(), "{}: the reference must give every output", self.name);
-        for (device, got) in self.run(&g, &[]) {
+        for (device, got) in self.run(&g, &tensors, &[]) {
             for (i, (e, out)) in expected.iter().zip(&outs).enumerate() {
                 assert_eq!(e.shape, g.shape(*out), "{}: shape of output {i}", self.name);
                 let err = relative(&got[&format!("out{i}")], &e.data);
-                let name = format!("{} on {device}", self.name);
-                assert!(err <= self.bound, "{name}: output {i} is off by {err:.2e} (bound {:.1e})", self.bound);
-            }
-        }
-        if !self.differentiate_outputs.is_empty() {
-            self.check_gradients(&tensors);
-        }
-        let halves = |i: &usize| self.op.takes_f16(*i) && self.inputs[*i].ty.dtype == DType::F32;
-        (0..self.inputs.len()).filter(halves).for_each(|i| self.check_f16(i, &tensors, &expected));
-    }
-
-    /// An input stored as f16, where a device has it: as good as f32 for numbers that f16 holds, near enough for others.
-    fn check_f16(&self, input: usize, tensors: &[Tensor], expected: &[Tensor]) {
-        let mut half = tensors.to_vec();
-        half[input].data.iter_mut().for_each(|v| *v = f16::from_f64(*v).to_f64());
-        let exact = (self.reference)(&half);
-        let mut inputs = self.inputs.clone();
-        inputs[input].ty.dtype = DType::F16;
-        let case = Case {
-            inputs,
-            reference: Box::new(|_| vec![]),
-            op: self.op.clone(),
-            name: format!("{} with f16 weights", self.name),
-            differentiate_outputs: vec![],
-            ..*self
-        };
-        let mut g = Graph::new();
-        let values = case.declare(&mut g);
-        for (i, out) in g.apply_arc(case.op.clone(), &values).unwrap().into_iter().enumerate() {
-            g.output(format!("out{i}"), out);
-        }
-        for (device, got) in case.run(&g, &[]) {
-            for (i, (exact, expected)) in exact.iter().zip(expected).enumerate() {
-                let got = &got[&format!("out{i}")];
-                let (off, rounded) = (relative(got, &exact.data), relative(got, &expected.data));
-                assert!(off <= self.bound, "{} on {device}: output {i} is off by {off:.2e}", case.name);
-                assert!(rounded <= 1e-2, "{} on {device}: output {i} is off by {rounded:.2e}", case.name);
+                let name = format!("{} in {dtype} on {device}", self.name);
+                assert!(err <= bound, "{name}: output {i} is off by {err:.2e} (bound {bound:.1e})");
             }
         }
     }
@@ -217,7 +209,8 @@ impl<'a> Case<'a> {
             .collect()
     }
 
-    fn check_gradients(&self, tensors: &[Tensor]) {
+    fn check_gradients(&self) {
+        let tensors = &self.tensors(DType::F32);
         let mut g = Graph::new();
         let inputs = self.declare(&mut g);
         let outs = g.apply_arc(self.op.clone(), &inputs).unwrap();
@@ -242,7 +235,7 @@ impl<'a> Case<'a> {
         for (o, data) in self.differentiate_outputs.iter().zip(&seed_data) {
             extra.push((format!("dy{o}"), data.clone()));
         }
-        let results = self.run(&g, &extra);
+        let results = self.run(&g, tensors, &extra);
         for i in &wanted {
             let expected = self.finite_differences(tensors, *i, &seed_data);
             for (device, got) in &results {
@@ -281,9 +274,8 @@ impl<'a> Case<'a> {
     }
 
     /// Every output of the graph on every device.
-    fn run(&self, g: &Graph, extra: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
-        let data: Vec<(String, Vec<f64>)> = self
-            .inputs
+    fn run(&self, g: &Graph, inputs: &[Tensor], extra: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
+        let data: Vec<(String, Vec<f64>)> = inputs
             .iter()
             .enumerate()
             .map(|(i, x)| (format!("in{i}"), x.data.clone()))
@@ -294,11 +286,17 @@ impl<'a> Case<'a> {
     }
 }
 
+/// A value of type `from` as `to`; others as they are.
+fn cast(g: &mut Graph, value: Value, from: DType, to: DType) -> Value {
+    if g.ty(value).dtype == from { g.apply(Cast(to), &[value]).unwrap() } else { value }
+}
+
 /// The outputs of a graph by name, row-major in f64.
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
-/// hardware, with its subgroups and without. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` makes it a failure. Shaders are validated in any case.
+/// hardware, with its subgroups and without. What stores f16 runs on adapters that have it. A missing adapter is printed;
+/// `LANGEVIN_REQUIRE=wgpu` (or `f16`) makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     let f16 = g.values().iter().any(|v| v.ty.dtype == DType::F16);
     let kinds = [(false, false), (false, true), (true, false)];
@@ -313,11 +311,12 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
             }
         }
     }
-    // The CPU device computes with f32 alone, and says so.
-    let mut places = if f16 { vec![] } else { vec![(Device::Cpu, Target::Cpu)] };
+    let on_cpu = !f16 || g.nodes().iter().all(|n| n.op.takes_f16(&Target::Cpu));
+    let mut places = if on_cpu { vec![(Device::Cpu, Target::Cpu)] } else { vec![] };
     match adapter() {
-        Ok(device) if f16 && !matches!(device.target(), Target::Wgpu(WgpuTarget { f16: true, .. })) => {
-            eprintln!("{name}: not run on wgpu: the adapter has no f16")
+        Ok(device) if f16 && !device.target().has_f16() => {
+            assert!(!required("f16"), "LANGEVIN_REQUIRE asks for f16, which the adapter does not have");
+            eprintln!("{name}: not run in f16, which the adapter does not have");
         }
         Ok(device) => {
             if let Target::Wgpu(target @ WgpuTarget { software: true, .. }) = device.target() {
@@ -334,14 +333,18 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     places
 }
 
+/// True if `LANGEVIN_REQUIRE` has a word.
+fn required(word: &str) -> bool {
+    std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|w| w == word))
+}
+
 /// The wgpu device, or why there is none.
 fn adapter() -> Result<Device, &'static str> {
     static FOUND: std::sync::OnceLock<Result<Device, String>> = std::sync::OnceLock::new();
     let found = FOUND.get_or_init(|| Device::wgpu().map_err(|e| e.to_string()));
-    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
     match found {
         Ok(device) => Ok(device.clone()),
-        Err(reason) if required => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
+        Err(reason) if required("wgpu") || required("f16") => panic!("LANGEVIN_REQUIRE asks for wgpu: {reason}"),
         Err(reason) => Err(reason),
     }
 }

@@ -6,6 +6,7 @@ mod wgsl;
 
 mod activation;
 mod attention;
+mod cast;
 mod concat;
 mod conv2d;
 mod cross_entropy;

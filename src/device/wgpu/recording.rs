@@ -50,7 +50,7 @@ const _: () = assert!(ALIGN == 4 * PLACES);
 struct Stretch {
     launch: usize,
     grid: [u32; 3],
-    /// What is added to the place of an argument that is cut, and what is left of it; in bytes.
+    /// Which elements of an argument that is cut: the first, and how many.
     cut: Option<(usize, usize)>,
     scalars: Vec<u32>,
 }
@@ -149,20 +149,26 @@ fn cut(gpu: &Gpu, number: usize, launch: &Bound) -> Result<Vec<Stretch>> {
     let (Some(flat), true) = (launch.flat, sizes().any(|(_, bytes)| large(bytes))) else {
         return Ok(vec![Stretch { launch: number, grid: launch.grid, cut: None, scalars }]);
     };
-    // Whole groups, and whole alignments, so that every stretch of an argument starts like its first.
-    let unit = flat.per_group.max(ALIGN / 4);
-    let step = (most - ALIGN) / 4 / unit * unit;
+    // Whole groups, and whole alignments of numbers of 2 or 4 bytes, so that every stretch of an argument starts like its first.
+    let unit = flat.per_group.max(ALIGN / 2);
+    let widest = flat.arguments.iter().map(|i| element_bytes(flat, launch.places[*i].1)).max().unwrap_or(4);
+    let step = (most - ALIGN) / widest / unit * unit;
     if step == 0 {
-        return Err(too_large(flat.arguments[0], 4 * unit + ALIGN));
+        return Err(too_large(flat.arguments[0], widest * unit + ALIGN));
     }
     let stretches = (0..flat.elements).step_by(step).map(|start| {
         let count = step.min(flat.elements - start);
         let mut scalars = scalars.clone();
         scalars[..2].copy_from_slice(&[count as u32, start as u32]);
         let grid = target.grid(count.div_ceil(flat.per_group));
-        Stretch { launch: number, grid, cut: Some((4 * start, 4 * count)), scalars }
+        Stretch { launch: number, grid, cut: Some((start, count)), scalars }
     });
     Ok(stretches.collect())
+}
+
+/// Bytes of an element of an argument that is cut: it has as many elements as the launch. (A copy's last word may be half there.)
+fn element_bytes(flat: &Flat, bytes: usize) -> usize {
+    bytes.div_ceil(flat.elements.max(1))
 }
 
 /// All scalars in one buffer, and where those of each stretch start.
@@ -195,7 +201,10 @@ fn bind(
     for (i, (offset, bytes)) in launch.places.iter().enumerate() {
         let is_cut = launch.flat.is_some_and(|f| f.arguments.contains(&i));
         let (offset, bytes) = match stretch.cut.filter(|_| is_cut) {
-            Some((skip, count)) => (offset + skip, count),
+            Some((start, count)) => {
+                let each = launch.flat.map_or(4, |flat| element_bytes(flat, *bytes));
+                (offset + each * start, each * count)
+            }
             None => (*offset, *bytes),
         };
         let start = offset / ALIGN * ALIGN;

@@ -17,6 +17,8 @@ const SUBMIT: usize = 256;
 const AHEAD: usize = 4;
 /// Bytes that a read-back or a bounced copy moves at a time, at most.
 const PIECE: usize = 1 << 26;
+/// Copies and writes of a queue are of whole words. Values are padded to more, so that the bytes behind them are free.
+const WORD: usize = wgpu::COPY_BUFFER_ALIGNMENT as usize;
 /// Launches timed in one submission: a query set holds 4096 timestamps.
 const TIMED: usize = 2048;
 
@@ -139,6 +141,7 @@ impl Stream {
 
     /// Copies bytes of the arena to another place in it; the two may overlap.
     pub fn copy(&mut self, arena: &Arena, from: usize, to: usize, bytes: usize) -> Result<()> {
+        let bytes = bytes.next_multiple_of(WORD);
         let ((source, start), (target, end)) = (arena.find(from, bytes)?, arena.find(to, bytes)?);
         if source != target {
             self.encoder().copy_buffer_to_buffer(source, start, target, end, bytes as u64);
@@ -166,7 +169,8 @@ impl Stream {
         let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
         let piece = self.piece();
         for skip in (0..bytes).step_by(piece) {
-            let count = (bytes - skip).min(piece);
+            let shown = (bytes - skip).min(piece);
+            let count = shown.next_multiple_of(WORD);
             let mapped = take(&mut self.mapped, &self.gpu, "read-back", count, usage)?;
             let (from, at) = arena.find(offset + skip, count)?;
             self.encoder().copy_buffer_to_buffer(from, at, &mapped, 0, count as u64);
@@ -176,7 +180,7 @@ impl Stream {
             self.under_way.clear();
             self.gpu.wait(None)?;
             let failed = |e| crate::Error::Device { device: super::NAME, reason: format!("reading back: {e}") };
-            see(&slice.get_mapped_range().map_err(failed)?);
+            see(&slice.get_mapped_range().map_err(failed)?[..shown]);
             mapped.unmap();
             self.mapped = Some(mapped);
         }
@@ -193,6 +197,7 @@ impl Stream {
 
     /// Writes the first `bytes` of `host`.
     fn write(&mut self, arena: &Arena, offset: usize, bytes: usize) -> Result<()> {
+        let bytes = bytes.next_multiple_of(WORD);
         // What the queue writes comes before what is submitted later.
         self.submit()?;
         let (buffer, at) = arena.find(offset, bytes)?;
