@@ -191,7 +191,12 @@ impl Case {
         let expected = self.expected.get("denoised").unwrap_or_else(|| &self.expected["sample"]);
         let [off, size] = distance(&self.to_file(built, graph, got, built.output), &expected.data);
         let stored = graph.values().iter().any(|v| v.ty.dtype == DType::F16);
-        assert!(off <= if stored { STORED } else { OUTPUT } * size, "{}: the output is off by {:.1e}", self.name, off / size);
+        assert!(
+            off <= if stored { STORED } else { OUTPUT } * size,
+            "{}: the output is off by {:.1e}",
+            self.name,
+            off / size
+        );
         off / size
     }
 
