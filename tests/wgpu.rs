@@ -4,15 +4,17 @@
 
 mod support;
 
+use half::f16;
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
 use langevin::ops::{
-    Activation, Affine, Binary, Broadcast, Concat, Conv2d, DiffusionUpdate, Dropout, Embedding, Epilogue, Gate,
+    Activation, Affine, Binary, Broadcast, Cast, Concat, Conv2d, DiffusionUpdate, Dropout, Embedding, Epilogue, Gate,
     GatherGrad, GradNorm, GroupNorm, Linear, Optimizer, OptimizerKind, Pad, Padding, Random, RandomKind, Resample,
     SampleMix,
 };
+use langevin::sampler::SampleRequest;
 use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
 use langevin::tensor::{DType, TensorType};
-use langevin::{Device, Error, Result};
+use langevin::{Device, Error, Model, Result};
 use pollster::block_on;
 use support::wgpu as device;
 
@@ -23,7 +25,8 @@ fn narrow(binding: u64, buffer: u64) -> Option<Device> {
     let adapter = block_on(instance.enumerate_adapters(wgpu::Backends::all())).into_iter().next()?;
     let required_limits =
         wgpu::Limits { max_storage_buffer_binding_size: binding, max_buffer_size: buffer, ..adapter.limits() };
-    let description = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+    let required_features = adapter.features() & wgpu::Features::SHADER_F16;
+    let description = wgpu::DeviceDescriptor { required_limits, required_features, ..Default::default() };
     let (device, queue) = block_on(adapter.request_device(&description)).unwrap();
     Some(Device::from_wgpu(adapter.get_info(), device, queue).unwrap())
 }
@@ -63,6 +66,90 @@ fn large_arrays_are_cut_and_a_large_arena_lies_in_several_buffers() {
         session.run(&mut |_, _| Ok(())).unwrap();
         let got = read(&mut session, "sum");
         assert!(got.iter().enumerate().all(|(i, v)| *v == 2.0 * i as f32 + 1.5), "poisoned: {poisoned}");
+    }
+}
+
+/// Stretches of arrays of 2 and of 4 bytes an element begin at the same elements.
+#[test]
+fn large_arrays_of_f16_are_cut() {
+    let (Some(_), Some(device)) = (support::wgpu_f16(), narrow(1 << 16, 1 << 20)) else { return };
+    let n = 200_003;
+    let mut g = Graph::new();
+    let (a, b) = (g.input("a", TensorType::f32([n])), g.input("b", TensorType::f32([n])));
+    let [a, b] = [a, b].map(|v| g.apply(Cast(DType::F16), &[v]).unwrap());
+    let scaled = g.apply(Affine { scale: 2.0, shift: 1.0 }, &[a]).unwrap();
+    let sum = g.apply(Binary::Add, &[scaled, b]).unwrap();
+    let sum = g.apply(Cast(DType::F32), &[sum]).unwrap();
+    g.output("sum", sum);
+    let mut session = session(&device, &g).unwrap().poisoned();
+    session.check_numerics(true);
+    // f16 has them exactly, and 997 is no stretch.
+    let number = |i: usize| (i % 997) as f32;
+    write(&mut session, "a", &(0..n).map(number).collect::<Vec<_>>());
+    write(&mut session, "b", &vec![0.5; n]);
+    session.run(&mut |_, _| Ok(())).unwrap();
+    let got = read(&mut session, "sum");
+    // Above 1024 f16 has no halves, and rounds 1.5 to the even neighbour or off.
+    let off = got.iter().enumerate().position(|(i, v)| (*v - (2.0 * number(i) + 1.5)).abs() > 0.5);
+    assert_eq!(off, None, "{:?}", off.map(|i| got[i]));
+}
+
+/// Numbers of 2 bytes in odd numbers are no whole words.
+#[test]
+fn buffers_of_f16_are_written_and_read() {
+    let Some(device) = support::wgpu_f16() else { return };
+    let mut buffers = Buffers::new();
+    let short = |n: usize| TensorType { dtype: DType::F16, ..TensorType::f32([n]) };
+    let ids = [3, 1, 5].map(|n| buffers.declare(format!("of {n}"), short(n)));
+    assert!(buffers.view(ids[2], "inside", 1, short(2)).is_err());
+    let mut session = Session::new(device, Schedule::new("f16", buffers)).unwrap();
+    let numbers = [1.0, -2.0, 0.5, 65504.0, 1.0 / 3.0].map(f16::from_f32);
+    for (id, n) in ids.into_iter().zip([3, 1, 5]) {
+        session.write(id, &numbers[..n]).unwrap();
+    }
+    for (id, n) in ids.into_iter().zip([3, 1, 5]) {
+        assert_eq!(session.read::<f16>(id).unwrap(), numbers[..n]);
+    }
+}
+
+/// An infinite number in f16 is found where it was made.
+#[test]
+fn numerics_of_f16_are_checked() {
+    let Some(device) = support::wgpu_f16() else { return };
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([3]));
+    let short = g.apply(Cast(DType::F16), &[x]).unwrap();
+    let large = g.scoped("layer", |g| g.apply(Binary::Mul, &[short, short])).unwrap();
+    let y = g.apply(Cast(DType::F32), &[large]).unwrap();
+    g.output("y", y);
+    let mut session = session(&device, &g).unwrap();
+    session.check_numerics(true);
+    write(&mut session, "x", &[1.0, 2.0, 300.0]);
+    let error = session.run(&mut |_, _| Ok(())).unwrap_err();
+    assert!(matches!(&error, Error::NotFinite { what, .. } if what.contains("mul (layer)")), "{error}");
+}
+
+/// A sampler with its network in f16: about the images of f32, its latents f32, its weights half as large.
+#[test]
+fn a_sampler_stores_its_network_as_f16() {
+    let Some(device) = support::wgpu_f16() else { return };
+    for name in ["mnist-dit", "mnist-unet"] {
+        let model = Model::open(name).unwrap();
+        let [(full, full_bytes), (short, short_bytes)] = [DType::F32, DType::F16].map(|dtype| {
+            let request = SampleRequest { n: 2, steps: 4, dtype, ..SampleRequest::new(&model) };
+            let mut sampler = request.prepare(&model, device.clone()).unwrap();
+            let images = sampler.run(&mut |_| Ok(())).unwrap();
+            let buffers = &sampler.schedule().buffers;
+            for reg in ["latents", "x", "row"] {
+                assert_eq!(buffers.get(buffers.find(reg).unwrap()).ty.dtype, DType::F32, "{name}: {reg}");
+            }
+            (images.data, sampler.schedule().arena_bytes())
+        });
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
+        let off = norm(&mut full.iter().zip(&short).map(|(a, b)| a - b)) / norm(&mut full.iter().copied());
+        println!("{name}: images differ by {off:.1e}, arenas of {full_bytes} and {short_bytes} bytes");
+        assert!(off > 0.0 && off < 2e-2, "{name}: images differ by {off:.1e}");
+        assert!((short_bytes as f64) < 0.6 * full_bytes as f64, "{name}: {short_bytes} of {full_bytes} bytes");
     }
 }
 

@@ -258,6 +258,19 @@ mod tests {
     }
 
     #[test]
+    fn weights_are_written_in_the_arenas_type() {
+        let ty = TensorType { dtype: DType::F16, ..TensorType::panels([3, 2]) };
+        let p = parameter(&[2, 3], ty, Import::Transpose);
+        let mut place = vec![0xFF; p.ty.bytes()];
+        p.write(&[1.0, 2.0, 3.0, -0.5, 1e-9, f32::INFINITY], &mut place).unwrap();
+        let stored: &[f16] = bytemuck::cast_slice(&place);
+        assert_eq!([0, 1, 2].map(|row| stored[p.ty.index(row, 0)].to_f32()), [1.0, 2.0, 3.0]);
+        assert_eq!([0, 1, 2].map(|row| stored[p.ty.index(row, 1)].to_f32()), [-0.5, 0.0, f32::INFINITY]);
+        let refused = p.write(&[1.0, 7e4, 3.0, 4.0, 5.0, 6.0], &mut place).unwrap_err().to_string();
+        assert!(["block.to_q.weight", "70000", "65504"].iter().all(|w| refused.contains(w)), "{refused}");
+    }
+
+    #[test]
     fn shapes_and_former_names() {
         let p = parameter(&[18, 3], TensorType::panels([3, 18]), Import::Transpose);
         assert!(p.accepts(&[18, 3, 1, 1]) && !p.accepts(&[3, 18]));

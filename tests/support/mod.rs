@@ -4,6 +4,7 @@
 
 use langevin::Device;
 use std::io::Write;
+use std::path::Path;
 
 /// A class-conditional UNet for 8×8 grey images.
 pub const UNET: &str = r#"{
@@ -49,8 +50,6 @@ pub fn wgpu_f16() -> Option<Device> {
         }
     }
 }
-use std::path::Path;
-
 /// A safetensors file from its header text and data.
 pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     raw_safetensors(header.len() as u64, header.as_bytes(), data)
