@@ -228,7 +228,8 @@ impl Op for Linear {
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launch = |rows: Range<usize>| {
                     let launch = self.shader_launch(shader.clone(), target, [rows.len(), n, k, per_sample]);
-                    self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n)
+                    let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
+                    if cut { part } else { part.see_all() }
                 };
                 stretches.map(launch).collect()
             }
