@@ -386,15 +386,21 @@ fn model_folder(path: &Path) -> PathBuf {
     if !path.join("config.json").is_file() && inner.is_dir() { inner } else { path.to_owned() }
 }
 
+/// Networks of presets that no embedded model has.
+const PRESET_NETWORKS: [(&str, &str); 2] = [
+    ("edm-cifar10", include_str!("../presets/edm-cifar10.json")),
+    ("cifar-pair", include_str!("../presets/cifar-pair.json")),
+];
+
 /// The text of a network's configuration and what to call it in errors: of a config.json, of the one in a model's or a run's
-/// folder, of an embedded model, or of the preset `edm-cifar10`.
+/// folder, of an embedded model, or of a preset's network: `edm-cifar10`, `cifar-pair`.
 pub fn network_text(network: &Path) -> Result<(String, PathBuf)> {
     let named = |name: &str| Path::new(name) == network && !network.exists();
     if let Some(embedded) = Embedded::ALL.into_iter().find(|e| named(e.name())) {
         return Ok((embedded.config().to_owned(), network.to_owned()));
     }
-    if named("edm-cifar10") {
-        return Ok((include_str!("../presets/edm-cifar10.json").to_owned(), network.to_owned()));
+    if let Some((_, text)) = PRESET_NETWORKS.iter().find(|(name, _)| named(name)) {
+        return Ok(((*text).to_owned(), network.to_owned()));
     }
     let path = if network.is_dir() { model_folder(network).join("config.json") } else { network.to_owned() };
     let text = read_text(&path)?;

@@ -128,7 +128,7 @@ fn square(seed: u64, watch: &mut Watch) -> Result<Table> {
         let (name, way) = match lambda {
             None => ("strong".into(), Way::Strong),
             Some(_) => (
-                format!("W2SD, weak {weak}, {} of {STEPS} steps reflect", lambda.unwrap_or_default()),
+                format!("W2SD, weak {weak:?}, {} of {STEPS} steps reflect", lambda.unwrap_or_default()),
                 Way::W2sd(Reflection { lambda, ..Reflection::default() }),
             ),
         };
@@ -174,7 +174,7 @@ fn densities(request: &Request, clouds: &Clouds<1>) -> Result<Picture> {
 
 /// Some samples of the square.
 fn corners(request: &Request) -> Result<Picture> {
-    const SHOWN: usize = 600;
+    const SHOWN: usize = 300;
     let w2sd = Way::W2sd(Reflection::default());
     let clouds = [("strong", Way::Strong), ("weak", Way::Weak), ("W2SD", w2sd), ("S2WD", Way::S2wd)].into_iter().map(
         |(name, way)| {

@@ -12,19 +12,22 @@ use rayon::prelude::*;
 const STD: f64 = 0.8;
 /// Distance of the modes from the axes.
 const MODE: f64 = 4.0;
+/// The most modes.
+const MODES: usize = 4;
 /// Samples of a task.
 const TASK: usize = 1024;
 
-/// Modes in `D` dimensions with their weights.
+/// Modes in `D` dimensions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mixture<const D: usize> {
+    /// At most [`MODES`], each with the logarithm of its weight.
     modes: Vec<([f64; D], f64)>,
 }
 
 impl Mixture<1> {
     /// Modes at -4 and 4, the left one of this weight.
     pub fn line(left: f64) -> Self {
-        Mixture { modes: vec![([-MODE], left), ([MODE], 1.0 - left)] }
+        Mixture { modes: vec![([-MODE], left.ln()), ([MODE], (1.0 - left).ln())] }
     }
 }
 
@@ -33,7 +36,7 @@ impl Mixture<2> {
     pub fn square(light: f64) -> Self {
         let corners = [[-MODE, -MODE], [-MODE, MODE], [MODE, -MODE], [MODE, MODE]];
         let weight = |i: usize| if i == 0 { light } else { (1.0 - light) / 3.0 };
-        Mixture { modes: corners.iter().enumerate().map(|(i, c)| (*c, weight(i))).collect() }
+        Mixture { modes: corners.iter().enumerate().map(|(i, c)| (*c, weight(i).ln())).collect() }
     }
 }
 
@@ -41,16 +44,18 @@ impl<const D: usize> Mixture<D> {
     /// The noise that the best noise predictor sees in `x` at `alpha_bar`: `-sqrt(1 - alpha_bar)` times the score.
     fn noise(&self, x: &[f64; D], alpha_bar: f64) -> [f64; D] {
         let (alpha, variance) = (alpha_bar.sqrt(), alpha_bar * STD * STD + 1.0 - alpha_bar);
-        let log = |(mode, weight): &([f64; D], f64)| {
+        // Logarithms of the modes' shares of `x`, up to a constant.
+        let mut logs = [f64::NEG_INFINITY; MODES];
+        for (log, (mode, weight)) in logs.iter_mut().zip(&self.modes) {
             let square: f64 = mode.iter().zip(x).map(|(m, x)| (x - alpha * m).powi(2)).sum();
-            weight.ln() - square / (2.0 * variance)
-        };
-        let greatest = self.modes.iter().map(log).fold(f64::NEG_INFINITY, f64::max);
+            *log = weight - square / (2.0 * variance);
+        }
+        let greatest = logs.into_iter().fold(f64::NEG_INFINITY, f64::max);
         let (mut sum, mut mean) = (0.0, [0.0; D]);
-        for mode in &self.modes {
-            let share = (log(mode) - greatest).exp();
+        for (log, (mode, _)) in logs.iter().zip(&self.modes) {
+            let share = (log - greatest).exp();
             sum += share;
-            mean.iter_mut().zip(mode.0).for_each(|(mean, m)| *mean += share * m);
+            mean.iter_mut().zip(mode).for_each(|(mean, m)| *mean += share * m);
         }
         std::array::from_fn(|d| (1.0 - alpha_bar).sqrt() * (x[d] - alpha * mean[d] / sum) / variance)
     }

@@ -3,24 +3,32 @@
 //! ```no_run
 //! use langevin::reproduce::{Part, Request};
 //!
-//! let request = Request { parts: vec![Part::Analytic], ..Request::new("report") };
+//! let request = Request { parts: vec![Part::Analytic], ..Request::new("report")? };
 //! let report = request.run(&mut |_| Ok(()))?;
 //! println!("{}", report.markdown());
 //! # Ok::<(), langevin::Error>(())
 //! ```
 
 mod analytic;
+mod cifar;
+mod draw;
+mod guidance_gap;
 pub mod mixture;
 mod noise;
 mod plots;
 mod report;
+mod time_gap;
 
 pub use report::{Cell, Column, Finding, Picture, Report, Row, Section, Table};
 
-use crate::{Error, Result};
+use crate::run::{Settings, preset};
+use crate::{Device, Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+/// The preset that the pair of `cifar` is trained by.
+pub const PRESET: &str = "cifar-pair";
 
 /// What can be run by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,16 +36,25 @@ use std::str::FromStr;
 pub enum Part {
     /// Mixtures of Gaussians with exact scores.
     Analytic,
+    /// Two models of cars and horses, in which cars are rare.
+    Cifar,
+    /// Checkpoints of one of these at three times.
+    TimeGap,
+    /// One model at two guidance scales.
+    GuidanceGap,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 1] = [Part::Analytic];
+    pub const ALL: [Part; 4] = [Part::Analytic, Part::Cifar, Part::TimeGap, Part::GuidanceGap];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Part::Analytic => "analytic",
+            Part::Cifar => "cifar",
+            Part::TimeGap => "time-gap",
+            Part::GuidanceGap => "guidance-gap",
         }
     }
 }
@@ -56,9 +73,24 @@ impl FromStr for Part {
 #[derive(Clone, Debug)]
 pub struct Request {
     pub parts: Vec<Part>,
+    /// CIFAR-10's training images, for `cifar` and `time-gap`.
+    pub data: Option<PathBuf>,
+    /// CIFAR-10's test images, for `time-gap`; without them it takes the last of `data`.
+    pub test: Option<PathBuf>,
+    /// MNIST's images with their labels beside them, for `guidance-gap`.
+    pub mnist: Option<PathBuf>,
     /// Folder of the report, its pictures, and what is trained.
     pub out: PathBuf,
+    /// How the pair of `cifar` is trained, but for data and classes.
+    pub settings: Settings,
+    /// Samples of networks a row.
+    pub samples: usize,
+    /// Steps of their sampler, at least 2.
+    pub steps: usize,
+    /// Images computed at a time; changes none of them.
+    pub batch: usize,
     pub seed: u64,
+    pub device: Device,
 }
 
 /// What a run tells about itself.
@@ -76,23 +108,56 @@ pub enum Event<'a> {
 pub type Watch<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
 impl Request {
-    /// All parts, seed 0.
-    pub fn new(out: impl Into<PathBuf>) -> Request {
-        Request { parts: Part::ALL.to_vec(), out: out.into(), seed: 0 }
+    /// All parts without data, on the processor: 2000 samples by 20 steps, the pair trained as the preset `cifar-pair` says.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn new(out: impl Into<PathBuf>) -> Result<Request> {
+        let settings = Settings::from_layers([(Path::new(PRESET), &preset(PRESET)?)])?;
+        Ok(Request {
+            parts: Part::ALL.to_vec(),
+            data: None,
+            test: None,
+            mnist: None,
+            out: out.into(),
+            settings,
+            samples: 2000,
+            steps: 20,
+            batch: 50,
+            seed: 0,
+            device: Device::Cpu,
+        })
     }
 
     /// Runs the parts and writes the report, to which earlier parts in the same folder belong. Each part is written as soon as it
     /// is done.
     ///
     /// # Errors
-    /// Those of files, data and sampling; what `watch` returned.
+    /// Those of files, data, training and sampling; what `watch` returned.
     pub fn run(&self, watch: &mut Watch) -> Result<Report> {
+        for (option, number, least) in
+            [("--samples", self.samples, 1), ("--batch", self.batch, 1), ("--steps", self.steps, 2)]
+        {
+            if number < least {
+                return Err(Error::invalid(option, format!("must be at least {least}")));
+            }
+        }
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
         let mut report = Report::open(&self.out)?;
         for part in &self.parts {
-            let section = match part {
-                Part::Analytic => analytic::run(self, watch)?,
+            let section = match (part, &self.data, &self.mnist) {
+                (Part::Analytic, ..) => analytic::run(self, watch)?,
+                (Part::Cifar, Some(data), _) => cifar::run(self, data, watch)?,
+                (Part::TimeGap, Some(data), _) => time_gap::run(self, data, watch)?,
+                (Part::GuidanceGap, _, Some(mnist)) => guidance_gap::run(self, mnist, watch)?,
+                (part, ..) => {
+                    let option = if *part == Part::GuidanceGap { "--mnist" } else { "--data" };
+                    watch(Event::Note(format!("{} is left out: it needs {option}", part.name())))?;
+                    continue;
+                }
             };
+            // Parts that another process has written meanwhile stay.
+            report = Report::open(&self.out)?;
             report.put(section);
             report.save(&self.out)?;
         }
