@@ -1,5 +1,5 @@
 // y = epilogue(x * W), an implicit matrix product   x [B, H, W, C], W [taps * C, N] in panels -> y [B, H', W', N]
-// After: lib/activation, lib/epilogue, lib/product, lib/window.
+// After: lib/f32 or lib/f16, lib/activation, lib/epilogue, lib/product, lib/window.
 
 struct Scalars {
     height: u32,
@@ -22,7 +22,7 @@ struct Scalars {
 
 @group(0) @binding(0) var<uniform> s: Scalars;
 // A panel's row of 16 columns is four of them.
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<stored>>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
 var<workgroup> corners: array<vec3<u32>, TILE_ROWS>;
@@ -79,7 +79,7 @@ fn tiled(
             let row = k + i / COL_LANES;
             var v = vec4<f32>();
             if quad < quads && row < depths {
-                v = w[(quad / 4u * depths + row) * 4u + quad % 4u];
+                v = vec4<f32>(w[(quad / 4u * depths + row) * 4u + quad % 4u]);
             }
             right_tile[i] = v;
         }
@@ -108,6 +108,11 @@ fn pixel_quads(corner: vec3<u32>, tap: vec2<u32>) -> vec2<u32> {
 
 fn quad(pixel: vec2<u32>, i: u32) -> vec4<f32> {
     return select(vec4<f32>(), x_quads[pixel.x + i], pixel.y == 1u);
+}
+
+// Four columns of four rows of a panel.
+fn weights(at: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(vec4<f32>(w[at]), vec4<f32>(w[at + 4u]), vec4<f32>(w[at + 8u]), vec4<f32>(w[at + 12u]));
 }
 
 // Each invocation on its own, 4 rows of 8 columns, for processors that play GPU: there workgroup memory is as dear as any, and
@@ -141,8 +146,8 @@ fn direct(
             let pixel_2 = pixel_quads(corner_2, tap);
             let pixel_3 = pixel_quads(corner_3, tap);
             for (var i = 0u; i < s.channels / 4u; i++) {
-                let w_left = mat4x4<f32>(w[at], w[at + 4u], w[at + 8u], w[at + 12u]);
-                let w_right = mat4x4<f32>(w[at + 1u], w[at + 5u], w[at + 9u], w[at + 13u]);
+                let w_left = weights(at);
+                let w_right = weights(at + 1u);
                 let v_0 = quad(pixel_0, i);
                 left[0] += w_left * v_0;
                 right[0] += w_right * v_0;

@@ -1,5 +1,5 @@
 // y = epilogue(x W)   x [M, K], W [K, N] in panels [ceil(N/16), K, 16] -> y [M, N]
-// After: lib/activation, lib/epilogue.
+// After: lib/f32 or lib/f16, lib/activation, lib/epilogue.
 
 struct Scalars {
     m: u32,
@@ -12,7 +12,7 @@ struct Scalars {
 @group(0) @binding(0) var<uniform> s: Scalars;
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 // A panel's row of 16 columns is four of them.
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<stored>>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
 // Invocations of a workgroup along rows and columns; each makes 8 rows of 4 columns.
@@ -66,7 +66,7 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
             let depth = k + i / COL_LANES;
             var v = vec4<f32>();
             if quad < quads && depth < s.k {
-                v = w[(quad / 4u * s.k + depth) * 4u + quad % 4u];
+                v = vec4<f32>(w[(quad / 4u * s.k + depth) * 4u + quad % 4u]);
             }
             w_tile[i] = v;
         }
@@ -86,6 +86,11 @@ fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
 
 // x by four terms.
 @group(0) @binding(1) var<storage, read_write> x_quads: array<vec4<f32>>;
+
+// Four columns of four rows of a panel.
+fn weights(at: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(vec4<f32>(w[at]), vec4<f32>(w[at + 4u]), vec4<f32>(w[at + 8u]), vec4<f32>(w[at + 12u]));
+}
 
 // The same without workgroup memory and barriers, for a processor that plays GPU: an invocation makes 4 rows of 8 columns. K is
 // a multiple of 4. Reading four numbers costs there as much as reading one.
@@ -113,8 +118,8 @@ fn direct(
     var left = array<vec4<f32>, 4>();
     var right = array<vec4<f32>, 4>();
     for (var i = 0u; i < quads; i++) {
-        let w_left = mat4x4<f32>(w[at], w[at + 4u], w[at + 8u], w[at + 12u]);
-        let w_right = mat4x4<f32>(w[at + 1u], w[at + 5u], w[at + 9u], w[at + 13u]);
+        let w_left = weights(at);
+        let w_right = weights(at + 1u);
         let v_0 = x_quads[row_0 + i];
         left[0] += w_left * v_0;
         right[0] += w_right * v_0;

@@ -1,11 +1,14 @@
 //! Measuring whole networks: time, rate, memory, and where the time goes.
 
 use crate::device::{Device, HostWork};
-use crate::diffusion::Prediction;
+use crate::diffusion::{
+    Guidance, Options as SamplerOptions, Prediction, Reflection, SamplerConfig, SamplerKind, trajectory,
+};
 use crate::methods::forward::forward;
+use crate::methods::sample::{Denoiser, Lowering, Operator, sample};
 use crate::methods::train::{TrainLowering, Training, train};
 use crate::model::Embedded;
-use crate::nn::{InputSpec, Network};
+use crate::nn::{Built, InputSpec, Network};
 use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Schedule, Session};
@@ -16,7 +19,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What can be measured.
-pub const CASES: [&str; 7] = ["unet", "dit", "unet-train", "sd15", "mnist-unet", "mnist-dit", "mnist-unet-train"];
+pub const CASES: [&str; 9] =
+    ["unet", "dit", "unet-train", "unet-w2sd", "sd15", "mnist-unet", "mnist-dit", "mnist-dit-moe", "mnist-unet-train"];
 
 /// The shape of google/ddpm-cifar10-32, 35.7 M weights.
 pub const DDPM_CIFAR10: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 32, "in_channels": 3, "out_channels": 3,
@@ -167,15 +171,19 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
 /// The schedule of a case of [`CASES`].
 pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
     let (config, size) = match case {
-        "unet" | "unet-train" => (DDPM_CIFAR10, 32),
+        "unet" | "unet-train" | "unet-w2sd" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
         "sd15" => (SD15, 64),
         "mnist-unet" | "mnist-unet-train" => (Embedded::Unet.config(), 28),
         "mnist-dit" => (Embedded::Dit.config(), 28),
+        "mnist-dit-moe" => (include_str!("../presets/mnist-dit-moe.json"), 28),
         _ => return Err(Error::invalid("case", format!("`{case}` is none of {}", CASES.join(", ")))),
     };
     let network = Network::from_config(config, case)?;
     let spec = InputSpec::new(batch, size, size);
+    if case.ends_with("-w2sd") {
+        return reflected_step(&network.build(&spec)?, batch, size, device);
+    }
     if !case.ends_with("-train") {
         return forward(&network.build(&spec)?, None, device.target(), Options::default());
     }
@@ -191,6 +199,22 @@ pub fn lower(case: &str, batch: usize, device: &Device) -> Result<Schedule> {
     let images = TensorType::f32([batch, size, size, network.channels()[0]]);
     let prediction = if case == "unet-train" { Prediction::Epsilon } else { Prediction::Sample };
     Ok(train(&network.build(&spec.training())?, &images, prediction, how)?.schedule)
+}
+
+/// One step of DDIM with a reflection between two networks of one shape.
+fn reflected_step(network: &Built, batch: usize, size: usize, device: &Device) -> Result<Schedule> {
+    let options = SamplerOptions { reflection: Some(Reflection::default()), ..SamplerOptions::default() };
+    let kind = SamplerKind::Ddim;
+    let mut step = trajectory(kind, &SamplerConfig::ddpm_linear(kind)?, 50, &options)?;
+    step.steps.truncate(1);
+    let of = |weights| Operator {
+        denoiser: Denoiser { network, weights, inputs: "cond", scales: weights },
+        guidance: Guidance::default(),
+        guide: None,
+    };
+    let how = Lowering { target: device.target(), fuse: true, options: Options::default(), draw_latents: false };
+    let latents = TensorType::f32([batch, size, size, 3]);
+    Ok(sample(&step, &[of("main"), of("main"), of("weak")], &latents, how)?.schedule)
 }
 
 /// Small random numbers everywhere, so that nothing overflows and no value is denormal; an optimiser that works.

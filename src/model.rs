@@ -2,10 +2,14 @@
 
 use crate::diffusion::{SamplerConfig, SamplerKind, Space};
 use crate::files::write_atomic;
-use crate::nn::{Adapter, Built, Config, InputSpec, LowRank, Network, Parameter, adaptable_layers, adapter_parameter};
+use crate::nn::{
+    Adapter, Built, Config, InputSpec, LowRank, Network, Parameter, Routing, adaptable_layers, adapter_parameter,
+};
 use crate::schedule::{BufferId, Session};
-use crate::weights::{Dtype, LoraFile, TensorSpec, Weights, WriteOptions, write};
+use crate::tensor::DType;
+use crate::weights::{Dtype, LoraFile, TensorSpec, Weights, WriteOptions, Writer};
 use crate::{Error, Result};
+use half::f16;
 use std::path::{Path, PathBuf};
 
 /// The largest `config.json` that is read.
@@ -269,18 +273,29 @@ impl Model {
     /// The network's graph for one batch and size, its weights checked against the files: every tensor there, none too many,
     /// all of the right shape.
     pub fn build(&self, spec: &InputSpec) -> Result<Built> {
+        self.build_network(&self.network, spec)
+    }
+
+    /// The same with tokens going to other experts, see [`Network::with_routing`].
+    pub fn build_routed(&self, spec: &InputSpec, routing: Routing) -> Result<Built> {
+        self.build_network(&self.network.with_routing(routing)?, spec)
+    }
+
+    fn build_network(&self, network: &Network, spec: &InputSpec) -> Result<Built> {
         let adapters: Vec<Adapter> = self.adapters().cloned().collect();
-        let built = self.network.build_adapted(spec, &adapters)?;
+        let built = network.build_adapted(spec, &adapters)?;
         self.check(&built)?;
         Ok(built)
     }
 
-    /// The name under which the files hold a parameter.
-    fn file_name(&self, p: &Parameter) -> Option<String> {
-        if self.weights.info(&p.name).is_some() {
-            return Some(p.name.clone());
+    /// The names under which the files hold a parameter; the first that they lack is the error.
+    fn file_names(&self, p: &Parameter) -> std::result::Result<Vec<String>, String> {
+        let there = |name: &String| self.weights.info(name).is_some();
+        let names = p.tensors();
+        match names.iter().find(|name| !there(name)) {
+            None => Ok(names),
+            Some(missing) => p.former_name().filter(there).map(|name| vec![name]).ok_or_else(|| missing.clone()),
         }
-        p.former_name().filter(|name| self.weights.info(name).is_some())
     }
 
     fn check(&self, built: &Built) -> Result<()> {
@@ -288,17 +303,18 @@ impl Model {
         known.extend(built.ignored.iter().cloned());
         let mut missing = Vec::new();
         for p in built.parameters.iter().filter(|p| adapter_parameter(&p.name).is_none()) {
-            let Some(name) = self.file_name(p) else {
-                missing.push(p.name.as_str());
-                continue;
-            };
-            self.check_tensor(p, &self.weights, &name)?;
-            known.insert(name);
+            match self.file_names(p) {
+                Ok(names) => {
+                    names.iter().try_for_each(|name| self.check_tensor(p, &self.weights, name))?;
+                    known.extend(names);
+                }
+                Err(name) => missing.push(name),
+            }
         }
         let path = self.weights.path();
         if let [first, rest @ ..] = &missing[..] {
             let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-            return Err(Error::tensor(path, *first, format!("is missing{more}; the configuration asks for it")));
+            return Err(Error::tensor(path, first, format!("is missing{more}; the configuration asks for it")));
         }
         match self.weights.names().find(|n| !known.contains(*n)) {
             Some(extra) => {
@@ -315,7 +331,7 @@ impl Model {
         let Some(info) = weights.info(name) else { return Ok(()) };
         let class = self.network.class_name();
         let reason = if !p.accepts(&info.shape) {
-            format!("has shape {:?}, {class} needs {:?}", info.shape, p.shape)
+            format!("has shape {:?}, {class} needs {:?}", info.shape, p.tensor_shape())
         } else if !FLOATS.contains(&info.dtype) {
             format!("has dtype {}, {class} needs floating-point weights", info.dtype)
         } else {
@@ -333,7 +349,19 @@ impl Model {
         let mut staging = Vec::new();
         for (id, p) in places {
             self.read(p, &mut staging)?;
-            session.fill(id, |stored| p.to_arena(&staging, stored))?;
+            match p.ty.dtype {
+                DType::F16 => {
+                    let mut numbers = vec![0.0; p.ty.stored()];
+                    p.to_arena(&staging, &mut numbers);
+                    let halves: Vec<f16> = numbers.iter().map(|v| f16::from_f32(*v)).collect();
+                    if let Some(at) = (0..halves.len()).find(|i| numbers[*i].is_finite() && !halves[*i].is_finite()) {
+                        let reason = format!("holds {}, which f16 cannot", numbers[at]);
+                        return Err(Error::tensor(self.weights.path(), &p.name, reason));
+                    }
+                    session.write(id, &halves)?;
+                }
+                _ => session.fill(id, |stored| p.to_arena(&staging, stored))?,
+            }
         }
         Ok(())
     }
@@ -342,17 +370,21 @@ impl Model {
     pub fn read(&self, p: &Parameter, out: &mut Vec<f32>) -> Result<()> {
         out.resize(p.elements(), 0.0);
         let mut weights = &self.weights;
-        let mut name = self.file_name(p);
+        let mut names = self.file_names(p);
         if let Some(attached) = self.adapters.iter().find(|a| a.owns(p)) {
             if p.name == attached.adapter.scale() {
                 out.fill(attached.scale);
                 return Ok(());
             }
-            (weights, name) = (attached.file.weights(), attached.tensor(&p.name));
+            weights = attached.file.weights();
+            names = attached.tensor(&p.name).map(|name| vec![name]).ok_or_else(|| p.name.clone());
         }
-        let name = name.ok_or_else(|| Error::tensor(weights.path(), &p.name, "is missing"))?;
-        weights.read_f32_into(&name, out)?;
-        weights.release(&name);
+        let names = names.map_err(|name| Error::tensor(weights.path(), name, "is missing"))?;
+        let each = (out.len() / names.len().max(1)).max(1);
+        for (name, out) in names.iter().zip(out.chunks_exact_mut(each)) {
+            weights.read_f32_into(name, out)?;
+            weights.release(name);
+        }
         Ok(())
     }
 }
@@ -386,14 +418,15 @@ fn model_folder(path: &Path) -> PathBuf {
     if !path.join("config.json").is_file() && inner.is_dir() { inner } else { path.to_owned() }
 }
 
-/// Networks of presets that no embedded model has.
-const PRESET_NETWORKS: [(&str, &str); 2] = [
+/// Networks that ship with langevin without weights: for presets to train.
+const PRESET_NETWORKS: [(&str, &str); 3] = [
     ("edm-cifar10", include_str!("../presets/edm-cifar10.json")),
     ("cifar-pair", include_str!("../presets/cifar-pair.json")),
+    ("mnist-dit-moe", include_str!("../presets/mnist-dit-moe.json")),
 ];
 
 /// The text of a network's configuration and what to call it in errors: of a config.json, of the one in a model's or a run's
-/// folder, of an embedded model, or of a preset's network: `edm-cifar10`, `cifar-pair`.
+/// folder, of an embedded model, or of the presets `edm-cifar10`, `cifar-pair` and `mnist-dit-moe`.
 pub fn network_text(network: &Path) -> Result<(String, PathBuf)> {
     let named = |name: &str| Path::new(name) == network && !network.exists();
     if let Some(embedded) = Embedded::ALL.into_iter().find(|e| named(e.name())) {
@@ -426,18 +459,20 @@ pub fn save(
     mut numbers: impl FnMut(&Parameter) -> Result<Vec<f32>>,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let specs = built.parameters.iter().map(|p| TensorSpec::new(&p.name, dtype, p.shape.clone()));
-    let fixed = built.fixed.iter().map(|f| TensorSpec::new(&f.name, dtype, f.shape.clone()));
-    let specs: Vec<TensorSpec> = specs.chain(fixed).collect();
+    let spec = |name: &str, shape: &[usize]| TensorSpec::new(name, dtype, shape.to_vec());
+    let tensors = |p: &Parameter| p.tensors().iter().map(|name| spec(name, p.tensor_shape())).collect::<Vec<_>>();
+    let fixed = built.fixed.iter().map(|f| spec(&f.name, &f.shape));
+    let specs = built.parameters.iter().flat_map(tensors).chain(fixed).collect();
     let file = folder.join("diffusion_pytorch_model.safetensors");
-    write(file, specs, &WriteOptions::default(), |spec, out| {
-        if let Some(p) = built.parameters.iter().find(|p| p.name == spec.name) {
-            out.copy_from_slice(&numbers(p)?);
-        } else if let Some(f) = built.fixed.iter().find(|f| f.name == spec.name) {
-            out.copy_from_slice(&f.data);
+    let mut writer = Writer::create(file, specs, &WriteOptions::default())?;
+    for p in &built.parameters {
+        let (numbers, each) = (numbers(p)?, p.tensor_shape().iter().product::<usize>().max(1));
+        for (name, part) in p.tensors().iter().zip(numbers.chunks_exact(each)) {
+            writer.put_f32(name, part)?;
         }
-        Ok(())
-    })?;
+    }
+    built.fixed.iter().try_for_each(|f| writer.put_f32(&f.name, &f.data))?;
+    writer.finish()?;
     if let Some(scheduler) = texts.scheduler {
         write_atomic(folder.join("scheduler_config.json"), scheduler.as_bytes())?;
     }

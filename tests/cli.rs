@@ -2,6 +2,7 @@
 
 mod support;
 
+use langevin::graph::{Target, WgpuTarget};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -122,6 +123,52 @@ fn forward_agrees_with_pytorch() {
             }
         }
     }
+}
+
+/// Half the memory for the weights of linear layers and convolutions, where a device has the type.
+#[test]
+fn weights_can_be_stored_as_f16() {
+    let place = Place::new();
+    let line = |case: &str| {
+        let dir = golden(case);
+        let files =
+            format!("--model {0}/model --inputs {0}/inputs.safetensors --output out.safetensors", dir.display());
+        format!("forward {files} --f16-weights")
+    };
+    place.fail(1, &format!("{} --device cpu", line("unet2d")), &["f16", "cpu device"]);
+    place.fail(2, &format!("{} --grad", line("unet2d")), &["--grad"]);
+    let bytes = |args: &str| {
+        place.json(&format!("plan sample --model mnist-unet --json {args}"))["buffer_bytes"].as_f64().unwrap()
+    };
+    let Some(device) = support::wgpu() else { return };
+    if !matches!(device.target(), Target::Wgpu(WgpuTarget { f16: true, .. })) {
+        return eprintln!("skipped: the adapter has no f16");
+    }
+    for case in ["unet2d", "unet2d_condition", "dit", "edm_ddpmpp", "edm_ncsnpp"] {
+        let output = if case.starts_with("edm") { "denoised" } else { "sample" };
+        place.run(&format!("{} --device wgpu", line(case)));
+        let expected = tensor(&golden(case).join("expected.safetensors"), output);
+        let off = distance(&tensor(&place.path("out.safetensors"), output), &expected);
+        println!("{case}: {off:.1e}");
+        assert!(off <= 1e-2 && off > 1e-6, "{case}: {off}");
+    }
+    assert!(bytes("--device wgpu --f16-weights") < 0.6 * bytes("--device wgpu"));
+    let args = format!("{} --device wgpu --sampler ddim --seed 3 --n 2", unet(&place));
+    let [full, half] = ["", " --f16-weights"].map(|more| place.sample(&format!("{args}{more}")));
+    let off = distance(&half, &full);
+    assert!(off <= 1e-2 && off > 0.0, "{off}");
+    // Numbers that f16 does not hold are not made infinite.
+    let weights = std::fs::read(golden("unet2d/model").join(WEIGHTS)).unwrap();
+    let mut file = weights.clone();
+    let view = SafeTensors::deserialize(&weights).unwrap();
+    let data = view.tensor("conv_in.weight").unwrap().data().as_ptr() as usize - weights.as_ptr() as usize;
+    file[data..data + 4].copy_from_slice(&1e6f32.to_le_bytes());
+    let config = std::fs::read_to_string(golden("unet2d/model/config.json")).unwrap();
+    place.model("large", &config, &file);
+    let inputs = golden("unet2d/inputs.safetensors");
+    let line = format!("forward --model large --inputs {} --output o.safetensors --device wgpu", inputs.display());
+    place.run(&line);
+    place.fail(1, &format!("{line} --f16-weights"), &["conv_in.weight", "1000000", "f16"]);
 }
 
 /// Every gradient of the reference is there. Those that are zero but for rounding are held against the largest.

@@ -1,14 +1,15 @@
 //! Whole networks against PyTorch on every device: outputs and every gradient, under poison with guard zones.
 //!
 //! Each folder of `tests/golden` is a case: `model/` as diffusers saves it (random weights), `inputs.safetensors`, and
-//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. More cases of the same layout
+//! `expected.safetensors` with the output and the gradients of Σ output · grad_output. A network of experts has two outputs,
+//! `top_experts`, of which the gradients are, and `bottom_experts`. More cases of the same layout
 //! are run from the folder that the environment variable `LANGEVIN_GOLDEN` names.
 
 mod support;
 
 use langevin::Device;
 use langevin::graph::{Graph, Value};
-use langevin::nn::{Built, InputSpec, Network, nchw_to_nhwc, nhwc_to_nchw};
+use langevin::nn::{Built, InputSpec, Network, Routing, nchw_to_nhwc, nhwc_to_nchw};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::fuse::{Purpose, fuse};
 use langevin::passes::verify::verify;
@@ -66,20 +67,35 @@ struct Case {
     weights: Tensors,
     inputs: Tensors,
     expected: Tensors,
+    /// Name of the expected output.
+    output: &'static str,
 }
 
 impl Case {
     fn read(dir: &Path, device: Device) -> Case {
         let config = dir.join("model/config.json");
         let text = std::fs::read_to_string(&config).unwrap();
+        let expected = read(&dir.join("expected.safetensors"));
+        let output = ["sample", "denoised", "top_experts"].into_iter().find(|name| expected.contains_key(*name));
         Case {
             name: format!("{} on {device}", dir.file_name().unwrap().to_string_lossy()),
             device,
             network: Network::from_config(&text, &config).unwrap(),
             weights: read(&dir.join("model/diffusion_pytorch_model.safetensors")),
             inputs: read(&dir.join("inputs.safetensors")),
-            expected: read(&dir.join("expected.safetensors")),
+            output: output.unwrap_or_else(|| panic!("{}: no output is expected", dir.display())),
+            expected,
         }
+    }
+
+    /// The case of the experts with the lowest scores, where the network has experts.
+    fn weak(mut self) -> Option<Case> {
+        let expected = self.expected.contains_key("bottom_experts");
+        assert_eq!(self.network.with_routing(Routing::Bottom).is_ok(), expected, "{}", self.name);
+        self.network = self.network.with_routing(Routing::Bottom).ok()?;
+        self.output = "bottom_experts";
+        self.name += ", bottom experts";
+        Some(self)
     }
 
     fn build(&self) -> Built {
@@ -90,16 +106,17 @@ impl Case {
 
     /// The file holds the network's parameters and fixed tensors, no more, no fewer.
     fn check_names(&self, built: &Built) {
-        for p in &built.parameters {
-            let tensor =
-                self.weights.get(&p.name).unwrap_or_else(|| panic!("{}: no `{}` in the file", self.name, p.name));
-            assert_eq!(p.shape, tensor.shape, "{}: {}", self.name, p.name);
+        let mut known = built.fixed.len();
+        for (p, name) in built.parameters.iter().flat_map(|p| p.tensors().into_iter().map(move |name| (p, name))) {
+            let tensor = self.weights.get(&name).unwrap_or_else(|| panic!("{}: no `{name}` in the file", self.name));
+            assert_eq!(p.tensor_shape(), tensor.shape, "{}: {name}", self.name);
+            known += 1;
         }
         for f in &built.fixed {
             let tensor = &self.weights[&f.name];
             assert_eq!((&f.shape, &f.data), (&tensor.shape, &tensor.data), "{}: {}", self.name, f.name);
         }
-        assert_eq!(built.parameters.len() + built.fixed.len(), self.weights.len(), "{}", self.name);
+        assert_eq!(known, self.weights.len(), "{}", self.name);
     }
 
     /// An input as the graph wants it: NHWC, one time for each sample.
@@ -138,7 +155,8 @@ impl Case {
         }
         for p in &built.parameters {
             let id = ids.find(&p.name).unwrap();
-            session.fill(id, |stored| p.to_arena(&self.weights[&p.name].data, stored)).unwrap();
+            let numbers: Vec<f32> = p.tensors().iter().flat_map(|name| self.weights[name].data.clone()).collect();
+            session.fill(id, |stored| p.to_arena(&numbers, stored)).unwrap();
         }
         session.run(&mut |_, _| Ok(())).unwrap();
         let read = |(name, _): &(std::sync::Arc<str>, Value)| {
@@ -186,7 +204,7 @@ impl Case {
     }
 
     fn compare_output(&self, built: &Built, graph: &Graph, got: &HashMap<String, Vec<f32>>) -> f64 {
-        let expected = self.expected.get("denoised").unwrap_or_else(|| &self.expected["sample"]);
+        let expected = &self.expected[self.output];
         let [off, size] = distance(&self.to_file(built, graph, got, built.output), &expected.data);
         assert!(off <= OUTPUT * size, "{}: the output is off by {:.1e}", self.name, off / size);
         off / size
@@ -217,6 +235,12 @@ fn cases() -> Vec<PathBuf> {
     dirs
 }
 
+fn check_weak(case: Case) {
+    if let Some(case) = case.weak() {
+        println!("{:<40} inference, fused: output {:.1e}", case.name, case.check_inference(&case.build()));
+    }
+}
+
 #[test]
 fn networks_agree_with_pytorch() {
     for dir in cases() {
@@ -231,6 +255,7 @@ fn networks_agree_with_pytorch() {
                 println!("{:<40} {what}, {recompute:?}: output {output:.1e}, worst gradient {gradient:.1e}", case.name);
             }
         }
+        check_weak(case);
     }
 }
 
@@ -245,5 +270,6 @@ fn networks_agree_with_pytorch_on_wgpu() {
         let (fused, _) = fuse(&built.graph, Purpose::Training).unwrap();
         let [output, gradient] = case.check(&built, fused, Recompute::Off);
         println!("{:<40} inference {inference:.1e}, output {output:.1e}, worst gradient {gradient:.1e}", case.name);
+        check_weak(case);
     }
 }

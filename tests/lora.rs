@@ -172,7 +172,7 @@ fn relative(a: &[f32], b: &[f32]) -> f64 {
 /// On linear layers, 1×1 and 3×3 convolutions, EDM's interleaved q, k, v and scaled residuals; at several scales.
 #[test]
 fn an_adapter_is_what_merged_weights_are() {
-    for case in ["unet2d", "unet2d_condition", "dit", "edm_ddpmpp", "edm_ncsnpp"] {
+    for case in ["unet2d", "unet2d_condition", "dit", "dit_moe", "edm_ddpmpp", "edm_ncsnpp"] {
         let place = Place::new();
         let base = golden(case).join("model");
         let pairs = pairs(&Model::open(&base).unwrap());

@@ -155,6 +155,50 @@ fn edm_adds_classes_and_augmentations_to_the_noise_embedding() {
     }
 }
 
+fn dit_moe(experts: usize, chosen: usize, shared: usize) -> Json {
+    json!({
+        "_class_name": "DiTMoE", "input_size": 8, "hidden_size": 32, "depth": 3, "num_heads": 2, "num_experts": experts,
+        "num_experts_per_tok": chosen, "n_shared_experts": shared
+    })
+}
+
+/// FLOPs of the forward pass, and those of single ops.
+fn flops(config: &Json, op: impl Fn(&str) -> bool) -> u64 {
+    let built = network(config).unwrap().build(&InputSpec::new(5, 8, 8)).unwrap();
+    let graph = &built.graph;
+    graph.nodes().iter().filter(|n| op(n.op.name())).map(|n| n.op.cost(&graph.signature(n)).flops).sum()
+}
+
+#[test]
+fn the_work_of_experts_is_that_of_the_chosen_ones() {
+    let (layers, tokens, width, inner) = (3, 5 * 16, 32, 128);
+    // Three matrices an expert.
+    let expert = layers * tokens * 3 * 2 * width * inner;
+    for (experts, chosen) in [(1, 1), (8, 1), (8, 2), (64, 2), (8, 8)] {
+        assert_eq!(flops(&dit_moe(experts, chosen, 2), |op| op == "expert_linear"), chosen as u64 * expert);
+    }
+    // More experts to choose from cost what choosing costs: a column of the gate, and the route.
+    let more = flops(&dit_moe(64, 2, 2), |_| true) - flops(&dit_moe(8, 2, 2), |_| true);
+    let choosing = layers * tokens * 56 * 2 * width + layers * tokens * 56 * 11;
+    assert_eq!(more, choosing);
+    let (with, without) = (dit_moe(8, 2, 2), dit_moe(8, 2, 0));
+    assert!(flops(&with, |op| op == "linear") > flops(&without, |op| op == "linear"));
+    let names = |c: &Json| network(c).unwrap().build(&InputSpec::new(1, 8, 8)).unwrap().parameters;
+    assert!(names(&with).iter().any(|p| p.name.contains("shared_experts")));
+    assert!(!names(&without).iter().any(|p| p.name.contains("shared_experts")));
+}
+
+#[test]
+fn a_routing_needs_experts() {
+    use langevin::nn::Routing;
+    let e = network(&ddpm_cifar10()).unwrap().with_routing(Routing::Bottom).unwrap_err();
+    assert!(matches!(e, langevin::Error::Invalid { .. }) && e.to_string().contains("routing"), "{e}");
+    let strong = network(&dit_moe(8, 2, 2)).unwrap();
+    let weak = strong.with_routing(Routing::Bottom).unwrap();
+    assert_ne!(weak, strong);
+    assert_eq!(weak.with_routing(Routing::Top).unwrap(), strong);
+}
+
 #[test]
 fn training_graphs_drop_with_a_stream_for_each_layer() {
     let network = network(&edm_cifar10(10, 9)).unwrap();
@@ -186,6 +230,8 @@ fn sizes_that_do_not_fit_are_errors() {
     refused(edm_cifar10(0, 0), InputSpec::new(1, 32, 30), "width");
     refused(json!({"_class_name": "DiTTransformer2DModel"}), InputSpec::new(1, 31, 32), "patch");
     refused(json!({"_class_name": "DiTTransformer2DModel"}), InputSpec::new(1, 1 << 11, 1 << 11), "patches");
+    refused(dit_moe(8, 2, 2), InputSpec::new(1, 8, 9), "width");
+    refused(dit_moe(256, 256, 2), InputSpec::new(1 << 20, 8, 8), "too much");
     refused(stable_diffusion(), InputSpec { tokens: 0, ..InputSpec::new(1, 64, 64) }, "tokens");
     refused(sdxl(), InputSpec { time_ids: 11, ..InputSpec::new(1, 64, 64) }, "time_ids");
 }
@@ -230,8 +276,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     /// Whatever stands in a field: an error, or a graph that verifies; never a panic.
     #[test]
-    fn no_configuration_panics(which in 0usize..4, field in any::<prop::sample::Index>(), value in any_json()) {
-        let case = ["unet2d", "unet2d_condition", "dit", "edm_ncsnpp"][which];
+    fn no_configuration_panics(which in 0usize..5, field in any::<prop::sample::Index>(), value in any_json()) {
+        let case = ["unet2d", "unet2d_condition", "dit", "dit_moe", "edm_ncsnpp"][which];
         let path = format!("{}/tests/golden/{case}/model/config.json", env!("CARGO_MANIFEST_DIR"));
         let mut config: Json = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let fields = config.as_object_mut().unwrap();

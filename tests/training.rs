@@ -4,7 +4,7 @@ mod support;
 
 use langevin::data::Dataset;
 use langevin::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, SamplerKind, Space, Spacing, Weighting};
-use langevin::nn::InputSpec;
+use langevin::nn::{Built, InputSpec};
 use langevin::ops::OptimizerKind;
 use langevin::schedule::{Options, Session};
 use langevin::trainer::{Ema, TrainConfig, Trainer};
@@ -12,7 +12,7 @@ use langevin::weights::Dtype;
 use langevin::{Device, Error, Model};
 use std::path::Path;
 use std::sync::Arc;
-use support::{DIT, UNET};
+use support::{DIT, DIT_MOE, UNET};
 
 const EDM: &str = r#"{
     "_class_name": "EDMPrecond", "img_resolution": 8, "img_channels": 1, "label_dim": 2, "sigma_data": 0.5,
@@ -70,7 +70,7 @@ fn losses(config: TrainConfig, network: &str, data: &Arc<Dataset>) -> Vec<f32> {
 #[test]
 fn the_loss_falls() {
     let data = bars();
-    for (network, share) in [(EDM, 0.8), (UNET, 0.7), (DIT, 0.9)] {
+    for (network, share) in [(EDM, 0.8), (UNET, 0.7), (DIT, 0.9), (DIT_MOE, 0.9)] {
         let losses = losses(config(60), network, &data);
         let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
         let (first, last) = (mean(&losses[..10]), mean(&losses[45..]));
@@ -123,7 +123,7 @@ fn an_objective_that_does_not_fit_the_network_is_refused() {
 #[test]
 fn recomputation_changes_nothing_and_the_seed_everything() {
     let data = bars();
-    for network in [EDM, UNET, DIT] {
+    for network in [EDM, UNET, DIT, DIT_MOE] {
         let plain = losses(config(8), network, &data);
         assert_eq!(plain, losses(config(8), network, &data), "the same seed");
         let again = losses(TrainConfig { recompute: true, ..config(8) }, network, &data);
@@ -141,7 +141,7 @@ fn labels_that_are_dropped_do_not_matter() {
     let mut swapped = (*data).clone();
     swapped.labels.iter_mut().flatten().for_each(|l| *l = 1 - *l);
     let swapped = Arc::new(swapped);
-    for network in [EDM, UNET, DIT] {
+    for network in [EDM, UNET, DIT, DIT_MOE] {
         let run = |label_dropout, data| losses(TrainConfig { label_dropout, ..config(4) }, network, data);
         assert_eq!(run(1.0, &data), run(1.0, &swapped), "{network}");
         assert_ne!(run(0.0, &data)[3], run(0.0, &swapped)[3], "{network}");
@@ -154,7 +154,8 @@ fn the_null_class_is_not_for_data() {
     let mut data = (*bars()).clone();
     data.labels.iter_mut().flatten().for_each(|l| *l += 1);
     let data = Arc::new(data);
-    for (network, dropout, fits) in [(UNET, 0.1, false), (UNET, 0.0, true), (DIT, 0.0, false), (EDM, 0.1, false)] {
+    let cases = [(UNET, 0.1, false), (UNET, 0.0, true), (DIT, 0.0, false), (DIT_MOE, 0.0, false), (EDM, 0.1, false)];
+    for (network, dropout, fits) in cases {
         let config = TrainConfig { label_dropout: dropout, ..config(4) };
         let made = Trainer::new(config, network, Path::new("config.json"), data.clone(), Device::Cpu);
         assert_eq!(made.is_ok(), fits, "{network}");
@@ -166,8 +167,12 @@ fn the_null_class_is_not_for_data() {
 
 /// The answer of a saved model to one noisy batch.
 fn answer(model: &Model) -> Vec<f32> {
-    let built = model.build(&InputSpec::new(2, 8, 8)).unwrap();
-    let schedule = langevin::methods::forward::forward(&built, None, Device::Cpu.target(), Options::default()).unwrap();
+    answer_of(model, &model.build(&InputSpec::new(2, 8, 8)).unwrap())
+}
+
+/// The answer of a network with the weights of a model.
+fn answer_of(model: &Model, built: &Built) -> Vec<f32> {
+    let schedule = langevin::methods::forward::forward(built, None, Device::Cpu.target(), Options::default()).unwrap();
     let buffers = schedule.buffers.clone();
     let mut session = Session::new(Device::Cpu, schedule).unwrap();
     let places = built.parameters.iter().filter_map(|p| buffers.find(&format!("weights/{}", p.name)).map(|id| (id, p)));
@@ -192,7 +197,7 @@ fn saved(trainer: &mut Trainer, dtype: Dtype) -> (tempfile::TempDir, Model) {
 #[test]
 fn what_is_saved_opens_and_holds_the_average() {
     let data = bars();
-    for network in [EDM, UNET, DIT] {
+    for network in [EDM, UNET, DIT, DIT_MOE] {
         // An average that forgets at once is the weights themselves, one that forgets slowly lags behind.
         let mut answers = Vec::new();
         for ema_half_life in [0.0, 1000.0] {
@@ -212,6 +217,34 @@ fn what_is_saved_opens_and_holds_the_average() {
         assert!(answers.iter().flatten().all(|v| v.is_finite()));
         assert_ne!(answers[0], answers[1], "{network}");
     }
+}
+
+#[test]
+fn experts_resume_bit_for_bit_and_have_a_tensor_each_in_files() {
+    let data = bars();
+    let (dir, config) = (tempfile::tempdir().unwrap(), config(12));
+    let mut whole = trainer(config.clone(), DIT_MOE, &data);
+    let mut losses = vec![];
+    for step in 0..12 {
+        if step == 5 {
+            whole.save_state(&dir.path().join("state.safetensors")).unwrap();
+        }
+        losses.push(whole.step().unwrap().loss);
+    }
+    let mut resumed = trainer(config, DIT_MOE, &data);
+    resumed.load_state(&dir.path().join("state.safetensors")).unwrap();
+    let again: Vec<f32> = (5..12).map(|_| resumed.step().unwrap().loss).collect();
+    assert_eq!(again, losses[5..]);
+    let [(_a, model), (_b, other)] = [whole, resumed].map(|mut trainer| saved(&mut trainer, Dtype::F32));
+    let weights = |model: &Model| model.weights().read_f32("blocks.1.moe.experts.3.down_proj.weight").unwrap();
+    assert_eq!(weights(&model).len(), 16 * 32);
+    assert_eq!(weights(&model), weights(&other));
+    // The weak network of the same file answers something else.
+    let weak = model.network().with_routing(langevin::nn::Routing::Bottom).unwrap();
+    let spec = InputSpec::new(2, 8, 8);
+    let (weak, strong) = (weak.build(&spec).unwrap(), model.build(&spec).unwrap());
+    assert_eq!(weak.parameters, strong.parameters);
+    assert_ne!(answer_of(&model, &weak), answer_of(&model, &strong));
 }
 
 #[test]
@@ -240,7 +273,7 @@ fn training_on_wgpu_goes_as_on_the_cpu() {
     let emas = vec![Ema::HalfLife(100.0), Ema::Power(0.1)];
     let plain = TrainConfig { emas, flip: 0.5, ..config(10) };
     let parts = TrainConfig { accumulate: 2, recompute: true, optimizer: OptimizerKind::RAdam, ..plain.clone() };
-    for (network, config) in [(&*dropout, &plain), (UNET, &plain), (DIT, &plain), (UNET, &parts)] {
+    for (network, config) in [(&*dropout, &plain), (UNET, &plain), (DIT, &plain), (DIT_MOE, &plain), (UNET, &parts)] {
         let expected = losses(config.clone(), network, &data);
         let mut trainer = trainer_on(device.clone(), config.clone(), network, &data);
         let (dir, mut got) = (tempfile::tempdir().unwrap(), Vec::new());

@@ -7,8 +7,9 @@ use langevin::diffusion::{
     Back, Options, QueryTime, ReflectLevels, Reflection, SamplerConfig, SamplerKind, Stage, Trajectory, trajectory,
 };
 use langevin::model::Model;
+use langevin::nn::Routing;
 use langevin::sampler::{Leg, Reflect, SampleRequest};
-use langevin::schedule::Report;
+use langevin::schedule::{Program, Report};
 use langevin::weights::Weights;
 use langevin::{Device, Error};
 use proptest::prelude::*;
@@ -110,6 +111,48 @@ fn latents_are_back_at_their_level() {
         let end = simulate(&t, &[1.3], |_, _, _| 1.3 - 0.4);
         assert!((end[0] - 0.4).abs() < 1e-12, "{query:?}: {}", end[0]);
     }
+}
+
+/// Legs have no history, so that of a multistep sampler is its ordinary steps' own.
+#[test]
+fn every_deterministic_sampler_reflects() {
+    for kind in [SamplerKind::Ddim, SamplerKind::Euler, SamplerKind::Heun, SamplerKind::Dpmpp2m, SamplerKind::UniPc] {
+        let config = SamplerConfig::ddpm_linear(kind).unwrap();
+        let [plain, reflected] = [None, Some(Reflection::default())]
+            .map(|reflection| trajectory(kind, &config, 12, &Options { reflection, ..Options::default() }).unwrap());
+        assert_eq!(reflected.nfe(), plain.nfe() + 22, "{kind}");
+        // One noise for all latents: the reflection is none, with history or without.
+        let [a, b] = [&plain, &reflected].map(|t| simulate(t, &[1.1], |_, _, _| -0.6)[0]);
+        assert!((a - b).abs() < 1e-9, "{kind}: {a} {b}");
+        // A gap pushes.
+        let gap = simulate(&reflected, &[1.1], |leg, _, _| [-0.6, -0.6, -0.5][leg])[0];
+        assert!((gap - a).abs() > 1e-3, "{kind}");
+    }
+}
+
+#[test]
+fn cfg_plus_plus_denoises_guided_and_renoises_unguided() {
+    for (kind, config) in spaces() {
+        let options = Options { cfg_plus_plus: Some(0.6), ..Options::default() };
+        let mut t = trajectory(kind, &config, 8, &options).unwrap();
+        t.steps.truncate(1);
+        t.init_scale = 1.0;
+        let levels = langevin::diffusion::ladder(kind, &config, 8).unwrap().rungs[0];
+        let (cond, uncond, x) = (0.3, -0.8, 1.7);
+        let got = simulate(&t, &[x], |leg, _, _| if leg == 3 { uncond } else { cond })[0];
+        let of = |out: f64| {
+            let p = config.prediction;
+            (p.x0(levels.from).eval(x, out), p.eps(levels.from).eval(x, out))
+        };
+        let x0 = 0.6 * of(cond).0 + 0.4 * of(uncond).0;
+        let wanted = levels.to.alpha * x0 + levels.to.sigma * of(uncond).1;
+        assert!((got - wanted).abs() <= 1e-9 * wanted.abs().max(1.0), "{kind}: {got} {wanted}");
+    }
+    let heun = SamplerConfig::edm(SamplerKind::Heun);
+    let options = |scale| Options { cfg_plus_plus: Some(scale), ..Options::default() };
+    assert!(matches!(trajectory(SamplerKind::Heun, &heun, 8, &options(0.5)), Err(Error::Unsupported { .. })));
+    let euler = SamplerConfig::edm(SamplerKind::Euler);
+    assert!(trajectory(SamplerKind::Euler, &euler, 8, &options(1.5)).unwrap_err().to_string().contains("cfg++"));
 }
 
 #[test]
@@ -239,14 +282,17 @@ fn legs_share_activations() {
         let request = SampleRequest { reflect, ..request(&strong) };
         let schedule = request.lower(&strong, &Device::Cpu).unwrap().schedule;
         let scratch = schedule.programs.iter().map(|p| p.peak).max().unwrap();
-        (scratch, schedule.buffers.bytes())
+        let reflecting = schedule.programs.iter().find(|p| p.name.starts_with("reflect"));
+        let updates = |p: &Program| p.commands.iter().filter(|c| c.kernel.name() == "diffusion_update").count();
+        (scratch, schedule.buffers.bytes(), reflecting.map_or(0, updates))
     };
-    let (plain, weights) = report(None);
+    let (plain, weights, _) = report(None);
     let latents = 2 * 16 * 16 * 3 * 4;
     for lambda in [1, 9] {
-        let (scratch, buffers) = report(Some(legs(lambda)));
+        let (scratch, buffers, updates) = report(Some(legs(lambda)));
         assert!(scratch <= plain + 3 * latents, "{scratch} scratch bytes, plain sampling has {plain}");
         assert!(buffers < 2 * weights + 4096, "{buffers} bytes of buffers, one model has {weights}");
+        assert_eq!(updates, 3, "one update a leg");
     }
 }
 
@@ -292,6 +338,34 @@ fn swapped_legs_and_other_gaps_differ() {
     for (i, a) in drawn.iter().enumerate() {
         drawn.iter().skip(i + 1).for_each(|b| assert!(a != b));
     }
+}
+
+/// The experts with the lowest scores as the weak leg: a second graph over the same weights.
+#[test]
+fn a_leg_may_ask_other_experts() {
+    let path = golden("dit_moe/model");
+    let (model, copy) = (Model::open(&path).unwrap(), Model::open(&path).unwrap());
+    let request = |routing, other| {
+        let weak = Leg { routing, model: other, ..Leg::default() };
+        let reflect = Some(Reflect { weak, ..Reflect::default() });
+        SampleRequest { n: 2, batch: 2, steps: 3, reflect, ..SampleRequest::new(&model) }
+    };
+    let bytes = |r: &SampleRequest| r.lower(&model, &Device::Cpu).unwrap().schedule.buffers.bytes();
+    let draw = |r: SampleRequest| r.prepare(&model, Device::Cpu).unwrap().run(&mut |_| Ok(())).unwrap().data;
+    let bottom = request(Some(Routing::Bottom), None);
+    let own = request(Some(Routing::Bottom), Some(&copy));
+    assert_eq!(bytes(&bottom), bytes(&request(None, None)));
+    assert!(bytes(&own) > 3 * bytes(&bottom) / 2);
+    let images = draw(bottom);
+    assert_eq!(images, draw(own), "weights of its own");
+    let top = draw(request(Some(Routing::Top), None));
+    assert_ne!(images, top);
+    assert_eq!(top, draw(request(None, None)));
+    let unet = Model::open("mnist-unet").unwrap();
+    let weak = Leg { routing: Some(Routing::Bottom), ..Leg::default() };
+    let reflect = Some(Reflect { weak, ..Reflect::default() });
+    let e = SampleRequest { reflect, ..SampleRequest::new(&unet) }.lower(&unet, &Device::Cpu).unwrap_err();
+    assert!(matches!(e, Error::Invalid { .. }) && e.to_string().contains("has no experts"), "{e}");
 }
 
 #[test]

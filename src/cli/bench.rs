@@ -8,8 +8,9 @@ use clap::Args;
 /// Time networks and training steps, kernel by kernel
 ///
 /// Weights are random: the time does not depend on them. Cases: unet (ddpm-cifar10, 35.7 M), dit (DiT-S/2), unet-train (one
-/// AdamW step of unet), sd15 (SD1.5's UNet, 860 M), the embedded models, and mnist-unet-train (one step of mnist-unet as
-/// `langevin train` takes it, but without averages).
+/// AdamW step of unet), unet-w2sd (a step of it with a reflection: three calls), sd15 (SD1.5's UNet, 860 M), the embedded
+/// models, mnist-dit-moe (the preset network, 8 experts), and mnist-unet-train (one step of mnist-unet as `langevin train`
+/// takes it, but without averages).
 ///
 /// Times are of whole runs, by the clock on the wall. --kernels adds a run that is timed kernel by kernel: on the wgpu device by
 /// the adapter's timestamps, if it has them. Rates are the cost model's FLOPs and minimal bytes over that time. What the

@@ -39,6 +39,9 @@ pub struct ForwardArgs {
     /// Type of activations: f32 is what the CPU device has
     #[arg(long, default_value = "f32")]
     dtype: String,
+    /// Store weights as f16: half the memory, on devices that have the type; arithmetic is f32
+    #[arg(long, conflicts_with = "grad")]
+    f16_weights: bool,
     /// Also write the gradients of sum(output * grad_output)
     #[arg(long)]
     grad: bool,
@@ -52,7 +55,10 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     let model = args.lora.add_to(Model::open(&args.model)?)?;
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
-    let built = model.build(&spec)?;
+    let mut built = model.build(&spec)?;
+    if args.f16_weights {
+        built = built.with_f16_weights();
+    }
     let recompute = if args.recompute { Recompute::Blocks } else { Recompute::Off };
     let lower = |device: &Device| forward(&built, args.grad.then_some(recompute), device.target(), Options::default());
     let device = choose(&args.device, output, |device| lower(device).map(drop))?;

@@ -38,6 +38,9 @@ pub struct ReflectArgs {
     /// Class of the strong leg [default: the image's]
     #[arg(long, value_name = "C")]
     strong_class: Option<usize>,
+    /// Experts of the weak leg, for a DiT-MoE: bottom, those with the lowest gate scores, or top [default: top]
+    #[arg(long, value_name = "WHICH")]
+    weak_experts: Option<String>,
     /// Conditioning of the weak leg, as --conditioning
     #[arg(long, value_name = "FILE")]
     weak_conditioning: Option<PathBuf>,
@@ -89,6 +92,7 @@ impl ReflectArgs {
             || self.weak_lora_scale.is_some()
             || self.strong_lora_scale.is_some()
             || self.weak_class.is_some()
+            || self.weak_experts.is_some()
             || self.strong_class.is_some()
             || self.weak_conditioning.is_some()
             || self.strong_conditioning.is_some()
@@ -109,7 +113,8 @@ impl ReflectArgs {
 
     pub fn open(&self, model: Option<&PathBuf>) -> Result<ReflectFiles> {
         if self.active() && !self.resample && !self.has_gap() && !self.embedded_pair(model) {
-            let reason = "what is the weak leg? Name --reflect-with MODEL, --weak-guidance G, --weak-lora-scale X or --weak-class C";
+            let reason = "what is the weak leg? Name --reflect-with MODEL, --weak-guidance G, --weak-lora-scale X, --weak-class C \
+                          or --weak-experts bottom";
             return Err(Error::invalid("--reflect", reason));
         }
         let embedded = self.embedded_pair(model).then(|| PathBuf::from(WEAK));
@@ -147,6 +152,7 @@ impl ReflectArgs {
             guidance_scale: strong_guidance,
             class: self.strong_class,
             lora_scale: self.strong_lora_scale,
+            routing: None,
             conditioning: files.strong_conditioning.as_ref(),
         };
         let weak = Leg {
@@ -154,6 +160,7 @@ impl ReflectArgs {
             guidance_scale: self.weak_guidance.or(self.reflect_guidance_weak).unwrap_or(1.0),
             class: self.weak_class,
             lora_scale: self.weak_lora_scale,
+            routing: self.weak_experts.as_deref().map(str::parse).transpose()?,
             conditioning: files.weak_conditioning.as_ref(),
         };
         let reflection = Reflection {

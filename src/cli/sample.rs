@@ -25,6 +25,7 @@ use std::time::Instant;
 ///   langevin sample --model unet/ --sampler dpmpp-2m --steps 20 --scheduler-config scheduler_config.json
 ///   langevin sample --reflect
 ///   langevin sample --model strong/ --reflect-with weak/ --guidance 5.5 --lambda 25
+///   langevin sample --model experts/ --weak-experts bottom
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SampleArgs {
@@ -111,6 +112,9 @@ pub struct RequestArgs {
     conditioning: Option<PathBuf>,
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Store weights as f16: half the memory, on devices that have the type; arithmetic is f32
+    #[arg(long)]
+    f16_weights: bool,
     /// Keep every op a launch of its own
     #[arg(long)]
     no_fuse: bool,
@@ -182,7 +186,7 @@ impl RequestArgs {
             request.latents = Some(latents);
         }
         request.conditioning = files.conditioning.as_ref();
-        request.fuse = !self.no_fuse;
+        (request.fuse, request.f16_weights) = (!self.no_fuse, self.f16_weights);
         self.reflect.add_to(&mut request, &files.reflect)?;
         Ok(request)
     }

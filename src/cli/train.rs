@@ -18,6 +18,7 @@ use toml::{Table, Value};
 ///
 /// Examples:
 ///   langevin train --network mnist-unet --data t10k-images-idx3-ubyte.gz --steps 2000 --out runs/mnist
+///   langevin train --preset mnist-dit-moe --data t10k-images-idx3-ubyte.gz --out runs/experts
 ///   langevin train --preset edm-cifar10 --data cifar10.zip --out runs/cifar --checkpoint-every 1000
 ///   langevin train --explain > run.toml && langevin train --config run.toml --out runs/mine
 ///   langevin train --resume --out runs/mine

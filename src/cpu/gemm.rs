@@ -251,7 +251,19 @@ simd! {
 }
 
 /// `out[m, n] = epilogue(A · B)`; B has `k` rows and ⌈n/16⌉ panels, `out` is row-major.
-pub fn gemm<R: Rows>(rows: &R, b: &[f32], [m, n, k]: [usize; 3], epilogue: &Epilogue, out: &mut [f32]) {
+pub fn gemm<R: Rows>(rows: &R, b: &[f32], dims: [usize; 3], epilogue: &Epilogue, out: &mut [f32]) {
+    gemm_part(rows, b, dims[2], dims, epilogue, out);
+}
+
+/// [`gemm`] with `k` rows out of a larger matrix, whose panels have `b_rows` rows; `b` starts at the first of them.
+pub fn gemm_part<R: Rows>(
+    rows: &R,
+    b: &[f32],
+    b_rows: usize,
+    [m, n, k]: [usize; 3],
+    epilogue: &Epilogue,
+    out: &mut [f32],
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -273,8 +285,8 @@ pub fn gemm<R: Rows>(rows: &R, b: &[f32], [m, n, k]: [usize; 3], epilogue: &Epil
         let product = |a: Left, k0: usize, depth: usize, again: bool| {
             let tiles = Tiles {
                 a,
-                b: b[(panel0 * k + k0) * PANEL..].as_ptr(),
-                b_panel: k * PANEL,
+                b: b[(panel0 * b_rows + k0) * PANEL..].as_ptr(),
+                b_panel: b_rows * PANEL,
                 // SAFETY: inside `out`; tasks own disjoint rows or columns.
                 c: unsafe { out.raw().add(row0 * n + panel0 * PANEL) },
                 c_row: n,
@@ -337,7 +349,18 @@ fn by_copies<R: Rows>(rows: &R, [row0, count]: [usize; 2], k: usize, product: im
 ///
 /// A is cut into pieces, some channels of one tap each. A task owns a few pieces and some columns. It walks down A and dy; what it
 /// packed of dy serves all its pieces. Each sum runs over the same blocks in the same order however the work is cut.
-pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize; 4], out: &mut [f32]) {
+pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], dims: [usize; 4], out: &mut [f32]) {
+    weight_grad_part(rows, dy, dims, dims[2] * dims[3], out);
+}
+
+/// [`weight_grad`] into some rows of a larger matrix, whose panels have `out_rows` rows; `out` starts at the first of them.
+pub fn weight_grad_part<R: Rows>(
+    rows: &R,
+    dy: &[f32],
+    [m, n, taps, channels]: [usize; 4],
+    out_rows: usize,
+    out: &mut [f32],
+) {
     let (k, panels) = (taps * channels, n.div_ceil(PANEL));
     let threads = rayon::current_num_threads();
     let n_blocks = n.div_ceil(GRAD_COLUMNS);
@@ -369,9 +392,9 @@ pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize
                         b: b.as_ptr(),
                         b_panel: pitch * PANEL,
                         // SAFETY: rows k0..k0+width of these panels of `out` belong to this task alone.
-                        c: unsafe { out.raw().add((p0 * k + k0) * PANEL) },
+                        c: unsafe { out.raw().add((p0 * out_rows + k0) * PANEL) },
                         c_row: PANEL,
-                        c_panel: k * PANEL,
+                        c_panel: out_rows * PANEL,
                     };
                     // SAFETY: as above; columns beyond n are zero in the packed dy and so in `out`.
                     unsafe { tiles.run([width, count * PANEL, depth], row0 > 0) };
@@ -380,7 +403,7 @@ pub fn weight_grad<R: Rows>(rows: &R, dy: &[f32], [m, n, taps, channels]: [usize
             if m == 0 {
                 for (p, [k0, width]) in (p0..p0 + count).flat_map(|p| columns.clone().map(move |c| (p, c))) {
                     // SAFETY: as above.
-                    unsafe { out.part((p * k + k0) * PANEL, width * PANEL) }.fill(0.0);
+                    unsafe { out.part((p * out_rows + k0) * PANEL, width * PANEL) }.fill(0.0);
                 }
             }
         });

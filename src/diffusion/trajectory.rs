@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::expr::Expr;
 use super::levels::Level;
+use super::reflection::leg;
 use crate::{Error, Result};
 
 /// A model on the host: from leg, scaled latents and time to its answer.
@@ -188,6 +189,11 @@ impl Step {
     /// Rows of steps of the same shape have the same length.
     pub fn numbers(&self) -> Vec<f64> {
         self.stages.iter().flat_map(Stage::numbers).collect()
+    }
+
+    /// Whether a reflection stands before the ordinary step.
+    pub fn reflects(&self) -> bool {
+        self.stages.iter().any(|stage| matches!(stage, Stage::Query { leg: leg::STRONG, .. }))
     }
 
     /// How often the step calls the model.

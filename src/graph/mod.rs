@@ -7,7 +7,7 @@ pub(crate) use launch::wgsl;
 pub use launch::{Arg, Args, FLAT_GROUP, Flat, Kernel, Launch, Region, Scalar, Shader, Target, WgpuTarget};
 pub use op::{Cost, Op, Signature};
 
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -135,6 +135,24 @@ impl Graph {
             return Err(Error::shape("constant", format!("{ty} needs {} numbers, got {}", ty.stored(), data.len())));
         }
         Ok(self.value(ty, Origin::Constant(data.into())))
+    }
+
+    /// Stores those parameters as f16 that are read only by ops which take them so, see [`Op::takes_f16`]; their names.
+    pub fn store_as_f16(&mut self) -> Vec<Arc<str>> {
+        let mut fits = vec![false; self.values.len()];
+        self.parameters().for_each(|(value, _)| fits[value.index()] = self.ty(value).dtype == DType::F32);
+        for node in &self.nodes {
+            node.inputs.iter().enumerate().for_each(|(i, v)| fits[v.index()] &= node.op.takes_f16(i));
+        }
+        self.outputs.iter().for_each(|(_, v)| fits[v.index()] = false);
+        let mut names = Vec::new();
+        for (value, fits) in self.values.iter_mut().zip(fits) {
+            if let (Origin::Parameter(name), true) = (&value.origin, fits) {
+                names.push(name.clone());
+                value.ty.dtype = DType::F16;
+            }
+        }
+        names
     }
 
     /// Names an output. One value may have several names.

@@ -48,6 +48,12 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Output types for the given input types, or an error that names both.
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>>;
 
+    /// True if that input may be stored as f16 where a device has the type. The op computes in f32 all the same.
+    fn takes_f16(&self, input: usize) -> bool {
+        let _ = input;
+        false
+    }
+
     /// FLOPs and minimal bytes. The default: one FLOP an output element, all inputs and outputs once.
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: io.out_elements(), bytes: io.bytes() }

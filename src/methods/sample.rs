@@ -287,7 +287,8 @@ impl<'a> Builder<'a> {
                 views.insert(name, view);
             }
         }
-        self.program(&format!("step {first}"), &graph, nfe, |port| views.get(port).copied())?;
+        let name = if steps[0].reflects() { format!("reflect and step {first}") } else { format!("step {first}") };
+        self.program(&name, &graph, nfe, |port| views.get(port).copied())?;
         let body = self.steps.pop().into_iter().collect();
         self.steps.push(ScheduleStep::Repeat { rows: first..first + steps.len(), body });
         Ok(())
@@ -466,7 +467,10 @@ impl<'a> Builder<'a> {
         let missing = |what: &str| Error::Verify { pass: "sampling", reason: format!("there is no buffer `{what}`") };
         let find = |name: &str| self.buffers.find(name).ok_or_else(|| missing(name));
         let (result, latents, seeds) = (find(self.trajectory.out.0)?, find("latents")?, find("seeds")?);
-        let mut schedule = Schedule::new("sample", self.buffers);
+        let mut schedule = Schedule::new(
+            if self.trajectory.steps.iter().any(Step::reflects) { "w2sd" } else { "sample" },
+            self.buffers,
+        );
         schedule.programs = self.programs;
         schedule.steps = self.steps;
         schedule.rows = Rows { columns: self.columns, data: self.rows };

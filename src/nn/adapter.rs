@@ -59,10 +59,10 @@ pub struct AdaptableLayer {
     pub shape: Vec<usize>,
 }
 
-/// The layers among a network's parameters, in their order.
+/// The layers among a network's parameters, in their order. Experts, which do not see every row, are not among them.
 pub fn adaptable_layers(parameters: &[Parameter]) -> Vec<AdaptableLayer> {
     let layer = |p: &Parameter| {
-        let name = p.name.strip_suffix(".weight").filter(|_| p.import != Import::Plain)?;
+        let name = p.name.strip_suffix(".weight").filter(|_| !matches!(p.import, Import::Plain | Import::Experts))?;
         Some(AdaptableLayer { name: name.to_owned(), shape: p.shape.clone() })
     };
     parameters.iter().filter(|p| adapter_parameter(&p.name).is_none()).filter_map(layer).collect()

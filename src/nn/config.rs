@@ -2,12 +2,13 @@
 //! EDM's); a value that langevin cannot honour is an error that names the file and the field, never a silent
 //! approximation.
 
+mod dit_moe;
 mod edm;
 mod unets;
 
 use super::fields::Fields;
 use crate::Result;
-use crate::ops::Activation;
+use crate::ops::{Activation, Routing};
 use serde_json::Value;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -27,6 +28,7 @@ pub enum Config {
     Unet2d(Unet2dConfig),
     Unet2dCondition(Unet2dConditionConfig),
     Dit(DitConfig),
+    DitMoe(DitMoeConfig),
     Edm(EdmConfig),
 }
 
@@ -168,6 +170,34 @@ pub struct DitConfig {
     pub eps: f32,
 }
 
+/// `DiTMoE`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct DitMoeConfig {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Height and width it was trained at.
+    pub sample_size: usize,
+    pub patch: usize,
+    /// Channels of a token.
+    pub width: usize,
+    pub layers: usize,
+    pub heads: usize,
+    /// Classes without the null class.
+    pub classes: usize,
+    /// Experts of a block.
+    pub experts: usize,
+    /// Experts that a token goes to.
+    pub chosen: usize,
+    /// The weights of a token's experts are made to sum to 1.
+    pub normalize: bool,
+    /// Channels inside an expert.
+    pub expert_width: usize,
+    /// Channels inside the shared experts, which are one layer and see every token; 0: there are none.
+    pub shared_width: usize,
+    /// Not in the file: see [`Network::with_routing`](super::Network::with_routing).
+    pub routing: Routing,
+}
+
 /// The nonlinearity of a transformer's feed-forward part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FeedForward {
@@ -213,9 +243,10 @@ impl Config {
             "Transformer2DModel" if fields.word("norm_type", Some(""))? == "ada_norm_zero" => {
                 Ok(Config::Dit(dit(&fields)?))
             }
+            "DiTMoE" => Ok(Config::DitMoe(dit_moe::dit_moe(&fields)?)),
             "EDMPrecond" => Ok(Config::Edm(edm::edm(&fields)?)),
             other => {
-                let known = "UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, EDMPrecond";
+                let known = "UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, DiTMoE, EDMPrecond";
                 Err(fields.fail("_class_name", format!("`{other}` is none of {known}")))
             }
         }
@@ -316,6 +347,9 @@ mod tests {
         assert_eq!((c.heads[0], c.cross_attention_dim, c.unet.embedding.dim), (8, 1280, 1280));
         let Ok(Config::Dit(c)) = parse(r#"{"_class_name": "DiTTransformer2DModel"}"#) else { panic!() };
         assert_eq!((c.layers, c.heads * c.head_dim, c.out_channels), (28, 1152, 4));
+        let Ok(Config::DitMoe(c)) = parse(r#"{"_class_name": "DiTMoE", "mlp_ratio": 4.0}"#) else { panic!() };
+        assert_eq!((c.experts, c.chosen, c.expert_width, c.shared_width), (8, 2, 4608, 2304));
+        assert_eq!((c.out_channels, c.normalize, c.routing), (8, false, Routing::Top));
     }
 
     #[test]
@@ -351,6 +385,15 @@ mod tests {
                 r#"{"_class_name": "DiTTransformer2DModel", "num_attention_heads": 32768, "attention_head_dim": 32768}"#,
                 "attention_head_dim",
             ),
+            (r#"{"_class_name": "DiTMoE", "num_experts_per_tok": 9}"#, "num_experts_per_tok"),
+            (r#"{"_class_name": "DiTMoE", "num_experts": 0}"#, "num_experts"),
+            (r#"{"_class_name": "DiTMoE", "num_experts": 257}"#, "num_experts"),
+            (r#"{"_class_name": "DiTMoE", "hidden_size": 34, "num_heads": 2}"#, "hidden_size"),
+            (r#"{"_class_name": "DiTMoE", "num_heads": 7}"#, "num_heads"),
+            (r#"{"_class_name": "DiTMoE", "mlp_ratio": 0.3}"#, "mlp_ratio"),
+            (r#"{"_class_name": "DiTMoE", "input_size": 2, "patch_size": 4}"#, "patch_size"),
+            (r#"{"_class_name": "DiTMoE", "n_shared_experts": -1}"#, "n_shared_experts"),
+            (r#"{"_class_name": "DiTMoE", "scoring_func": "sigmoid"}"#, "scoring_func"),
             (r#"{"_class_name": "EDMPrecond", "img_resolution": 32, "img_channels": 3}"#, "DhariwalUNet"),
             (r#"{"_class_name": "EDMPrecond", "model_type": "SongUNet", "img_channels": 3}"#, "img_resolution"),
             (

@@ -5,26 +5,30 @@ mod classifier;
 mod config;
 mod dinov2;
 mod dit;
+mod dit_moe;
 mod fields;
 mod inception;
 mod layers;
 mod params;
+mod patches;
 mod song_unet;
 mod unet;
 mod unet2d;
 mod unet2d_condition;
 
+pub use crate::ops::Routing;
 pub use adapter::{AdaptableLayer, Adapter, LowRank, adaptable_layers, adapter_parameter};
 pub use classifier::ClassifierConfig;
 pub use config::{
-    ClassEmbedding, Config, DitConfig, EdmConfig, EmbeddingConfig, FeedForward, Level, Mid, Sampler, TextTime,
-    TimeEmbedding, Unet2dConditionConfig, Unet2dConfig, UnetConfig,
+    ClassEmbedding, Config, DitConfig, DitMoeConfig, EdmConfig, EmbeddingConfig, FeedForward, Level, Mid, Sampler,
+    TextTime, TimeEmbedding, Unet2dConditionConfig, Unet2dConfig, UnetConfig,
 };
 pub use dinov2::Dinov2Config;
 pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
 use crate::graph::Graph;
+use crate::tensor::DType;
 use crate::{Error, Result};
 use layers::Builder;
 use std::path::Path;
@@ -86,7 +90,7 @@ const MAX_ELEMENTS: usize = 1 << 38;
 /// | `sample` | `[B, H, W, C]` | |
 /// | `timestep` | `[B]` | i32 with a learned time embedding |
 /// | `sigma` | `[B]` | EDM, in place of `timestep` |
-/// | `class_labels` | i32 `[B]`; f32 `[B]` or `[B, D]` where the configuration embeds numbers or vectors | DiT and EDM: the number of classes itself means none |
+/// | `class_labels` | i32 `[B]`; f32 `[B]` or `[B, D]` where the configuration embeds numbers or vectors | DiT, DiT-MoE and EDM: the number of classes itself means none |
 /// | `encoder_hidden_states` | `[B, T, D]` | text-conditioned UNets |
 /// | `text_embeds`, `time_ids` | `[B, D]`, `[B, 6]` | SDXL |
 /// | `timestep_cond` | `[B, D]` | guidance-distilled UNets |
@@ -106,6 +110,19 @@ pub struct Built {
     pub output: &'static str,
 }
 
+impl Built {
+    /// Stores as f16 what may be: the weights of linear layers and convolutions. Only to be run, on devices with that type.
+    pub fn with_f16_weights(mut self) -> Built {
+        let names = self.graph.store_as_f16();
+        for p in &mut self.parameters {
+            if names.iter().any(|name| **name == *p.name) {
+                p.ty.dtype = DType::F16;
+            }
+        }
+        self
+    }
+}
+
 /// A network that can be built for any batch and size.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Network {
@@ -123,12 +140,25 @@ impl Network {
         &self.config
     }
 
+    /// The same network with tokens going to other experts: with [`Routing::Bottom`] a weaker one, for methods that need a strong
+    /// and a weak network of the same weights. Parameters, their names and the work are the same.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a network without experts.
+    pub fn with_routing(&self, routing: Routing) -> Result<Network> {
+        match &self.config {
+            Config::DitMoe(c) => Ok(Network { config: Config::DitMoe(DitMoeConfig { routing, ..c.clone() }) }),
+            _ => Err(Error::invalid("routing", format!("a {} has no experts to choose from", self.class_name()))),
+        }
+    }
+
     /// The name of the class that the configuration belongs to.
     pub fn class_name(&self) -> &'static str {
         match self.config {
             Config::Unet2d(_) => "UNet2DModel",
             Config::Unet2dCondition(_) => "UNet2DConditionModel",
             Config::Dit(_) => "DiTTransformer2DModel",
+            Config::DitMoe(_) => "DiTMoE",
             Config::Edm(_) => "EDMPrecond",
         }
     }
@@ -139,6 +169,7 @@ impl Network {
             Config::Unet2d(c) => [c.unet.in_channels, c.unet.out_channels],
             Config::Unet2dCondition(c) => [c.unet.in_channels, c.unet.out_channels],
             Config::Dit(c) => [c.in_channels, c.out_channels],
+            Config::DitMoe(c) => [c.in_channels, c.out_channels],
             Config::Edm(c) => [c.channels, c.channels],
         }
     }
@@ -149,16 +180,18 @@ impl Network {
             Config::Unet2d(c) => c.unet.sample_size,
             Config::Unet2dCondition(c) => c.unet.sample_size,
             Config::Dit(c) => Some([c.sample_size; 2]),
+            Config::DitMoe(c) => Some([c.sample_size; 2]),
             Config::Edm(c) => Some([c.resolution; 2]),
         }
     }
 
-    /// Number of classes that `class_labels` may name, if it holds labels. DiT and EDM know one more: none.
+    /// Number of classes that `class_labels` may name, if it holds labels. DiT, DiT-MoE and EDM know one more: none.
     pub fn classes(&self) -> Option<usize> {
         let unet = match &self.config {
             Config::Unet2d(c) => &c.unet,
             Config::Unet2dCondition(c) => &c.unet,
             Config::Dit(c) => return Some(c.classes),
+            Config::DitMoe(c) => return Some(c.classes),
             Config::Edm(c) => return (c.label_dim > 0).then_some(c.label_dim),
         };
         match unet.embedding.class {
@@ -167,10 +200,10 @@ impl Network {
         }
     }
 
-    /// The label that means no class: the one after the last for DiT and EDM; UNets of diffusers have none of their own, by
+    /// The label that means no class: the one after the last for DiT, DiT-MoE and EDM; UNets of diffusers have none of their own, by
     /// custom it is their last.
     pub fn null_class(&self) -> Option<usize> {
-        let own = matches!(self.config, Config::Dit(_) | Config::Edm(_));
+        let own = matches!(self.config, Config::Dit(_) | Config::DitMoe(_) | Config::Edm(_));
         self.classes().map(|n| if own { n } else { n.saturating_sub(1) })
     }
 
@@ -189,6 +222,8 @@ impl Network {
             Config::Unet2d(c) => 2 * c.unet.channels.iter().copied().max().unwrap_or(1),
             Config::Unet2dCondition(c) => 8 * c.unet.channels.iter().copied().max().unwrap_or(1),
             Config::Dit(c) => 8 * c.heads * c.head_dim,
+            // A row for every expert of a token.
+            Config::DitMoe(c) => (6 * c.width).max(c.chosen * c.expert_width).max(c.shared_width),
             Config::Edm(c) => 2 * c.model_channels * c.channel_mult.iter().copied().max().unwrap_or(1),
         };
         spec.check(widest.max(inputs).max(outputs))?;
@@ -197,6 +232,7 @@ impl Network {
             Config::Unet2d(c) => unet2d::build(c, b),
             Config::Unet2dCondition(c) => unet2d_condition::build(c, b),
             Config::Dit(c) => dit::build(c, b),
+            Config::DitMoe(c) => dit_moe::build(c, b),
             Config::Edm(c) => song_unet::build(c, b),
         }?;
         adapters.iter().try_for_each(|adapter| adapter.check(&built.parameters))?;

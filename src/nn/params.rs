@@ -15,6 +15,8 @@ pub enum Import {
     /// The weight `[3·C, K, 1, 1]` or bias `[3·C]` of EDM's attention, whose rows are interleaved: within a head, row
     /// 3·c + j belongs to q, k, v for j = 0, 1, 2 → columns q | k | v.
     Qkv { heads: usize },
+    /// A matrix `[N, K]` of each of E experts, a tensor each → `[E, K, N]`, see [`Parameter::tensors`].
+    Experts,
 }
 
 /// What a parameter is before training, where it is not read from a file.
@@ -31,9 +33,10 @@ pub enum Init {
 /// A weight of a network: its public name and shape, its place's type in the arena, and the way between them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Parameter {
-    /// The name in the safetensors file: `down_blocks.0.resnets.0.conv1.weight`.
+    /// The name in the safetensors file: `down_blocks.0.resnets.0.conv1.weight`. That of all experts' weights has a `*` in the
+    /// place of the expert's number: `blocks.0.moe.experts.*.up_proj.weight`.
     pub name: String,
-    /// The shape in the file.
+    /// The shape in the file; `[E, N, K]` for the weights of E experts.
     pub shape: Vec<usize>,
     /// The type in the arena.
     pub ty: TensorType,
@@ -49,11 +52,24 @@ impl Parameter {
         self.shape.iter().product()
     }
 
-    /// True if a tensor of that shape holds this parameter: the same shape, or one that differs in dimensions of size 1
+    /// The names of the file's tensors that hold it, one after the other: its own, or one for each expert.
+    pub fn tensors(&self) -> Vec<String> {
+        match self.import {
+            Import::Experts => (0..self.shape[0]).map(|e| self.name.replacen('*', &e.to_string(), 1)).collect(),
+            _ => vec![self.name.clone()],
+        }
+    }
+
+    /// The shape of each of [`Parameter::tensors`].
+    pub fn tensor_shape(&self) -> &[usize] {
+        if self.import == Import::Experts { &self.shape[1..] } else { &self.shape }
+    }
+
+    /// True if a tensor of that shape holds this parameter, or one expert's part of it: the same shape, or one that differs in dimensions of size 1
     /// only (files disagree on whether a 1×1 convolution is `[N, K]` or `[N, K, 1, 1]`).
     pub fn accepts(&self, shape: &[usize]) -> bool {
         let kept = |s: &[usize]| s.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
-        kept(shape) == kept(&self.shape)
+        kept(shape) == kept(self.tensor_shape())
     }
 
     /// The name under which files written before diffusers 0.12 hold it, if that differs:
@@ -81,6 +97,10 @@ impl Parameter {
                 let (which, c) = (col / channels, col % channels);
                 let from = c / per_head * 3 * per_head + 3 * (c % per_head) + which;
                 from * rows + row
+            }
+            Import::Experts => {
+                let k = rows / self.shape[0];
+                (row / k * cols + col) * k + row % k
             }
         }
     }
@@ -176,6 +196,7 @@ mod tests {
             parameter(&[18, 3, 1, 1], TensorType::panels([3, 18]), Import::Transpose),
             parameter(&[5, 7, 3, 3], TensorType::panels([9, 7, 5]), Import::Conv),
             parameter(&[24, 5, 1, 1], TensorType::panels([5, 24]), Import::Qkv { heads: 2 }),
+            parameter(&[3, 18, 5], TensorType::panels([3, 5, 18]), Import::Experts),
             parameter(&[24], TensorType::f32([24]), Import::Qkv { heads: 4 }),
         ];
         for p in cases {
@@ -201,6 +222,19 @@ mod tests {
         let mut stored = vec![0.0; 12];
         bias.to_arena(&file, &mut stored);
         assert_eq!(stored, [0., 3., 6., 9., 1., 4., 7., 10., 2., 5., 8., 11.]);
+    }
+
+    #[test]
+    fn experts_have_a_tensor_each() {
+        let ty = TensorType::panels([2, 3, 4]);
+        let p = Parameter { name: "experts.*.up.weight".into(), ..parameter(&[2, 4, 3], ty, Import::Experts) };
+        assert_eq!(p.tensors(), ["experts.0.up.weight", "experts.1.up.weight"]);
+        assert!(p.accepts(&[4, 3]) && !p.accepts(&[2, 4, 3]));
+        let file: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let mut stored = vec![0.0; p.ty.stored()];
+        p.to_arena(&file, &mut stored);
+        // Expert 1, output 3, input 2.
+        assert_eq!(stored[p.ty.index(3 + 2, 3)], (12 + 3 * 3 + 2) as f32);
     }
 
     #[test]

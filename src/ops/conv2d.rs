@@ -1,6 +1,6 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
-use super::linear::expect_weight;
+use super::linear::{expect_stored_weight, f32_on_cpu, stored_source};
 use super::product::{BUSY, DIRECT_LANES, Tiling};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
@@ -113,7 +113,11 @@ fn window_words(launch: Launch, w: &Window, pixels: usize) -> Launch {
     launch.scalars(sizes).scalars([w.stride, w.pad_top, w.pad_left, pixels, w.taps() * w.channels])
 }
 
-const CONV2D: &str = wgsl!("lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d");
+/// By how the weight is stored.
+const CONV2D: [&str; 2] = [
+    wgsl!("lib/f32", "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d"),
+    wgsl!("lib/f16", "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d"),
+];
 
 impl Op for Conv2d {
     fn name(&self) -> &'static str {
@@ -122,7 +126,7 @@ impl Op for Conv2d {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2 + self.epilogue.operands())?;
-        let [k, n] = expect_weight(self.name(), inputs[1])?;
+        let [k, n] = expect_stored_weight(self.name(), inputs[1])?;
         let w = self.window(self.name(), inputs[0])?;
         if k != w.taps() * w.channels {
             let reason = format!("a weight of {} does not fit x {} and kernel {:?}", inputs[1], inputs[0], self.kernel);
@@ -131,6 +135,10 @@ impl Op for Conv2d {
         let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
         self.epilogue.check(self.name(), inputs, &out)?;
         Ok(vec![out])
+    }
+
+    fn takes_f16(&self, input: usize) -> bool {
+        input == 1
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -161,13 +169,15 @@ impl Op for Conv2d {
         let (pixels, n) = (io.outputs[0].rows(), io.outputs[0].cols());
         Ok(match target {
             Target::Cpu => {
+                f32_on_cpu(self.name(), &io.inputs[1])?;
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
                 let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
                 vec![self.epilogue.scalars(launch)]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let shader = self.epilogue.shader(Shader::new(self.name(), CONV2D));
+                let source = stored_source(self.name(), &io.inputs[1], CONV2D, target.f16)?;
+                let shader = self.epilogue.shader(Shader::new(self.name(), source));
                 let shader = shader.constant("DILATION", w.dilation as u32);
                 let (shader, groups) = if target.software && w.channels.is_multiple_of(4) {
                     let invocations = pixels.div_ceil(4) * n.div_ceil(8);

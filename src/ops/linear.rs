@@ -5,7 +5,7 @@ use super::product::DIRECT_LANES;
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::{Layout, TensorType};
+use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
 /// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) + residual) · scale`.
@@ -140,18 +140,54 @@ impl Epilogue {
     }
 }
 
-const LINEAR: &str = wgsl!("lib/activation", "lib/epilogue", "linear");
+/// By how the weight is stored.
+const LINEAR: [&str; 2] = [
+    wgsl!("lib/f32", "lib/activation", "lib/epilogue", "linear"),
+    wgsl!("lib/f16", "lib/activation", "lib/epilogue", "linear"),
+];
 
 /// y = epilogue(x · W)   x `[…, K]`, W `[K, N]` in panels (bias `[N]`, sample bias `[B, N]`, residual `[…, N]`) → y `[…, N]`
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Linear(pub Epilogue);
 
-/// K, N of a weight in panels.
+/// K, N of an f32 weight in panels.
 pub(crate) fn expect_weight(op: &str, ty: &TensorType) -> Result<[usize; 2]> {
-    if ty.layout != Layout::Panels {
-        return Err(Error::shape(op, format!("the weight must be in panels, is {ty}")));
+    if ty.layout != Layout::Panels || ty.dtype != DType::F32 {
+        return Err(Error::shape(op, format!("the weight must be f32 in panels, is {ty}")));
     }
     Ok([ty.rows(), ty.cols()])
+}
+
+/// The same of a weight that may be stored as f16.
+pub(crate) fn expect_stored_weight(op: &str, ty: &TensorType) -> Result<[usize; 2]> {
+    match ty.dtype {
+        DType::F16 => expect_weight(op, &TensorType { dtype: DType::F32, ..ty.clone() }),
+        _ => expect_weight(op, ty),
+    }
+}
+
+/// The shader for a weight as it is stored, of that for f32 and that for f16.
+pub(crate) fn stored_source(
+    op: &str,
+    weight: &TensorType,
+    sources: [&'static str; 2],
+    f16: bool,
+) -> Result<&'static str> {
+    match weight.dtype {
+        DType::F16 if f16 => Ok(sources[1]),
+        DType::F16 => Err(Error::unsupported(format!("`{op}` with f16 weights"), "the adapter has no f16")),
+        _ => Ok(sources[0]),
+    }
+}
+
+/// Fails for f16 weights: CPU kernels read f32.
+pub(crate) fn f32_on_cpu(op: &str, weight: &TensorType) -> Result<()> {
+    match weight.dtype {
+        DType::F32 => Ok(()),
+        other => {
+            Err(Error::unsupported(format!("`{op}` with {other} weights on the cpu device"), "it computes with f32"))
+        }
+    }
 }
 
 impl Op for Linear {
@@ -161,7 +197,7 @@ impl Op for Linear {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2 + self.0.operands())?;
-        let [k, n] = expect_weight(self.name(), inputs[1])?;
+        let [k, n] = expect_stored_weight(self.name(), inputs[1])?;
         let x = inputs[0];
         if x.shape.len() < 2 || x.cols() != k || x.layout != Layout::Plain {
             return Err(Error::shape(self.name(), format!("x must be [.., {k}] for a weight of [{k}, {n}], is {x}")));
@@ -171,6 +207,10 @@ impl Op for Linear {
         let out = x.with_shape(shape);
         self.0.check(self.name(), inputs, &out)?;
         Ok(vec![out])
+    }
+
+    fn takes_f16(&self, input: usize) -> bool {
+        input == 1
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -204,12 +244,14 @@ impl Op for Linear {
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
         Ok(vec![match target {
             Target::Cpu => {
+                f32_on_cpu(self.name(), &io.inputs[1])?;
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
                 self.0.scalars(launch)
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
-                let shader = self.0.shader(Shader::new(self.name(), LINEAR));
+                let shader = stored_source(self.name(), &io.inputs[1], LINEAR, target.f16)?;
+                let shader = self.0.shader(Shader::new(self.name(), shader));
                 let (shader, grid) = if target.software && k.is_multiple_of(4) {
                     let invocations = m.div_ceil(4) * n.div_ceil(8);
                     (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))

@@ -26,6 +26,16 @@ impl Tiling {
         if large.count < BUSY { of([8, 8]) } else { large }
     }
 
+    /// For products of `rows` in all by `columns`, in groups of rows whose sizes only the device knows: as many tiles as the
+    /// worst case has.
+    pub fn grouped(groups: usize, rows: usize, columns: usize) -> Tiling {
+        let mean = rows.div_ceil(groups.max(1));
+        let lanes = if mean <= 32 { [4, 16] } else { Tiling::new(groups, mean, columns).lanes };
+        // Every group may end within a tile.
+        let count = (rows / (8 * lanes[0]) + groups) * columns.div_ceil(4 * lanes[1]);
+        Tiling { lanes, count }
+    }
+
     /// Sets the overrides of the library.
     pub fn shader(&self, shader: Shader) -> Shader {
         shader.constant("ROW_LANES", self.lanes[0] as u32).constant("COL_LANES", self.lanes[1] as u32)

@@ -13,6 +13,7 @@ use crate::graph::{Graph, Node, Op, Origin, Value};
 use crate::ops::{
     Activate, Activation, Affine, Binary, Conv2d, Epilogue, GroupNorm, Linear, TimestepEmbedding, TimestepMlp,
 };
+use crate::tensor::DType;
 use std::sync::Arc;
 
 /// What the fused graph is for.
@@ -102,6 +103,8 @@ fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<
     let plain = *first == Epilogue { activation: act, ..Epilogue::bias() } && *second == Epilogue::bias() && slot == 0;
     let inputs = [&source.inputs[..1], &from.inputs[1..], &node.inputs[1..]].concat();
     let op = TimestepMlp { embedding, act, label: false };
+    // The whole of it has no kernel for f16 weights.
+    let plain = plain && [from, node].iter().all(|n| graph.ty(n.inputs[1]).dtype == DType::F32);
     plain.then(|| (from.inputs[0], Arc::new(op) as _, inputs))
 }
 

@@ -109,7 +109,8 @@ fn answers(sampler: &mut Sampler, ladder: &Ladder, path: &[Vec<f32>], device: &D
     let [batch, height, width, _] = sampler.plan.latents.shape[..] else {
         return Err(Error::shape("latents", "must have 4 dimensions"));
     };
-    let built = sampler.model.build(&sampler.request.spec(batch, height, width))?;
+    let request = &sampler.request;
+    let built = request.build(sampler.model, &request.spec(batch, height, width), None)?;
     let conditional = Denoiser { network: &built, weights: "main", inputs: "cond", scales: "main" };
     let operator = |denoiser| Operator { denoiser, guidance: Guidance::default(), guide: None };
     let operators = [operator(conditional), operator(Denoiser { inputs: "uncond", ..conditional })];

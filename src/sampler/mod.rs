@@ -27,7 +27,7 @@ use crate::diffusion::{
 use crate::image::{BatchShape, Image, grid};
 use crate::methods::sample::{Denoiser, Lowering, Operator, Sampling, sample};
 use crate::model::Model;
-use crate::nn::{InputSpec, nchw_to_nhwc, nhwc_to_nchw};
+use crate::nn::{Built, InputSpec, Routing, nchw_to_nhwc, nhwc_to_nchw};
 use crate::schedule::{BufferId, Event, Options, Schedule, Session};
 use crate::tensor::TensorType;
 use crate::weights::Weights;
@@ -66,6 +66,8 @@ pub struct SampleRequest<'a> {
     /// Tensors for networks with other inputs than classes: `encoder_hidden_states`, `text_embeds`, `time_ids`, for one image
     /// or for all; `uncond.encoder_hidden_states` and so on for the unconditional side.
     pub conditioning: Option<&'a Weights>,
+    /// Store the weights of linear layers and convolutions as f16, where the device has that type; arithmetic is f32.
+    pub f16_weights: bool,
     /// Merge ops into fewer launches.
     pub fuse: bool,
 }
@@ -118,6 +120,7 @@ impl<'a> SampleRequest<'a> {
             seed: 0,
             latents: None,
             conditioning: None,
+            f16_weights: false,
             fuse: true,
         }
     }
@@ -155,20 +158,21 @@ impl<'a> SampleRequest<'a> {
         };
         let batch = self.batch.min(self.n);
         let spec = self.spec(batch, height, width);
-        let built = model.build(&spec)?;
+        let built = self.build(model, &spec, None)?;
         // CFG++ combines the two answers by itself.
         let guidance_scale = if self.options.cfg_plus_plus.is_some() { 1.0 } else { self.guidance_scale };
         let interval = self.options.guidance_interval;
         let guidance = Guidance { guidance_scale, interval, rescale: self.guidance_rescale };
         guidance.validate()?;
-        let guide_built = self.guide.map(|g| g.build(&spec)).transpose()?;
+        let guide_built = self.guide.map(|g| self.build(g, &spec, None)).transpose()?;
         let denoiser = Denoiser { network: &built, weights: "main", inputs: "cond", scales: "main" };
         let guided = guidance.needs_uncond().then_some(match &guide_built {
             Some(network) => Denoiser { network, weights: "guide", scales: "guide", ..denoiser },
             None => Denoiser { inputs: "uncond", ..denoiser },
         });
         let config = self.sampler_config(model)?;
-        let prepare = |names, leg| Prepared::new(names, leg, model, &config, self.sampler, &spec);
+        let build = |model: &Model, routing| self.build(model, &spec, routing);
+        let prepare = |names, leg| Prepared::new(names, leg, model, &config, self.sampler, &build);
         let legs = match &self.reflect {
             Some(reflect) => vec![prepare(&STRONG, &reflect.strong)?, prepare(&WEAK, &reflect.weak)?],
             None => vec![],
@@ -194,6 +198,12 @@ impl<'a> SampleRequest<'a> {
         let sampling = sample(&trajectory, &operators, &latents, how)?;
         let steps = trajectory.steps.len();
         Ok(SamplePlan { sampling, latents, steps, classes })
+    }
+
+    /// A model's network, its weights stored as asked for.
+    fn build(&self, model: &Model, spec: &InputSpec, routing: Option<Routing>) -> Result<Built> {
+        let built = routing.map_or_else(|| model.build(spec), |routing| model.build_routed(spec, routing))?;
+        Ok(if self.f16_weights { built.with_f16_weights() } else { built })
     }
 
     /// The sizes of the network's inputs.

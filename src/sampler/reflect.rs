@@ -3,7 +3,7 @@
 use crate::diffusion::{Back, Guidance, Reflection, SamplerConfig, SamplerKind, Space};
 use crate::methods::sample::{Denoiser, Operator};
 use crate::model::Model;
-use crate::nn::{Built, InputSpec};
+use crate::nn::{Built, Routing};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -28,6 +28,8 @@ pub struct Leg<'a> {
     pub class: Option<usize>,
     /// In the place of the scale of each of the model's LoRAs.
     pub lora_scale: Option<f64>,
+    /// The experts that tokens go to, of a model that has experts. The weights are those of the model, once.
+    pub routing: Option<Routing>,
     /// See [`SampleRequest::conditioning`](super::SampleRequest::conditioning).
     pub conditioning: Option<&'a Weights>,
 }
@@ -35,7 +37,7 @@ pub struct Leg<'a> {
 impl Default for Leg<'_> {
     /// The ordinary step's model, not guided.
     fn default() -> Self {
-        Leg { model: None, guidance_scale: 1.0, class: None, lora_scale: None, conditioning: None }
+        Leg { model: None, guidance_scale: 1.0, class: None, lora_scale: None, routing: None, conditioning: None }
     }
 }
 
@@ -46,6 +48,7 @@ impl Leg<'_> {
         let conditioning = |leg: &Leg| leg.conditioning.map(|c| c.path().to_owned());
         path(self) == path(other)
             && conditioning(self) == conditioning(other)
+            && self.routing.unwrap_or_default() == other.routing.unwrap_or_default()
             && (self.guidance_scale, self.class, self.lora_scale)
                 == (other.guidance_scale, other.class, other.lora_scale)
     }
@@ -114,7 +117,7 @@ impl<'a> Prepared<'a> {
         main: &Model,
         config: &SamplerConfig,
         kind: SamplerKind,
-        spec: &InputSpec,
+        build: &dyn Fn(&Model, Option<Routing>) -> Result<Built>,
     ) -> Result<Self> {
         let model = leg.model.unwrap_or(main);
         if leg.lora_scale.is_some_and(|s| !s.is_finite()) {
@@ -134,12 +137,12 @@ impl<'a> Prepared<'a> {
                 Some(_) => {}
             }
         }
-        let own = match leg.model {
-            Some(other) => {
-                check_fit(main, config, other, kind)?;
-                Some(other.build(spec)?)
-            }
-            None => None,
+        if let Some(other) = leg.model {
+            check_fit(main, config, other, kind)?;
+        }
+        let own = match (leg.model, leg.routing) {
+            (None, None) => None,
+            (other, routing) => Some(build(other.unwrap_or(main), routing)?),
         };
         Ok(Prepared { names, leg, own })
     }
@@ -148,8 +151,9 @@ impl<'a> Prepared<'a> {
         let Prepared { names, leg, own } = self;
         let guidance = Guidance { guidance_scale: leg.guidance_scale, ..Guidance::default() };
         guidance.validate()?;
-        let own_inputs = own.is_some() || leg.class.is_some() || leg.conditioning.is_some();
-        let (network, weights) = own.as_ref().map_or((main.network, main.weights), |own| (own, names.weights));
+        let own_inputs = leg.model.is_some() || leg.class.is_some() || leg.conditioning.is_some();
+        let network = own.as_ref().unwrap_or(main.network);
+        let weights = if leg.model.is_some() { names.weights } else { main.weights };
         let scales = if leg.lora_scale.is_some() { names.scales } else { weights };
         let (cond, uncond) = if own_inputs { (names.cond, names.uncond) } else { (main.inputs, "uncond") };
         let denoiser = Denoiser { network, weights, inputs: cond, scales };

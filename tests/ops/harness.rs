@@ -1,5 +1,6 @@
 //! One table drives everything: an op, its inputs, and what it computes in f64.
 
+use half::f16;
 use langevin::Device;
 use langevin::graph::{Graph, Op, Target, Value, WgpuTarget};
 use langevin::ops::Affine;
@@ -170,6 +171,38 @@ impl<'a> Case<'a> {
         if !self.differentiate_outputs.is_empty() {
             self.check_gradients(&tensors);
         }
+        let halves = |i: &usize| self.op.takes_f16(*i) && self.inputs[*i].ty.dtype == DType::F32;
+        (0..self.inputs.len()).filter(halves).for_each(|i| self.check_f16(i, &tensors, &expected));
+    }
+
+    /// An input stored as f16, where a device has it: as good as f32 for numbers that f16 holds, near enough for others.
+    fn check_f16(&self, input: usize, tensors: &[Tensor], expected: &[Tensor]) {
+        let mut half = tensors.to_vec();
+        half[input].data.iter_mut().for_each(|v| *v = f16::from_f64(*v).to_f64());
+        let exact = (self.reference)(&half);
+        let mut inputs = self.inputs.clone();
+        inputs[input].ty.dtype = DType::F16;
+        let case = Case {
+            inputs,
+            reference: Box::new(|_| vec![]),
+            op: self.op.clone(),
+            name: format!("{} with f16 weights", self.name),
+            differentiate_outputs: vec![],
+            ..*self
+        };
+        let mut g = Graph::new();
+        let values = case.declare(&mut g);
+        for (i, out) in g.apply_arc(case.op.clone(), &values).unwrap().into_iter().enumerate() {
+            g.output(format!("out{i}"), out);
+        }
+        for (device, got) in case.run(&g, &[]) {
+            for (i, (exact, expected)) in exact.iter().zip(expected).enumerate() {
+                let got = &got[&format!("out{i}")];
+                let (off, rounded) = (relative(got, &exact.data), relative(got, &expected.data));
+                assert!(off <= self.bound, "{} on {device}: output {i} is off by {off:.2e}", case.name);
+                assert!(rounded <= 1e-2, "{} on {device}: output {i} is off by {rounded:.2e}", case.name);
+            }
+        }
     }
 
     /// Declares the inputs; f32 ones go through a copy (affine 1·x + 0), so that the op stands mid-graph.
@@ -267,7 +300,8 @@ pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
 /// hardware. A missing adapter is printed; `LANGEVIN_REQUIRE=wgpu` makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
-    for target in [false, true].map(|software| WgpuTarget { software, ..Default::default() }) {
+    let f16 = g.values().iter().any(|v| v.ty.dtype == DType::F16);
+    for target in [false, true].map(|software| WgpuTarget { software, f16, ..Default::default() }) {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
                 Err(e) => panic!("{name}: {e}"),
@@ -278,8 +312,12 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
             }
         }
     }
-    let mut places = vec![(Device::Cpu, Target::Cpu)];
+    // The CPU device computes with f32 alone, and says so.
+    let mut places = if f16 { vec![] } else { vec![(Device::Cpu, Target::Cpu)] };
     match adapter() {
+        Ok(device) if f16 && !matches!(device.target(), Target::Wgpu(WgpuTarget { f16: true, .. })) => {
+            eprintln!("{name}: not run on wgpu: the adapter has no f16")
+        }
         Ok(device) => {
             if let Target::Wgpu(target @ WgpuTarget { software: true, .. }) = device.target() {
                 places.push((device.clone(), Target::Wgpu(WgpuTarget { software: false, ..target })));
@@ -342,7 +380,11 @@ fn run_on((device, target): (Device, Target), g: &Graph, data: &[(String, Vec<f6
             let plain: Vec<f32> = numbers.iter().map(|v| *v as f32).collect();
             let mut stored = vec![0.0; ty.stored()];
             to_layout(&ty, &plain, &mut stored);
-            session.write(id, &stored).unwrap();
+            if ty.dtype == DType::F16 {
+                session.write(id, &stored.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
+            } else {
+                session.write(id, &stored).unwrap();
+            }
         }
     }
     session.run(&mut |_, _| Ok(())).unwrap();

@@ -11,6 +11,7 @@ mod conv2d;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
+mod experts;
 mod gate;
 mod geglu;
 mod group_norm;

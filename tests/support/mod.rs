@@ -18,6 +18,12 @@ pub const DIT: &str = r#"{
     "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2, "num_embeds_ada_norm": 2
 }"#;
 
+/// A DiT-MoE for the same, of 4 experts.
+pub const DIT_MOE: &str = r#"{
+    "_class_name": "DiTMoE", "input_size": 8, "in_channels": 1, "learn_sigma": false, "depth": 2, "hidden_size": 16,
+    "num_heads": 2, "patch_size": 2, "mlp_ratio": 2, "num_experts": 4, "num_classes": 2, "n_shared_experts": 1
+}"#;
+
 /// The wgpu device; where there is none, the reason is printed, or it is a failure if `LANGEVIN_REQUIRE` has `wgpu`.
 pub fn wgpu() -> Option<Device> {
     let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "wgpu"));
