@@ -160,12 +160,19 @@ fn guidance_is_compared_with_reflection() {
     let digits: Vec<u8> = (0..40 * 784).map(|p| (p * (p / 784 + 3) / 7 % 251) as u8).collect();
     let mnist = place.path().join("train-images-idx3-ubyte");
     std::fs::write(&mnist, support::idx(&[40, 28, 28], &digits)).unwrap();
-    request.parts = vec![Part::Cifar, Part::GuidanceGap];
+    let labels: Vec<u8> = (0..40).map(|i| i % 10).collect();
+    std::fs::write(place.path().join("train-labels-idx1-ubyte"), support::idx(&[40], &labels)).unwrap();
+    request.parts = vec![Part::Moe, Part::Cifar, Part::GuidanceGap];
+    // A network begins with gates of zero; it must have learned something before its experts matter.
+    let experts = &mut request.experts;
+    (experts.steps, experts.batch, experts.warmup, experts.grid_every) = (8, 2, 1, 0);
+    (experts.lr, experts.ema_half_life) = (1e-2, vec![1.0]);
     request.mnist = Some(mnist);
     (request.samples, request.steps, request.device) = (4, 2, Device::Cpu);
     let (report, heard) = run(&request);
-    assert!(heard[0].contains("cifar is left out") && heard[0].contains("--data"), "{heard:?}");
-    assert_eq!(report.sections.iter().map(|s| s.part).collect::<Vec<_>>(), [Part::GuidanceGap]);
+    assert_eq!(heard[0], "training moe");
+    assert!(heard.iter().any(|h| h.contains("cifar is left out") && h.contains("--data")), "{heard:?}");
+    assert_eq!(report.sections.iter().map(|s| s.part).collect::<Vec<_>>(), [Part::GuidanceGap, Part::Moe]);
     // Two calls a guided step; of the one reflection two in the strong leg, one in the weak.
     assert_eq!(column(&report, 0, 1), [4.0, 7.0, 4.0, 7.0, 4.0, 6.0]);
     assert_eq!(column(&report, 0, 3), [2.5, 5.0, 5.0, 4.0, 4.0, 2.5]);
@@ -173,6 +180,11 @@ fn guidance_is_compared_with_reflection() {
     assert!(percent.iter().all(|p| (0.0..=100.0).contains(p)), "{percent:?}");
     assert!(column(&report, 0, 5).iter().all(|d| *d > 0.0));
     assert_eq!(report.sections[0].findings.len(), 5);
+    // Best experts, W2SD, S2WD, best experts with as many evaluations; two calls a guided step, in every leg.
+    assert_eq!(column(&report, 1, 1), [4.0, 8.0, 8.0, 8.0]);
+    assert!(report.sections[1].tables[0].rows.iter().all(|r| r.cells[3].is_none()), "no guidance to speak of");
+    let distances = column(&report, 1, 5);
+    assert!(distances[1] != distances[0] && distances[1] != distances[2], "{distances:?}");
     for wrong in [Request { samples: 0, ..request.clone() }, Request { steps: 1, ..request.clone() }] {
         assert!(matches!(wrong.run(&mut |_| Ok(())), Err(Error::Invalid { .. })));
     }

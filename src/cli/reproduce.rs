@@ -29,6 +29,7 @@ enum Paper {
 ///                 and a classifier in --out, unless they are there; tens of minutes on a processor, and as long to sample
 ///   time-gap      the cosine of the gaps between three checkpoints of one of them, by noise level; a minute
 ///   guidance-gap  the embedded mnist-unet at two guidance scales, and guidance alone; tens of minutes
+///   moe           the best and the worst experts of a DiT-MoE, which it trains as the preset mnist-dit-moe says; an hour or more
 ///
 /// Parts whose data are not given are left out, and a line says so. Training that was stopped goes on where it was.
 ///
@@ -47,13 +48,14 @@ struct W2sdArgs {
     /// CIFAR-10's test images for time-gap [default: the last ones of --data]
     #[arg(long, value_name = "DATA")]
     test: Option<PathBuf>,
-    /// MNIST's images, their labels beside them; for guidance-gap
+    /// MNIST's images, their labels beside them; for guidance-gap and moe
     #[arg(long, value_name = "DATA")]
     mnist: Option<PathBuf>,
     /// Folder of the report, the pictures and the training runs
     #[arg(long)]
     out: PathBuf,
-    /// A TOML file with settings of the training runs, over those of the preset cifar-pair: other networks, sizes, lengths
+    /// A TOML file with settings of the training runs, over those of the preset cifar-pair: other networks, sizes, lengths. The
+    /// preset of moe stays as it is
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Samples of networks a row [default: 2000]
@@ -81,6 +83,7 @@ impl W2sdArgs {
             test: self.test.clone(),
             mnist: self.mnist.clone(),
             settings: self.config.as_deref().map_or(Ok(defaults.settings), settings)?,
+            experts: defaults.experts,
             samples: self.samples.unwrap_or(defaults.samples),
             steps: self.steps.unwrap_or(defaults.steps),
             batch: self.batch.unwrap_or(defaults.batch),

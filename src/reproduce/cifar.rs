@@ -5,6 +5,7 @@
 
 use super::draw::{Drawn, draw, rows};
 use super::report::{Cell, Finding, Picture, Section, Table};
+use super::train::train;
 use super::{Event, Part, Request, Watch};
 use crate::classifier::{Classifier, ClassifierTrainConfig, ClassifierTrainer};
 use crate::data::{ClassLimit, Dataset, DatasetOptions};
@@ -12,7 +13,7 @@ use crate::diffusion::{QueryTime, Reflection, SamplerKind};
 use crate::eval::{Bootstrap, ClassProbabilities, wilson};
 use crate::evaluator::{FeatureExtractor, pictures};
 use crate::model::Model;
-use crate::run::{Run, Settings, is_run};
+use crate::run::Settings;
 use crate::sampler::{Images, Leg, Reflect, SampleRequest};
 use crate::weights::Dtype;
 use crate::{Error, Result};
@@ -30,25 +31,15 @@ const CLASSIFIER_STEPS: usize = 1000;
 const RESAMPLES: usize = 1000;
 
 /// Trains the run of this name and data, or goes on with it; its folder.
-pub(super) fn train(
+pub(super) fn train_on(
     request: &Request,
     data: &Path,
     (name, classes): (&str, &str),
     watch: &mut Watch,
 ) -> Result<PathBuf> {
-    let folder = request.out.join(name);
     let data = data.display().to_string();
     let settings = Settings { data, classes: classes.into(), ..request.settings.clone() };
-    let mut run = match is_run(&folder) {
-        true => Run::resume(&folder, |_| Ok(settings), request.device.clone())?,
-        false => Run::start(&folder, settings, request.device.clone())?,
-    };
-    let left = run.settings().steps.saturating_sub(run.trainer().steps_done());
-    if left > 0 {
-        watch(Event::Begin { what: &format!("training {name}"), steps: left as u64 })?;
-    }
-    run.finish(&mut |_, _| watch(Event::Step(1)))?;
-    Ok(folder)
+    train(request, name, settings, watch)
 }
 
 /// Images of cars and horses in the form that the runs see.
@@ -126,7 +117,7 @@ impl Method {
 }
 
 pub(super) fn run(request: &Request, data: &Path, watch: &mut Watch) -> Result<Section> {
-    let [strong, weak] = [train(request, data, STRONG, watch)?, train(request, data, WEAK, watch)?];
+    let [strong, weak] = [train_on(request, data, STRONG, watch)?, train_on(request, data, WEAK, watch)?];
     let [strong, weak] = [Model::open(strong)?, Model::open(weak)?];
     let mut judge = Judge::new(request, data, watch)?;
     let methods = methods(request, &strong, &weak, &mut judge, watch)?;

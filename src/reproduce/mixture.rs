@@ -121,12 +121,14 @@ impl Way {
         let ends = tasks.into_par_iter().map(|latents| {
             let mut answer = |leg: usize, x: &[f64], time: f64| {
                 let alpha_bar = alpha_bar[time as usize];
-                let each = x.as_chunks::<D>().0.iter();
-                let eps = each.flat_map(|x| {
-                    let terms = legs[leg].iter().map(|(factor, m)| m.noise(x, alpha_bar).map(|e| factor * e));
-                    terms.fold([0.0; D], |sum, term| std::array::from_fn(|d| sum[d] + term[d]))
-                });
-                eps.collect()
+                let mut eps = vec![0.0; x.len()];
+                for (x, eps) in x.as_chunks::<D>().0.iter().zip(eps.as_chunks_mut::<D>().0) {
+                    for (factor, mixture) in &legs[leg] {
+                        let noise = mixture.noise(x, alpha_bar);
+                        eps.iter_mut().zip(noise).for_each(|(eps, noise)| *eps += factor * noise);
+                    }
+                }
+                eps
             };
             trajectory.simulate(&latents, &mut answer, &mut |_, len| vec![0.0; len])
         });

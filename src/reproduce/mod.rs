@@ -11,13 +11,16 @@
 
 mod analytic;
 mod cifar;
+mod digits;
 mod draw;
 mod guidance_gap;
 pub mod mixture;
+mod moe;
 mod noise;
 mod plots;
 mod report;
 mod time_gap;
+mod train;
 
 pub use report::{Cell, Column, Finding, Picture, Report, Row, Section, Table};
 
@@ -42,11 +45,13 @@ pub enum Part {
     TimeGap,
     /// One model at two guidance scales.
     GuidanceGap,
+    /// The best and the worst experts of one model.
+    Moe,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 4] = [Part::Analytic, Part::Cifar, Part::TimeGap, Part::GuidanceGap];
+    pub const ALL: [Part; 5] = [Part::Analytic, Part::Cifar, Part::TimeGap, Part::GuidanceGap, Part::Moe];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -55,6 +60,7 @@ impl Part {
             Part::Cifar => "cifar",
             Part::TimeGap => "time-gap",
             Part::GuidanceGap => "guidance-gap",
+            Part::Moe => "moe",
         }
     }
 }
@@ -77,12 +83,14 @@ pub struct Request {
     pub data: Option<PathBuf>,
     /// CIFAR-10's test images, for `time-gap`; without them it takes the last of `data`.
     pub test: Option<PathBuf>,
-    /// MNIST's images with their labels beside them, for `guidance-gap`.
+    /// MNIST's images with their labels beside them, for `guidance-gap` and `moe`.
     pub mnist: Option<PathBuf>,
     /// Folder of the report, its pictures, and what is trained.
     pub out: PathBuf,
     /// How the pair of `cifar` is trained, but for data and classes.
     pub settings: Settings,
+    /// How the model of `moe` is trained, but for data.
+    pub experts: Settings,
     /// Samples of networks a row.
     pub samples: usize,
     /// Steps of their sampler, at least 2.
@@ -108,19 +116,21 @@ pub enum Event<'a> {
 pub type Watch<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
 impl Request {
-    /// All parts without data, on the processor: 2000 samples by 20 steps, the pair trained as the preset `cifar-pair` says.
+    /// All parts without data, on the processor: 2000 samples by 20 steps, models trained as the presets `cifar-pair` and
+    /// `mnist-dit-moe` say.
     ///
     /// # Errors
     /// None in practice.
     pub fn new(out: impl Into<PathBuf>) -> Result<Request> {
-        let settings = Settings::from_layers([(Path::new(PRESET), &preset(PRESET)?)])?;
+        let of = |name: &str| Settings::from_layers([(Path::new(name), &preset(name)?)]);
         Ok(Request {
             parts: Part::ALL.to_vec(),
             data: None,
             test: None,
             mnist: None,
             out: out.into(),
-            settings,
+            settings: of(PRESET)?,
+            experts: of("mnist-dit-moe")?,
             samples: 2000,
             steps: 20,
             batch: 50,
@@ -150,8 +160,10 @@ impl Request {
                 (Part::Cifar, Some(data), _) => cifar::run(self, data, watch)?,
                 (Part::TimeGap, Some(data), _) => time_gap::run(self, data, watch)?,
                 (Part::GuidanceGap, _, Some(mnist)) => guidance_gap::run(self, mnist, watch)?,
+                (Part::Moe, _, Some(mnist)) => moe::run(self, mnist, watch)?,
                 (part, ..) => {
-                    let option = if *part == Part::GuidanceGap { "--mnist" } else { "--data" };
+                    let digits = matches!(part, Part::GuidanceGap | Part::Moe);
+                    let option = if digits { "--mnist" } else { "--data" };
                     watch(Event::Note(format!("{} is left out: it needs {option}", part.name())))?;
                     continue;
                 }

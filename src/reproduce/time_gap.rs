@@ -1,7 +1,7 @@
 //! Part `time-gap`: does the gap between an early and a later checkpoint point where the later one has still to go? (Appendix E.1 of
 //! the paper.)
 
-use super::cifar::{STRONG, cars_and_horses, train};
+use super::cifar::{STRONG, cars_and_horses, train_on};
 use super::noise::normals;
 use super::plots::{Axes, lines};
 use super::report::{Cell, Finding, Picture, Section, Table};
@@ -23,7 +23,7 @@ const BATCH: usize = 64;
 const RESAMPLES: usize = 1000;
 
 pub(super) fn run(request: &Request, data: &Path, watch: &mut Watch) -> Result<Section> {
-    let run = train(request, data, STRONG, watch)?;
+    let run = train_on(request, data, STRONG, watch)?;
     let [early, middle, ..] = request.settings.save_at[..] else {
         return Err(Error::invalid("save_at", "must name two steps, of the weak and of the strong checkpoint"));
     };
