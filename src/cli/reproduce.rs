@@ -29,7 +29,7 @@ enum Paper {
 ///                 and a classifier in --out, unless they are there; tens of minutes on a processor, and as long to sample
 ///   time-gap      the cosine of the gaps between three checkpoints of one of them, by noise level; a minute
 ///   guidance-gap  the embedded mnist-unet at two guidance scales, and guidance alone; tens of minutes
-///   moe           the best and the worst experts of a DiT-MoE, which it trains as the preset mnist-dit-moe says; an hour or more
+///   moe           the best and the worst experts of a DiT-MoE, which it trains as the preset mnist-dit-moe says
 ///
 /// Parts whose data are not given are left out, and a line says so. Training that was stopped goes on where it was.
 ///
