@@ -405,13 +405,14 @@ fn model_folder(path: &Path) -> PathBuf {
 }
 
 /// Networks that ship with langevin without weights: for presets to train.
-const PRESET_NETWORKS: [(&str, &str); 2] = [
+const PRESET_NETWORKS: [(&str, &str); 3] = [
     ("edm-cifar10", include_str!("../presets/edm-cifar10.json")),
+    ("cifar-pair", include_str!("../presets/cifar-pair.json")),
     ("mnist-dit-moe", include_str!("../presets/mnist-dit-moe.json")),
 ];
 
 /// The text of a network's configuration and what to call it in errors: of a config.json, of the one in a model's or a run's
-/// folder, of an embedded model, or of the presets `edm-cifar10` and `mnist-dit-moe`.
+/// folder, of an embedded model, or of the presets `edm-cifar10`, `cifar-pair` and `mnist-dit-moe`.
 pub fn network_text(network: &Path) -> Result<(String, PathBuf)> {
     let named = |name: &str| Path::new(name) == network && !network.exists();
     if let Some(embedded) = Embedded::ALL.into_iter().find(|e| named(e.name())) {

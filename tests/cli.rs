@@ -343,6 +343,25 @@ fn methods_are_compared_at_one_budget() {
 }
 
 #[test]
+fn reproduce_leaves_out_parts_without_data_and_names_mistakes() {
+    let place = Place::new();
+    let out = place.command("reproduce w2sd --part cifar,time-gap,guidance-gap --out report");
+    let notes = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{notes}");
+    for words in
+        ["cifar is left out: it needs --data", "time-gap is left out", "guidance-gap is left out: it needs --mnist"]
+    {
+        assert!(notes.contains(words), "{notes}");
+    }
+    assert!(!place.path("report/w2sd.md").exists());
+    place.fail(1, "reproduce w2sd --part moon --out report", &["--part", "`moon`", "analytic, cifar"]);
+    place.fail(1, "reproduce w2sd --part cifar --data nowhere.zip --out report", &["nowhere.zip"]);
+    place.write("run.toml", "learn_rate = 1");
+    place.fail(1, "reproduce w2sd --config run.toml --out report", &["run.toml", "learn_rate"]);
+    place.fail(2, "reproduce", &["w2sd"]);
+}
+
+#[test]
 fn reflections_that_cannot_be_say_why() {
     let place = Place::new();
     let args = unet(&place);

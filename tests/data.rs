@@ -84,6 +84,17 @@ fn a_part_can_be_chosen_by_number_and_by_class() {
 }
 
 #[test]
+fn a_part_of_a_dataset_is_one() {
+    let whole = from_zip(&six(), &all()).unwrap();
+    let part = whole.part(2..5).unwrap();
+    assert_eq!((part.n, reds(&part), part.labels), (3, vec![20, 30, 40], Some(vec![1, 2, 0])));
+    assert_eq!((part.class_count, part.width), (whole.class_count, whole.width));
+    assert_eq!(whole.part(0..6).unwrap().fingerprint(), whole.fingerprint());
+    assert_eq!(whole.part(6..6).unwrap().n, 0);
+    assert!(whole.part(4..7).unwrap_err().to_string().contains('6'));
+}
+
+#[test]
 fn images_that_are_not_chosen_are_not_decoded() {
     let mut files = six();
     files[6].contents = b"broken".to_vec();

@@ -23,6 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["run"],
     &["classifier"],
     &["evaluator"],
+    &["reproduce"],
     &["cli"],
 ];
 

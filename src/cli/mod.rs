@@ -11,6 +11,7 @@ mod lora;
 mod plan;
 mod progress;
 mod reflect;
+mod reproduce;
 mod sample;
 mod train;
 mod train_classifier;
@@ -47,6 +48,7 @@ enum Command {
     Eval(Box<eval::EvalArgs>),
     TrainClassifier(train_classifier::TrainClassifierArgs),
     Compare(Box<compare::CompareArgs>),
+    Reproduce(reproduce::ReproduceArgs),
     Forward(forward::ForwardArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
@@ -119,6 +121,7 @@ pub fn run() -> ExitCode {
         Command::Eval(args) => eval::run(*args, output),
         Command::TrainClassifier(args) => train_classifier::run(args, output),
         Command::Compare(args) => compare::run(*args, output),
+        Command::Reproduce(args) => reproduce::run(args, output),
         Command::Forward(args) => forward::run(args, output),
         Command::Plan(args) => plan::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),

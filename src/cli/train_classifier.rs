@@ -106,13 +106,6 @@ pub fn run(args: TrainClassifierArgs, output: Output) -> Result<()> {
 /// Of the classifier as it was saved, on the images that it was not trained on.
 fn accuracy(args: &TrainClassifierArgs, data: &Dataset, device: Device) -> Result<f64> {
     let mut network = FeatureExtractor::classifier(Classifier::open(&args.out)?, device)?;
-    let first = data.n - args.holdout;
-    let held_out = Dataset {
-        images: data.images[first * data.image_len()..].to_vec(),
-        n: args.holdout,
-        labels: data.labels.as_ref().map(|l| l[first..].to_vec()),
-        skipped: Default::default(),
-        ..*data
-    };
+    let held_out = data.part(data.n - args.holdout..data.n)?;
     network.accuracy(&held_out, &mut |_| super::check_interrupt())
 }

@@ -16,6 +16,7 @@ mod webdataset;
 mod zip;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -235,6 +236,20 @@ impl Dataset {
     pub fn image(&self, index: usize) -> Option<&[u8]> {
         let start = index.checked_mul(self.image_len())?;
         self.images.get(start..start.checked_add(self.image_len())?)
+    }
+
+    /// Its images from the first of a range up to before its end, which must not exceed their number.
+    pub fn part(&self, range: Range<usize>) -> Result<Dataset> {
+        if range.start > range.end || range.end > self.n {
+            return Err(self.out_of_range(range.end));
+        }
+        Ok(Dataset {
+            images: self.images[range.start * self.image_len()..range.end * self.image_len()].to_vec(),
+            n: range.len(),
+            labels: self.labels.as_ref().map(|labels| labels[range].to_vec()),
+            skipped: Skipped::default(),
+            ..*self
+        })
     }
 
     /// Writes images as f32 in [-1, 1], NHWC, into `out`, which must have room for exactly these images.

@@ -8,19 +8,21 @@
 //! | density, coverage | [`neighbourhood`] | Naeem et al. 2020 |
 //! | inception score's form | [`ClassProbabilities::score`] | Salimans et al. 2016 |
 //! | distance to the training set | [`nearest`] | |
-//! | intervals | [`Bootstrap`] | Efron 1979 |
+//! | intervals | [`Bootstrap`], of shares [`wilson`] | Efron 1979, Wilson 1927 |
 
 mod bootstrap;
 mod frechet;
 mod inception;
 mod neighbours;
 mod reference;
+mod wilson;
 
 pub use bootstrap::{Bootstrap, Estimate, quantile};
 pub use frechet::{Frechet, Moments};
 pub use inception::{ClassProbabilities, SPLITS};
 pub use neighbours::{NEIGHBOURS, Neighbourhood, nearest, nearest_others, neighbourhood};
 pub use reference::{Origin, Reference};
+pub use wilson::wilson;
 
 use crate::{Error, Result};
 

@@ -361,11 +361,12 @@ fn check_key(path: &Path, key: &str) -> Result<()> {
 }
 
 /// Settings that ship with langevin, by name.
-pub const PRESETS: [(&str, &str); 4] = [
+pub const PRESETS: [(&str, &str); 5] = [
     ("mnist-unet", include_str!("../../presets/mnist-unet.toml")),
     ("mnist-dit", include_str!("../../presets/mnist-dit.toml")),
     ("mnist-dit-moe", include_str!("../../presets/mnist-dit-moe.toml")),
     ("edm-cifar10", include_str!("../../presets/edm-cifar10.toml")),
+    ("cifar-pair", include_str!("../../presets/cifar-pair.toml")),
 ];
 
 /// The table of a preset.
