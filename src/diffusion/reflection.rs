@@ -200,9 +200,15 @@ impl Reflection {
                 QueryTime::Old => from,
                 QueryTime::New => to,
             };
-            stages.push(Stage::Query { leg: leg::WEAK, x: Y, out: OUT_WEAK, time: told.time, scale: to.scale });
+            let seen = seen_as(&config.space, to, told);
+            let scale = match config.space {
+                // It scales its input itself, by the level that it is told.
+                Space::Edm { .. } => seen,
+                _ => to.scale,
+            };
+            stages.push(Stage::Query { leg: leg::WEAK, x: Y, out: OUT_WEAK, time: told.time, scale });
             let back = match self.levels {
-                ReflectLevels::Aligned => invert(to, from, told, config.prediction),
+                ReflectLevels::Aligned => invert(to, from, told, seen, config.prediction),
                 ReflectLevels::ReleasedCode => ddim::invert(rungs[i + 1].to, rungs[i + 1].from, config.prediction),
             };
             stages.push(update(Reg::X, back, Y, OUT_WEAK));
@@ -211,17 +217,30 @@ impl Reflection {
     }
 }
 
-/// DDIM's inversion from level `at`, where the latents are, to the noisier `to`, with an answer that the model gave about level
-/// `told`: along the model's vector field there, as the paper has it (the score of `y` at `t`, equation 5).
+/// What latents at level `at` are multiplied by to be those that a model which is told `told` sees.
 ///
-/// Noise, velocity and flow are that field. Denoised latents are not: what they leave of the latents is noise of the level that
-/// the model was told, `eps = (y / alpha_at - out) / s_told`. Divided by the lower `s_at` it would be too much noise.
-fn invert(at: Level, to: Level, told: Level, prediction: Prediction) -> Linear {
+/// W2SD is defined for variance-preserving models, which see the latents as they are, of about unit variance, whatever time
+/// they are told. In variance-exploding coordinates the same latents are `sqrt(1 + s²)` times as large, so they are scaled from
+/// one level's size to the other's. EDM networks would otherwise be shown too little noise for what they are told, and give a
+/// reflection that takes noise away.
+fn seen_as(space: &Space, at: Level, told: Level) -> f64 {
+    match space {
+        Space::Edm { .. } => told.sigma.hypot(1.0) / at.sigma.hypot(1.0),
+        _ => at.scale / told.scale,
+    }
+}
+
+/// DDIM's inversion from level `at`, where the latents are, to the noisier `to`, with an answer that the model gave about `seen`
+/// times the latents, being told `told`.
+///
+/// Noise, velocity and flow are taken as they are. Denoised latents mean the noise that they leave of what the model saw:
+/// `eps = (seen y - alpha_told out) / sigma_told`.
+fn invert(at: Level, to: Level, told: Level, seen: f64, prediction: Prediction) -> Linear {
     match prediction {
         Prediction::Sample => {
-            let kept = to.alpha / at.alpha;
-            let added = (to.sigma - kept * at.sigma) / told.ratio();
-            Linear { x: kept + added / at.alpha, out: -added }
+            let (kept, eps) = (to.alpha / at.alpha, prediction.eps(told));
+            let added = to.sigma - kept * at.sigma;
+            Linear { x: kept + added * eps.x * seen, out: added * eps.out }
         }
         _ => ddim::invert(at, to, prediction),
     }
