@@ -173,7 +173,7 @@ pub fn run(c: &Comparison, output: Output) -> Result<()> {
             seconds,
             effective_guidance: probe(first_batch(request(steps)?), method)?,
             clipped: 100.0 * images.data.iter().filter(|v| v.abs() > 1.0).count() as f64 / images.data.len() as f64,
-            contrast: contrast(&images),
+            contrast: images.contrast(),
             memory,
             metrics: judge.measure(&images, classes)?,
         });
@@ -323,15 +323,6 @@ impl Judge {
         }
         Ok(found)
     }
-}
-
-fn contrast(images: &Images) -> f64 {
-    let [n, c, h, w] = images.shape;
-    let deviation = |image: &[f32]| {
-        let mean = image.iter().map(|v| f64::from(*v)).sum::<f64>() / image.len() as f64;
-        (image.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / image.len() as f64).sqrt()
-    };
-    images.data.chunks_exact(c * h * w).map(deviation).sum::<f64>() / n as f64
 }
 
 /// Most images of a row.

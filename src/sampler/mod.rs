@@ -94,6 +94,16 @@ pub struct Images {
 }
 
 impl Images {
+    /// Standard deviation of the values of an image, averaged over images: near 0 where there is nothing to see.
+    pub fn contrast(&self) -> f64 {
+        let [n, c, h, w] = self.shape;
+        let deviation = |image: &[f32]| {
+            let mean = image.iter().map(|v| f64::from(*v)).sum::<f64>() / image.len() as f64;
+            (image.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / image.len() as f64).sqrt()
+        };
+        self.data.chunks_exact((c * h * w).max(1)).map(deviation).sum::<f64>() / n.max(1) as f64
+    }
+
     /// All images in one picture.
     pub fn grid(&self, columns: usize) -> Result<Image> {
         let [n, c, h, w] = self.shape;
