@@ -420,16 +420,17 @@ fn a_missing_barrier_is_found() {
     // Each of the two barriers in the loop, taken out.
     let barriers: Vec<usize> = MATMUL.match_indices("bar.sync").map(|m| m.0).collect();
     assert_eq!(barriers.len(), 2);
-    for at in barriers {
-        let broken = format!("{}//{}", &MATMUL[..at], &MATMUL[at..]);
+    let kinds = barriers.iter().map(|at| {
+        let broken = format!("{}//{}", &MATMUL[..*at], &MATMUL[*at..]);
         match matmul(&broken) {
-            Err(Failure::Fault(fault)) => match &fault.kind {
-                FaultKind::Race { .. } | FaultKind::Unwritten { .. } => {}
-                other => panic!("{other}"),
-            },
+            Err(Failure::Fault(fault)) => fault.kind,
             other => panic!("{other:?}"),
         }
-    }
+    });
+    let kinds: Vec<FaultKind> = kinds.collect();
+    // Without the first, a warp reads what others write; without the second it writes what they still read.
+    assert!(matches!(kinds[0], FaultKind::Race { here: "reads", there: "wrote", .. }), "{}", kinds[0]);
+    assert!(matches!(kinds[1], FaultKind::Race { here: "writes", there: "read", .. }), "{}", kinds[1]);
 }
 
 #[test]
@@ -775,6 +776,183 @@ fn endless_loops_and_traps_end() {
     ));
 }
 
+// --- copies beside the threads -------------------------------------------------------------------------------------
+
+/// Every thread copies 16 bytes of the input to its place in shared memory; then the statements.
+fn copying(statements: &str) -> String {
+    format!(
+        ".shared .align 16 .b8 x[1024];\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 16;\nmov.u64 %d0, x;\nadd.u64 %d2, %d0, %d1;\n\
+         add.u64 %d3, %in, %d1;\ncp.async.cg.shared.global [%d2], [%d3], 16;\n{statements}\nret;"
+    )
+}
+
+#[test]
+fn asynchronous_copies_have_to_be_waited_for() {
+    let input = [7u8; 1024];
+    let of = |statements: &str, block| run(&kernel(&copying(statements)), 1, block, 64, &input);
+    let kind = |statements: &str, block| match of(statements, block) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{statements}: {other:?}"),
+    };
+    let read = "ld.shared.u32 %r1, [%d2];\nst.global.u32 [%out], %r1;";
+    let (out, _) = of(&format!("cp.async.commit_group;\ncp.async.wait_group 0;\n{read}"), 1).unwrap();
+    assert_eq!(out[..4], [7; 4]);
+    assert!(of(&format!("cp.async.wait_all;\n{read}"), 1).is_ok());
+    assert!(matches!(kind(read, 1), FaultKind::InFlight { line: 22, .. }));
+    // A group that was not committed is not waited for, and one group may be left.
+    assert!(matches!(kind(&format!("cp.async.wait_group 0;\n{read}"), 1), FaultKind::InFlight { .. }));
+    assert!(matches!(
+        kind(&format!("cp.async.commit_group;\ncp.async.wait_group 1;\n{read}"), 1),
+        FaultKind::InFlight { .. }
+    ));
+    assert!(matches!(kind("st.shared.u32 [%d2], 1;", 1), FaultKind::InFlight { .. }));
+    // Waiting is for one's own copies; those of others are behind a barrier.
+    let other = "xor.b32 %r2, %r30, 32;\nmul.wide.u32 %d4, %r2, 16;\nadd.u64 %d4, %d0, %d4;\nld.shared.u32 %r1, [%d4];";
+    assert!(of(&format!("cp.async.wait_all;\nbar.sync 0;\n{other}"), 64).is_ok());
+    let early = kind(&format!("cp.async.wait_all;\n{other}"), 64);
+    assert!(
+        matches!(early, FaultKind::Race { .. } | FaultKind::Unwritten { .. } | FaultKind::InFlight { .. }),
+        "{early}"
+    );
+    // Bytes beyond the source's are zero.
+    let (out, _) = of(
+        "cp.async.wait_all;\nmov.u32 %r3, 4;\ncp.async.ca.shared.global [%d2], [%d3], 8, %r3;\ncp.async.wait_all;\n\
+         ld.shared.u64 %d5, [%d2];\nst.global.u64 [%out], %d5;",
+        1,
+    )
+    .unwrap();
+    assert_eq!(out[..8], [7, 7, 7, 7, 0, 0, 0, 0]);
+}
+
+/// A bulk copy of 64 bytes that `expected` are announced of, by thread 0; then the statements, in which all may wait.
+fn bulk(expected: u32, statements: &str) -> Result<(Vec<u8>, Counters), Failure> {
+    let text = kernel(&format!(
+        ".shared .align 16 .b8 x[64];\n.shared .align 8 .b64 object;\nmov.u32 %r30, %tid.x;\nmov.u64 %d0, x;\nmov.u64 %d1, object;\n\
+         setp.ne.u32 %p0, %r30, 0;\n@%p0 bra READY;\nmbarrier.init.shared::cta.b64 [%d1], 1;\nfence.mbarrier_init.release.cluster;\n\
+         READY:\nbar.sync 0;\n@%p0 bra ISSUED;\nmbarrier.arrive.expect_tx.shared::cta.b64 %d2, [%d1], {expected};\n\
+         cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%d0], [%in], 64, [%d1];\nISSUED:\n{statements}\n\
+         and.b32 %r1, %r30, 15;\nmul.wide.u32 %d3, %r1, 4;\nadd.u64 %d4, %d0, %d3;\nadd.u64 %d5, %out, %d3;\n\
+         ld.shared.u32 %r2, [%d4];\nst.global.u32 [%d5], %r2;\nret;"
+    ));
+    run(&text, 1, 64, 64, &(0..64).collect::<Vec<u8>>())
+}
+
+#[test]
+fn bulk_copies_complete_barrier_objects() {
+    let wait = "WAIT:\nmbarrier.try_wait.parity.shared::cta.b64 %p1, [%d1], 0;\n@!%p1 bra WAIT;";
+    let (out, counters) = bulk(64, wait).unwrap();
+    assert_eq!(out, (0..64).collect::<Vec<u8>>());
+    assert_eq!((counters.loads.requests, counters.loads.distinct_bytes), (1, 64));
+    let kind = |result| match result {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(kind(bulk(64, "")), FaultKind::InFlight { .. } | FaultKind::Unwritten { .. }));
+    // One warp's waiting does not help the other.
+    let half = "setp.lt.u32 %p2, %r30, 32;\n@!%p2 bra SKIP;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 %p1, [%d1], 0;\n@!%p1 bra WAIT;\nSKIP:";
+    assert!(matches!(
+        kind(bulk(64, half)),
+        FaultKind::InFlight { .. } | FaultKind::Race { .. } | FaultKind::Unwritten { .. }
+    ));
+    // More is announced than comes.
+    assert_eq!(kind(bulk(80, wait)), FaultKind::Budget(100_000));
+}
+
+#[test]
+fn barrier_objects_count_arrivals() {
+    // 64 threads arrive; then the phase is over, and what each wrote is there for all.
+    let got = threads(
+        ".shared .align 8 .b64 object;\n.shared .align 4 .b32 x[64];\nmov.u64 %d1, object;\nmov.u64 %d0, x;\nsetp.ne.u32 %p0, %r30, 0;\n\
+         @%p0 bra READY;\nmbarrier.init.shared.b64 [%d1], 64;\nREADY:\nbar.sync 0;\nmul.wide.u32 %d2, %r30, 4;\nadd.u64 %d3, %d0, %d2;\n\
+         st.shared.u32 [%d3], %r30;\nmbarrier.arrive.shared.b64 %d4, [%d1];\nWAIT:\nmbarrier.test_wait.shared.b64 %p1, [%d1], %d4;\n\
+         @!%p1 bra WAIT;\nsub.u32 %r1, 63, %r30;\nmul.wide.u32 %d2, %r1, 4;\nadd.u64 %d3, %d0, %d2;\nld.shared.u32 %r9, [%d3];",
+        64,
+    );
+    assert_eq!(got, (0..64).rev().collect::<Vec<u32>>());
+    let (kind, ..) = fault(
+        ".shared .align 8 .b64 object;\nmbarrier.init.shared.b64 [object], 1;\nmbarrier.arrive.shared.b64 _, [object], 2;",
+        1,
+    );
+    assert!(matches!(kind, FaultKind::Misuse(_)), "{kind}");
+}
+
+// --- matrices ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn matrices_are_stored_and_transposed() {
+    let body = ".shared .align 16 .b8 x[256];\nmov.u32 %r30, %tid.x;\nmov.u64 %d0, x;\nmul.wide.u32 %d1, %r30, 4;\nadd.u64 %d2, %in, %d1;\n\
+        ld.global.u32 %r0, [%d2];\nadd.u64 %d3, %d0, %d1;\nst.shared.u32 [%d3], %r0;\nbar.warp.sync -1;\nand.b32 %r1, %r30, 7;\n\
+        mul.wide.u32 %d4, %r1, 16;\nadd.u64 %d5, %d0, %d4;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%d5];\n\
+        setp.ne.u32 %p0, %r2, %r0;\n@%p0 trap;\nadd.u64 %d6, %d5, 128;\nstmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%d6], {%r2};\n\
+        bar.warp.sync -1;\nadd.u64 %d7, %d3, 128;\nld.shared.u32 %r3, [%d7];\nadd.u64 %d8, %out, %d1;\nst.global.u32 [%d8], %r3;\nret;";
+    let input: Vec<u16> = (0..64).collect();
+    let (out, counters) = run(&kernel(body), 1, 32, 128, bytemuck::cast_slice(&input)).unwrap();
+    let out: Vec<u16> = bytemuck::pod_collect_to_vec(&out);
+    assert_eq!(out, (0..64).map(|i| i % 8 * 8 + i / 8).collect::<Vec<u16>>());
+    assert_eq!(counters.bank_conflicts, 0);
+}
+
+/// One `mma` of [16, k] by [k, 8] whose registers are filled by the rules of the PTX ISA.
+fn one_mma(shape: &str, ty: &str, k: usize, encode: fn(f32) -> u32, wide: bool) {
+    let small = |i: usize| ((i * 7 + 3) % 11) as f32 - 5.0;
+    let (a, b) = (|m: usize, k: usize| small(m * 16 + k), |k: usize, n: usize| small(k * 8 + n + 5));
+    let pair = |low: f32, high: f32| encode(low) | encode(high) << 16;
+    let mut input = Vec::new();
+    for lane in 0..32 {
+        let (group, member) = (lane / 4, lane % 4);
+        let mut registers = [0u32; 6];
+        for (r, register) in registers[..4].iter_mut().enumerate() {
+            let row = group + 8 * (r % 2);
+            *register = if wide {
+                encode(a(row, member + 4 * (r / 2)))
+            } else {
+                pair(a(row, 2 * member + 8 * (r / 2)), a(row, 2 * member + 8 * (r / 2) + 1))
+            };
+        }
+        for r in 0..2 {
+            registers[4 + r] = if wide {
+                encode(b(member + 4 * r, group))
+            } else {
+                pair(b(2 * member + 8 * r, group), b(2 * member + 8 * r + 1, group))
+            };
+        }
+        input.extend(registers);
+    }
+    let (ra, rb) = if wide || k == 16 { ("{%r0, %r1, %r2, %r3}", "{%r4, %r5}") } else { ("{%r0, %r1}", "{%r4}") };
+    let body = format!(
+        "mov.u32 %r30, %tid.x;\nmul.wide.u32 %d0, %r30, 24;\nadd.u64 %d1, %in, %d0;\nld.global.v2.b32 {{%r0, %r1}}, [%d1];\n\
+         ld.global.v2.b32 {{%r2, %r3}}, [%d1+8];\nld.global.v2.b32 {{%r4, %r5}}, [%d1+16];\nmov.f32 %f4, 0f3F800000;\n\
+         mma.sync.aligned.{shape}.row.col.f32.{ty}.{ty}.f32 {{%f0, %f1, %f2, %f3}}, {ra}, {rb}, {{%f4, %f4, %f4, %f4}};\n\
+         mul.wide.u32 %d2, %r30, 16;\nadd.u64 %d3, %out, %d2;\nst.global.v4.f32 [%d3], {{%f0, %f1, %f2, %f3}};\nret;"
+    );
+    let (out, counters) = run(&kernel(&body), 1, 32, 512, bytemuck::cast_slice(&input)).unwrap();
+    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&out);
+    for lane in 0..32 {
+        for r in 0..4 {
+            let (row, col) = (lane / 4 + 8 * (r / 2), lane % 4 * 2 + r % 2);
+            let exact: f32 = 1.0 + (0..k).map(|k| a(row, k) * b(k, col)).sum::<f32>();
+            assert_eq!(out[4 * lane + r], exact, "{shape} {ty} ({row}, {col})");
+        }
+    }
+    assert_eq!(counters.flops, (2 * 16 * 8 * k) as u64);
+}
+
+#[test]
+fn products_of_matrices() {
+    let half = |x| u32::from(f16::from_f32(x).to_bits());
+    let brain = |x| u32::from(bf16::from_f32(x).to_bits());
+    one_mma("m16n8k16", "f16", 16, half, false);
+    one_mma("m16n8k16", "bf16", 16, brain, false);
+    one_mma("m16n8k8", "f16", 8, half, false);
+    one_mma("m16n8k8", "bf16", 8, brain, false);
+    one_mma("m16n8k8", "tf32", 8, f32::to_bits, true);
+    let (kind, ..) = fault(
+        "mov.u32 %r0, %tid.x;\nsetp.eq.u32 %p0, %r0, 0;\nmov.u32 %r1, 1024;\n@%p0 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1];",
+        32,
+    );
+    assert!(matches!(kind, FaultKind::BarrierDivergence(_)), "{kind}");
+}
+
 // --- counters ------------------------------------------------------------------------------------------------------
 
 /// The counters of one access per thread of a warp at a stride.
@@ -822,6 +1000,11 @@ fn mistakes_in_the_text_are_named() {
         (".version 8.0\n.target sm_80\n\n.func f() {}", 4, "functions are not known"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob.u32 %r1;\n}", 4, "`%r1` is not declared"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob;\n}", 4, "unknown instruction `frob`"),
+        (
+            ".version 8.0\n.target sm_90a\n.entry k() {\n wgmma.fence.sync.aligned;\n}",
+            4,
+            "unknown instruction `wgmma.fence.sync.aligned`",
+        ),
         (".version 8.0\n.target sm_80\n.entry k() {\n add.u32.fast 1, 2, 3;\n}", 4, "add.u32.fast"),
         (
             ".version 8.0\n.target sm_80\n.entry k() {\n.reg .b32 a;\n add.fast.u32 a, 2, 3;\n}",
@@ -880,6 +1063,25 @@ mod mutations {
     use super::*;
     use proptest::prelude::*;
 
+    /// What the compiled kernels have none of.
+    const REST: &str = ".shared .align 16 .b8 x[512];\n.shared .align 8 .b64 object;\n.local .align 8 .b8 depot[64];\n\
+        mov.u64 %d0, x;\nmov.u64 %d1, object;\nmov.u32 %r0, %tid.x;\nmul.wide.u32 %d2, %r0, 16;\nadd.u64 %d3, %d0, %d2;\n\
+        st.shared.v4.u32 [%d3], {1, 2, 3, 4};\nbar.warp.sync -1;\natom.shared.cas.b32 %r1, [x+4], 1, %r0;\nred.shared.add.f32 [x], 1.5;\n\
+        ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r2, %r3, %r4, %r5}, [%d3];\nprmt.b32 %r6, %r2, %r3, 0x5410;\n\
+        bfe.s32 %r7, %r6, %r0, 9;\nbfi.b64 %d4, %d2, %d3, %r0, %r1;\nshf.l.wrap.b32 %r8, %r6, %r7, %r0;\nlop3.b32 %r9, %r1, %r2, %r3, 0xe8;\n\
+        cvt.rni.s8.f32 %r10, %f0;\ncvt.rz.f16x2.f32 %r11, %f0, %f1;\ncvt.sat.u64.s16 %d5, %h0;\ndiv.rp.f32 %f2, %f0, %f1;\nmul.hi.u64 %d6, %d2, %d3;\n\
+        st.local.u64 [depot+8], %d6;\nshfl.sync.up.b32 %r12|%p0, %r11, 3, 0x1800, -1;\nmatch.any.sync.b32 %r13, %r12, -1;\n\
+        setp.eq.u32 %p1, %r0, 0;\n@%p1 mbarrier.init.shared.b64 [%d1], 1;\nbar.red.popc.u32 %r14, 1, 32, %p0;\n\
+        @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%d0], [%in], 64, [%d1];\n\
+        mbarrier.try_wait.parity.shared.b64 %p2, [%d1], 1;\nret;";
+
+    #[test]
+    fn the_unchanged_texts_are_good() {
+        for text in [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, &kernel(REST)] {
+            Module::parse(text).unwrap();
+        }
+    }
+
     fn survive(text: &str) {
         let Ok(module) = Module::parse(text) else { return };
         for entry in &module.entries {
@@ -901,10 +1103,11 @@ mod mutations {
 
         #[test]
         fn never_panic(
-            which in 0..5usize,
+            which in 0..6usize,
             changes in prop::collection::vec((0..4u8, any::<prop::sample::Index>(), any::<prop::sample::Index>(), 32..127u8), 1..6),
         ) {
-            let mut text = [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA][which].as_bytes().to_vec();
+            let rest = kernel(REST);
+            let mut text = [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, &rest][which].as_bytes().to_vec();
             for (kind, a, b, byte) in changes {
                 if text.is_empty() {
                     break;

@@ -20,8 +20,8 @@ const TARGETS: &[u32] = &[50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90
 pub(super) const MAX_SHARED: u64 = 232_448;
 /// Most bytes of local memory of a thread.
 const MAX_LOCAL: u64 = 512 << 10;
-/// Most bytes of a global or constant variable.
-const MAX_VARIABLE: u64 = 256 << 20;
+/// Most bytes of a module's global and constant variables.
+const MAX_VARIABLES: u64 = 256 << 20;
 const MAX_PARAMETERS: u64 = 32_764;
 /// Most braces around an instruction or an initial value.
 const MAX_DEPTH: usize = 64;
@@ -228,6 +228,9 @@ impl<'a> Parser<'a> {
                         }
                         self.globals.push(variable);
                     }
+                    if self.globals.iter().map(|v| v.bytes).sum::<u64>() > MAX_VARIABLES {
+                        return Err(self.error("the module's variables are too large"));
+                    }
                     return Ok(None);
                 }
             }
@@ -253,7 +256,7 @@ impl<'a> Parser<'a> {
         loop {
             let name = self.word("a name")?.to_owned();
             let (elements, open) = self.dimensions()?;
-            let bytes = elements.checked_mul(vector * ty.bytes() as u64).filter(|b| *b <= MAX_VARIABLE);
+            let bytes = elements.checked_mul(vector * ty.bytes() as u64).filter(|b| *b <= MAX_VARIABLES);
             let bytes = bytes.ok_or_else(|| self.error(format!("`{name}` is too large")))?;
             let dynamic = open && external && space == Space::Shared;
             if open && !dynamic {

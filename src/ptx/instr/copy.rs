@@ -190,6 +190,9 @@ impl Execute for Wait {
 fn bulk(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     let spaces = (space(op), space(op));
     let fits = op.flag("mbarrier::complete_tx::bytes");
+    if operands.len() != 4 {
+        return Err(op.unknown());
+    }
     let [to, from, bytes, object] = op.operands(operands)?;
     if spaces != (Some(Space::Shared), Some(Space::Global)) || !fits || !is_scalar(&bytes) {
         return Err(op.unknown());
@@ -220,7 +223,7 @@ impl Bulk {
         let bytes = cx.value(&self.bytes, Type::U(32), lane);
         aligned("cp.async.bulk", Space::Shared, to, 16)?;
         aligned("cp.async.bulk", Space::Global, from, 16)?;
-        if !bytes.is_multiple_of(16) {
+        if bytes == 0 || !bytes.is_multiple_of(16) {
             return Err(FaultKind::Misuse(format!("a bulk copy of {bytes} bytes is not possible: 16 at a time")));
         }
         // The destination bounds the size before anything is made for it.
