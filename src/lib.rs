@@ -74,6 +74,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod passes;
+pub mod ptx;
 pub mod reproduce;
 pub mod run;
 pub mod sampler;

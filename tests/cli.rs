@@ -275,11 +275,106 @@ fn other_commands_answer() {
     }
     assert!(devices["devices"].as_array().unwrap().iter().any(|d| d["name"] == "cuda" && d["available"] == false));
     assert!(place.run("completions bash").contains("_langevin"));
-    for command in
-        ["sample", "train", "compare", "eval", "forward", "plan", "inspect", "bench", "devices", "completions"]
-    {
+    for command in [
+        "sample",
+        "train",
+        "compare",
+        "eval",
+        "forward",
+        "plan",
+        "inspect",
+        "kernels",
+        "bench",
+        "devices",
+        "completions",
+    ] {
         assert!(place.run("--help").contains(command));
         assert!(!place.run(&format!("{command} --help")).is_empty());
+    }
+}
+
+// --- kernels -------------------------------------------------------------------------------------------------------
+
+/// A command line over the compiled kernel y = a x + y.
+fn saxpy(rest: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ptx/saxpy.ptx");
+    format!("kernels run {} --grid 2 --block 32 {rest}", file.display())
+}
+
+#[test]
+fn kernels_run_without_a_gpu() {
+    let place = Place::new();
+    let numbers = "--entry saxpy --arg u32:50 --arg f32:3";
+    let iota = saxpy(&format!("{numbers} --arg f32[50]=iota --arg f32[50]=iota --print 3 --save out.safetensors"));
+    assert!(place.run(&iota).contains("saxpy_param_3 f32[50]\n  0 4 8 12"));
+    let result: Vec<f32> = (0..50).map(|i| 4.0 * i as f32).collect();
+    assert_eq!(tensor(&place.path("out.safetensors"), "saxpy_param_3"), result);
+    let json = place.json(&format!("{iota} --json"));
+    assert_eq!((&json["flops"], &json["loads"]["distinct_bytes"]), (&100.into(), &400.into()));
+    assert_eq!(json["arrays"]["saxpy_param_3"]["values"][49], 196.0);
+
+    let again = saxpy(&format!(
+        "{numbers} --arg f32[50]=zeros --arg f32[50]=out.safetensors:saxpy_param_3 --print saxpy_param_3"
+    ));
+    assert!(place.run(&again).contains("f32[50]\n  0 4 8 12"));
+    let random =
+        |seed| place.run(&saxpy(&format!("{numbers} --arg f32[50]=random:{seed} --arg f32[50]=zeros --print 3")));
+    assert_eq!(random(1), random(1));
+    assert_ne!(random(1), random(2));
+}
+
+#[test]
+fn mistakes_about_kernels_are_named() {
+    let place = Place::new();
+    place.write("new.ptx", ".version 9.1\n.target sm_80\n");
+    place.write("target.ptx", ".version 8.0\n.target gfx90\n");
+    place.write("unknown.ptx", ".version 8.0\n.target sm_80\n.entry k()\n{\n  frobnicate.u32;\n}\n");
+    place.write("x.safetensors", safetensors(&format!("{{{}}}", entry("x", "F32", "[2]", 0, 8)), &[0; 8]));
+    let file = |name: &str| format!("kernels run {name} --entry k --grid 1 --block 1");
+    let arrays = "--arg f32[50]=iota --arg f32[50]=iota";
+    let cases: &[(String, &[&str])] = &[
+        (file("none.ptx"), &["none.ptx"]),
+        (file("new.ptx"), &["new.ptx", "line 1", "PTX 9.1 is newer than 8.8"]),
+        (file("target.ptx"), &["line 2", "gfx90"]),
+        (file("unknown.ptx"), &["line 5", "unknown instruction `frobnicate.u32`"]),
+        (saxpy("--entry nope"), &["--entry", "`nope`", "it has: saxpy"]),
+        (saxpy("--entry saxpy --arg u32:1"), &["--arg", "takes 4 (.u32 saxpy_param_0, .f32", "1 are given"]),
+        (
+            saxpy(&format!("--entry saxpy --arg f32:1 --arg f32:1 {arrays}")),
+            &["`f32:1`", "parameter 0", "`.u32 saxpy_param_0`"],
+        ),
+        (
+            saxpy(&format!("--entry saxpy --arg u32:1 --arg f32[2]=iota {arrays}")),
+            &["`f32[2]=iota`", "`.f32 saxpy_param_1`"],
+        ),
+        (saxpy(&format!("--entry saxpy --arg u32:-1 --arg f32:1 {arrays}")), &["`u32:-1`", "not a number"]),
+        (saxpy(&format!("--entry saxpy --arg u9:1 --arg f32:1 {arrays}")), &["`u9:1`", "none of the types"]),
+        (saxpy("--entry saxpy --arg u32:1 --arg f32:1 --arg f32[0]=iota --arg f32[1]=iota"), &["f32[0]", "1 to"]),
+        (saxpy("--entry saxpy --arg u32:1 --arg f32:1 --arg f32[1]=iota --arg f32[1]=many"), &["none of zeros, iota"]),
+        (
+            saxpy("--entry saxpy --arg u32:1 --arg f32:1 --arg f32[1]=iota --arg f32[3]=x.safetensors:x"),
+            &["x.safetensors", "`x`", "F32 of 3 elements"],
+        ),
+        (
+            saxpy(&format!("--entry saxpy --arg u32:1 --arg f32:1 {arrays} --print 1")),
+            &["--print", "2 (saxpy_param_2)"],
+        ),
+        (
+            saxpy(&format!("--entry saxpy --arg u32:1 --arg f32:1 {arrays} --grid 1,2,3,4")).replace("--grid 2 ", ""),
+            &["--grid"],
+        ),
+        (saxpy(&format!("--entry saxpy --arg u32:1 --arg f32:1 {arrays} --shared 300000")), &["300000"]),
+        (
+            saxpy("--entry saxpy --arg u32:50 --arg f32:1 --arg f32[50]=iota --arg out:f32[50]"),
+            &["kernel saxpy, block [0, 0, 0], thread [0, 0, 0], line", "nothing has written"],
+        ),
+        (
+            saxpy("--entry saxpy --arg u32:50 --arg f32:1 --arg f32[40]=iota --arg f32[50]=iota"),
+            &["block [1, 0, 0], thread [8, 0, 0]", "out of bounds", "`saxpy_param_2` of 160 bytes"],
+        ),
+    ];
+    for (line, words) in cases {
+        place.fail(1, line, words);
     }
 }
 

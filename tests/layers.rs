@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["error"],
     &["tensor"],
     &["cpu"],
-    &["graph"],
+    &["graph", "ptx"],
     &["ops"],
     &["passes"],
     &["device"],
@@ -37,9 +37,13 @@ const BESIDE: &[(&str, &str)] = &[
     ("eval", "weights"),
 ];
 
-/// Pairs that the order would allow and the design does not: devices know launches, not ops; noise levels and readers of
-/// files know nothing of networks.
+/// Pairs that the order would allow and the design does not: the PTX machine stands alone; devices know launches, not ops;
+/// noise levels and readers of files know nothing of networks.
 const FORBIDDEN: &[(&str, &str)] = &[
+    ("ptx", "tensor"),
+    ("ptx", "cpu"),
+    ("ops", "ptx"),
+    ("passes", "ptx"),
     ("device", "ops"),
     ("device", "passes"),
     ("schedule", "ops"),

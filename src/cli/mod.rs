@@ -7,6 +7,7 @@ mod devices;
 mod eval;
 mod forward;
 mod inspect;
+mod kernels;
 mod lora;
 mod plan;
 mod progress;
@@ -52,6 +53,7 @@ enum Command {
     Forward(forward::ForwardArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
+    Kernels(kernels::KernelsArgs),
     Bench(bench::BenchArgs),
     Devices(devices::DevicesArgs),
     /// Print a completion script for a shell
@@ -125,6 +127,7 @@ pub fn run() -> ExitCode {
         Command::Forward(args) => forward::run(args, output),
         Command::Plan(args) => plan::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),
+        Command::Kernels(args) => kernels::run(args, output),
         Command::Bench(args) => bench::run(args, output),
         Command::Devices(args) => devices::run(args, output),
         Command::Completions { shell } => {

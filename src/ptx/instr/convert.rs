@@ -1,0 +1,105 @@
+//! `cvt`: between types, with rounding and saturation.
+
+use super::super::count::Class;
+use super::super::module::{Operand, Type};
+use super::rounding::{Round, flush, from_bits, from_integer, round, to_bits};
+use super::{Decode, Opcode, alu};
+
+pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
+    let direction = op.find(|m| Round::parse(m).map(|r| (r, m.len() == 3 && m != "rna")));
+    let (relu, flushes, saturate) = (op.flag("relu"), op.flag("ftz"), op.flag("sat"));
+    let (to, from) = (op.ty()?, op.ty()?);
+    let rounding = direction.map_or(Round::Nearest, |d| d.0);
+    let whole = direction.is_some_and(|d| d.1);
+    let lacks = || format!("`{}` lacks a rounding", op.text);
+    if relu && !matches!(to, Type::F(16) | Type::Bf16 | Type::F16x2 | Type::Bf16x2 | Type::Tf32) {
+        return Err(op.unknown());
+    }
+    let float = move |x: f64| {
+        let x = round(x, to, rounding);
+        let x = if flushes && to == Type::F(32) { flush(x, to) } else { x };
+        let x = if relu && x <= 0.0 { 0.0 } else { x };
+        if !saturate {
+            x
+        } else if x > 0.0 {
+            x.min(1.0)
+        } else {
+            0.0
+        }
+    };
+    let read = move |bits: u64| {
+        let x = from_bits(bits, from);
+        if flushes && from == Type::F(32) { flush(x, from) } else { x }
+    };
+    match (to, from) {
+        (Type::Pred, _) | (_, Type::Pred | Type::F16x2 | Type::Bf16x2 | Type::Tf32) => Err(op.unknown()),
+        (Type::F16x2 | Type::Bf16x2, _) => {
+            if direction.is_none() || from != Type::F(32) {
+                return Err(lacks());
+            }
+            let half = if to == Type::F16x2 { Type::F(16) } else { Type::Bf16 };
+            alu(op, Class::Convert, 0, operands, &[from; 2], move |[a, b, _]| {
+                let [high, low] = [a, b].map(|v| to_bits(float(read(v)), half));
+                high << 16 | low
+            })
+        }
+        (to, from) if to.is_float() && from.is_float() => {
+            let narrows =
+                to.bits() < from.bits() || to == Type::Tf32 || matches!((to, from), (Type::Bf16, Type::F(16)));
+            if narrows && direction.is_none() {
+                return Err(lacks());
+            }
+            alu(op, Class::Convert, 0, operands, &[from], move |[a, ..]| {
+                let x = read(a);
+                to_bits(float(if whole { rounding.integer(x) } else { x }), to)
+            })
+        }
+        (to, from) if from.is_float() => {
+            if !whole {
+                return Err(lacks());
+            }
+            let (least, most) = range(to);
+            alu(op, Class::Convert, 0, operands, &[from], move |[a, ..]| {
+                let x = rounding.integer(read(a));
+                // NaN becomes zero, or the highest bit alone where 64 bits are involved.
+                let value = match x {
+                    x if !x.is_nan() => (x as i128).clamp(least, most),
+                    _ if from == Type::F(64) || to.bits() == 64 => 1 << (to.bits() - 1),
+                    _ => 0,
+                };
+                to.extend(value as u64)
+            })
+        }
+        (to, from) if to.is_float() => {
+            if direction.is_none() {
+                return Err(lacks());
+            }
+            let double = to == Type::F(64);
+            alu(op, Class::Convert, 0, operands, &[from], move |[a, ..]| {
+                let n = integer(from, a);
+                to_bits(float(if double { n as f64 } else { from_integer(n) }), to)
+            })
+        }
+        (to, from) => {
+            let (least, most) = range(to);
+            alu(op, Class::Convert, 0, operands, &[from], move |[a, ..]| {
+                let n = integer(from, a);
+                to.extend((if saturate { n.clamp(least, most) } else { n }) as u64)
+            })
+        }
+    }
+}
+
+fn integer(ty: Type, bits: u64) -> i128 {
+    match ty {
+        Type::S(_) => i128::from(ty.extend(bits) as i64),
+        _ => i128::from(bits),
+    }
+}
+
+fn range(ty: Type) -> (i128, i128) {
+    match ty {
+        Type::S(bits) => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+        _ => (0, (1 << ty.bits()) - 1),
+    }
+}

@@ -1,0 +1,704 @@
+//! The machine: a grid is run block by block, a block's warps take turns, a warp's lanes go in step.
+
+use super::check::{Conflict, Failure, Fault, FaultKind, Mark, Shadow, Trap};
+use super::count::{Class, Counters};
+use super::instr::Flow;
+use super::instr::barrier::{Barrier, Mbarrier};
+use super::instr::copy::Copies;
+use super::memory::{LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, resolve};
+use super::module::{Entry, Operand, Space, Special, Type};
+use super::parse::MAX_SHARED;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// Instructions that a warp issues before the next one has its turn.
+const TURN: usize = 1000;
+/// Most threads of a block.
+const MAX_THREADS: u64 = 1024;
+
+/// How a kernel is launched.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y and z: 1024 at most.
+    pub block: [u32; 3],
+    /// Bytes of `.extern .shared` memory.
+    pub shared_bytes: u32,
+    /// The bytes of each parameter.
+    pub arguments: Vec<Vec<u8>>,
+    /// Instructions of warps after which the launch fails, so that an endless loop ends.
+    pub budget: u64,
+}
+
+impl Launch {
+    /// A launch without dynamic shared memory and arguments, and a budget of 10⁹ instructions.
+    pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
+        Launch { grid, block, shared_bytes: 0, arguments: Vec::new(), budget: 1_000_000_000 }
+    }
+
+    /// Adds an argument: an address, or a scalar.
+    pub fn argument(mut self, value: impl bytemuck::NoUninit) -> Self {
+        self.arguments.push(bytemuck::bytes_of(&value).to_vec());
+        self
+    }
+}
+
+impl Entry {
+    /// Runs the kernel over `memory` until all of its threads have ended.
+    ///
+    /// # Errors
+    /// [`Failure::Request`] if the launch does not fit the kernel, [`Failure::Fault`] at the first thing that the kernel
+    /// does wrong.
+    pub fn launch(&self, memory: &mut Memory, launch: &Launch) -> Result<Counters, Failure> {
+        let parameters = self.check(launch).map_err(Failure::Request)?;
+        let addresses = self.place(memory).map_err(|e| Failure::Request(e.to_string()))?;
+        memory.begin_launch();
+        let mut machine = Machine {
+            entry: self,
+            launch,
+            parameters: &parameters,
+            addresses: &addresses,
+            memory,
+            counters: Counters::default(),
+            issued: 0,
+        };
+        let [x, y, z] = launch.grid;
+        for index in (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))) {
+            machine.block(index)?;
+        }
+        let mut counters = machine.counters;
+        [counters.loads.distinct_bytes, counters.stores.distinct_bytes] = memory.touched();
+        Ok(counters)
+    }
+
+    /// The bytes of all parameters, if the launch fits.
+    fn check(&self, launch: &Launch) -> Result<Vec<u8>, String> {
+        let name = &self.name;
+        let threads: u64 = launch.block.iter().map(|n| u64::from(*n)).product();
+        if launch.grid.contains(&0) || threads == 0 || threads > MAX_THREADS {
+            return Err(format!("a grid of {:?} blocks of {:?} threads is not possible", launch.grid, launch.block));
+        }
+        if let Some(required) = self.required_threads.filter(|r| *r != launch.block) {
+            return Err(format!("`{name}` requires blocks of {required:?} threads, not {:?}", launch.block));
+        }
+        if let Some(most) = self.most_threads.filter(|most| threads > u64::from(*most)) {
+            return Err(format!("`{name}` takes {most} threads a block at most, not {threads}"));
+        }
+        if self.shared_bytes(launch) > MAX_SHARED {
+            return Err(format!(
+                "`{name}` has {} bytes of static shared memory, and {} more are asked for, where {MAX_SHARED} \
+                 are possible",
+                self.static_shared, launch.shared_bytes
+            ));
+        }
+        let expected = || self.parameters.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ");
+        if launch.arguments.len() != self.parameters.len() {
+            let (given, wanted) = (launch.arguments.len(), self.parameters.len());
+            return Err(format!("`{name}` takes {wanted} arguments ({}), and {given} were given", expected()));
+        }
+        let mut bytes = Vec::new();
+        for (i, (parameter, argument)) in self.parameters.iter().zip(&launch.arguments).enumerate() {
+            if argument.len() as u64 != parameter.bytes {
+                return Err(format!(
+                    "argument {i} of `{name}` has {} bytes where `{parameter}` takes {}; all parameters: {}",
+                    argument.len(),
+                    parameter.bytes,
+                    expected()
+                ));
+            }
+            bytes.resize(parameter.offset as usize, 0);
+            bytes.extend(argument);
+        }
+        Ok(bytes)
+    }
+
+    /// All bytes of a block's shared memory.
+    fn shared_bytes(&self, launch: &Launch) -> u64 {
+        let dynamic = self.variables.iter().filter(|v| v.dynamic).map(|v| v.offset - SHARED_START).max();
+        dynamic.unwrap_or(self.static_shared) + u64::from(launch.shared_bytes)
+    }
+
+    /// The address of every variable in its space.
+    fn place(&self, memory: &mut Memory) -> crate::Result<Vec<u64>> {
+        let place = |v: &super::module::Variable| match v.space {
+            Space::Global | Space::Const => memory.variable(&v.name, v.bytes, &v.initial, v.space == Space::Const),
+            _ => Ok(v.offset),
+        };
+        self.variables.iter().map(place).collect()
+    }
+}
+
+/// Lanes that are at one place, and where they wait for the others.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    pc: usize,
+    /// The instruction before which the frame ends; the length of the code if none.
+    reconverge: usize,
+    mask: u32,
+    /// Waits for lanes of the warp that are elsewhere.
+    parked: bool,
+}
+
+/// 32 threads.
+pub(super) struct Warp {
+    pub index: usize,
+    /// Lanes that have not ended.
+    pub live: u32,
+    stack: Vec<Frame>,
+    /// By slot and lane.
+    pub registers: Vec<[u64; 32]>,
+    threads: [[u32; 3]; 32],
+    local: Vec<Local>,
+    /// Instructions issued so far.
+    pub time: u32,
+    /// The barrier that it waits at and the count of that barrier's completions when it came.
+    pub waiting: Option<(usize, u64)>,
+    pub copies: Vec<Copies>,
+}
+
+/// The block that runs.
+pub(super) struct Block {
+    index: [u32; 3],
+    pub shared: Vec<u8>,
+    pub shadow: Shadow,
+    /// By warp what it knows of all warps, see [`super::check`]; the last column is of bulk copies.
+    pub clocks: Vec<Vec<u32>>,
+    pub bulk_clock: u32,
+    pub barriers: Vec<Barrier>,
+    /// By address.
+    pub mbarriers: BTreeMap<u64, Mbarrier>,
+    /// Warps that have not ended.
+    pub live: u32,
+}
+
+struct Machine<'a> {
+    entry: &'a Entry,
+    launch: &'a Launch,
+    parameters: &'a [u8],
+    addresses: &'a [u64],
+    memory: &'a mut Memory,
+    counters: Counters,
+    issued: u64,
+}
+
+/// Whether a warp can go on at once.
+enum Turn {
+    Again,
+    /// Others should run first.
+    Over,
+}
+
+impl Machine<'_> {
+    fn block(&mut self, index: [u32; 3]) -> Result<(), Failure> {
+        let mut warps = self.warps();
+        let count = warps.len();
+        let bytes = self.entry.shared_bytes(self.launch) as usize;
+        // Every warp's own clock begins at 1: 0 is "never".
+        let clock = |w: usize| (0..=count).map(|other| u32::from(other == w)).collect();
+        let mut block = Block {
+            index,
+            shared: vec![0; bytes],
+            shadow: Shadow::new(bytes, count + 1),
+            clocks: (0..count).map(clock).collect(),
+            bulk_clock: 1,
+            barriers: (0..16).map(|_| Barrier::new(count + 1)).collect(),
+            mbarriers: BTreeMap::new(),
+            live: u32::MAX >> (32 - count),
+        };
+        while block.live != 0 {
+            let mut idle = true;
+            for warp in &mut warps {
+                if warp.live == 0 || block.is_waiting(warp) {
+                    continue;
+                }
+                idle = false;
+                self.turn(&mut block, warp)?;
+            }
+            if idle {
+                return Err(self.deadlock(&block, &warps));
+            }
+        }
+        Ok(())
+    }
+
+    fn warps(&self) -> Vec<Warp> {
+        let [x, y, z] = self.launch.block;
+        let threads: Vec<[u32; 3]> =
+            (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))).collect();
+        let chunks = threads.chunks(32).enumerate();
+        chunks
+            .map(|(index, chunk)| {
+                let live = u32::MAX >> (32 - chunk.len());
+                let mut threads = [[0; 3]; 32];
+                threads[..chunk.len()].copy_from_slice(chunk);
+                let frame = Frame { pc: 0, reconverge: self.entry.code.len(), mask: live, parked: false };
+                Warp {
+                    index,
+                    live,
+                    stack: vec![frame],
+                    // Not a number in any type: a register that is read before it is written shows.
+                    registers: vec![[0x7ff7_ffff_7fb7_7fb7; 32]; self.entry.registers],
+                    threads,
+                    local: vec![Local::new(self.entry.local_bytes); if self.entry.local_bytes > 0 { 32 } else { 0 }],
+                    time: 0,
+                    waiting: None,
+                    copies: (0..32).map(|_| Copies::default()).collect(),
+                }
+            })
+            .collect()
+    }
+
+    fn turn(&mut self, block: &mut Block, warp: &mut Warp) -> Result<(), Failure> {
+        for _ in 0..TURN {
+            let pc = warp.stack.last().map_or(0, |f| f.pc);
+            match self.step(block, warp) {
+                Ok(Turn::Again) if warp.live != 0 => {}
+                Ok(_) => break,
+                Err(trap) => return Err(self.fault(block, warp, pc, trap)),
+            }
+        }
+        if warp.live == 0 {
+            block.live &= !(1 << warp.index);
+            block.complete_barriers();
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, block: &mut Block, warp: &mut Warp) -> Result<Turn, Trap> {
+        let Some(frame) = warp.stack.last().copied() else {
+            warp.live = 0;
+            return Ok(Turn::Over);
+        };
+        let end = self.entry.code.len();
+        if frame.pc >= end {
+            warp.end(frame.mask);
+            return Ok(Turn::Again);
+        }
+        if frame.pc == frame.reconverge {
+            warp.stack.pop();
+            return Ok(Turn::Again);
+        }
+        let instruction = &self.entry.code[frame.pc];
+        let mut mask = frame.mask;
+        if let Some((slot, negated)) = instruction.guard {
+            let values = &warp.registers[slot as usize];
+            mask =
+                (0..32).filter(|l| mask >> l & 1 == 1 && (values[*l] & 1 == 1) != negated).fold(0, |m, l| m | 1 << l);
+        }
+        self.issued += 1;
+        if self.issued > self.launch.budget {
+            return Err(Trap::new(frame.mask.trailing_zeros() as usize, FaultKind::Budget(self.launch.budget)));
+        }
+        *self.counters.instructions.entry(instruction.class).or_default() += 1;
+        self.counters.lanes += u64::from(mask.count_ones());
+        warp.time = warp.time.wrapping_add(1);
+        if mask == 0 {
+            warp.advance();
+            return Ok(Turn::Again);
+        }
+        let mut context = Context {
+            entry: self.entry,
+            launch: self.launch,
+            parameters: self.parameters,
+            addresses: self.addresses,
+            memory: self.memory,
+            counters: &mut self.counters,
+            block,
+            warp,
+            mask,
+            pc: frame.pc,
+        };
+        match instruction.action.run(&mut context)? {
+            Flow::Next => warp.advance(),
+            Flow::Yield => {
+                warp.advance();
+                return Ok(Turn::Over);
+            }
+            Flow::Wait => return Ok(Turn::Over),
+            Flow::Jump(label) => self.jump(warp, frame, mask, self.entry.labels[label]),
+            Flow::End => {
+                warp.advance();
+                warp.end(mask);
+            }
+            Flow::Missing(lanes) => warp.park(lanes)?,
+        }
+        Ok(Turn::Again)
+    }
+
+    /// Moves the lanes of `mask` to `target` and the others of the frame on.
+    fn jump(&mut self, warp: &mut Warp, frame: Frame, mask: u32, target: usize) {
+        let rest = frame.mask & !mask;
+        let code = &self.entry.code;
+        let next = frame.pc + 1;
+        if rest == 0 {
+            warp.go(target);
+            return;
+        }
+        self.counters.divergent_branches += 1;
+        // Whoever goes straight to a `ret` has ended: nobody must wait for it.
+        let ends = |pc: usize| code.get(pc).is_none_or(|i| i.action.ends() && i.guard.is_none());
+        match (ends(target), ends(next)) {
+            (true, _) => {
+                warp.go(next);
+                warp.end(mask);
+            }
+            (_, true) => {
+                warp.go(target);
+                warp.end(rest);
+            }
+            _ => {
+                // Lanes that have nowhere of their own to meet need no frame to meet in.
+                let reconverge = match self.entry.reconverge[frame.pc] {
+                    at if at == code.len() => {
+                        warp.stack.pop();
+                        frame.reconverge
+                    }
+                    at => {
+                        warp.go(at);
+                        at
+                    }
+                };
+                let sides = [(next, rest), (target, mask)].into_iter().filter(|(pc, _)| *pc != reconverge);
+                warp.stack.extend(sides.map(|(pc, mask)| Frame { pc, reconverge, mask, parked: false }));
+            }
+        }
+    }
+
+    fn fault(&self, block: &Block, warp: &Warp, pc: usize, trap: Trap) -> Failure {
+        let (line, opcode) = self.entry.code.get(pc).map_or((0, ""), |i| (i.line, i.opcode.as_str()));
+        Failure::Fault(Box::new(Fault {
+            kernel: self.entry.name.clone(),
+            block: block.index,
+            thread: warp.threads[trap.lane % 32],
+            line,
+            opcode: opcode.to_owned(),
+            kind: trap.kind,
+        }))
+    }
+
+    /// Every warp waits.
+    fn deadlock(&self, block: &Block, warps: &[Warp]) -> Failure {
+        let place = |warp: &Warp| {
+            let (id, _) = warp.waiting?;
+            let line = self.entry.code.get(warp.stack.last()?.pc)?.line;
+            Some(format!("warp {} waits at barrier {id} in line {line}", warp.index))
+        };
+        let places: Vec<String> = warps.iter().filter(|w| w.live != 0).filter_map(place).collect();
+        let reason = format!("{}, and nobody else comes", places.join(", "));
+        let first = warps.iter().find(|w| w.live != 0).unwrap_or(&warps[0]);
+        let pc = first.stack.last().map_or(0, |f| f.pc);
+        let lane = first.live.trailing_zeros() as usize;
+        self.fault(block, first, pc, Trap::new(lane, FaultKind::BarrierDivergence(reason)))
+    }
+}
+
+impl Warp {
+    fn go(&mut self, pc: usize) {
+        if let Some(frame) = self.stack.last_mut() {
+            frame.pc = pc;
+        }
+    }
+
+    fn advance(&mut self) {
+        if let Some(frame) = self.stack.last_mut() {
+            frame.pc += 1;
+        }
+    }
+
+    fn end(&mut self, lanes: u32) {
+        self.live &= !lanes;
+        self.stack.iter_mut().for_each(|f| f.mask &= !lanes);
+        self.stack.retain(|f| f.mask != 0);
+    }
+
+    /// Lets the lanes that are missing here come first, if they are on a way of their own.
+    fn park(&mut self, missing: u32) -> Result<(), Trap> {
+        let [.., below, top] = self.stack.as_mut_slice() else { return Err(self.diverged(missing)) };
+        if below.reconverge != top.reconverge || below.parked {
+            return Err(self.diverged(missing));
+        }
+        top.parked = true;
+        std::mem::swap(below, top);
+        Ok(())
+    }
+
+    fn diverged(&self, missing: u32) -> Trap {
+        let lane = self.stack.last().map_or(0, |f| f.mask.trailing_zeros());
+        let reason = format!("the lanes {missing:#010x} of the warp are elsewhere");
+        Trap::new(lane as usize, FaultKind::BarrierDivergence(reason))
+    }
+}
+
+impl Block {
+    /// Whether the warp's barrier has yet to complete.
+    fn is_waiting(&self, warp: &Warp) -> bool {
+        warp.waiting.is_some_and(|(id, completions)| self.barriers[id].completions == completions)
+    }
+}
+
+/// What an instruction sees.
+pub(super) struct Context<'a> {
+    pub entry: &'a Entry,
+    launch: &'a Launch,
+    parameters: &'a [u8],
+    addresses: &'a [u64],
+    pub memory: &'a mut Memory,
+    pub counters: &'a mut Counters,
+    pub block: &'a mut Block,
+    pub warp: &'a mut Warp,
+    /// The lanes that execute it.
+    pub mask: u32,
+    pc: usize,
+}
+
+impl Context<'_> {
+    /// The lanes that execute the instruction, in order.
+    pub fn lanes(&self) -> impl Iterator<Item = usize> + use<> {
+        let mask = self.mask;
+        (0..32).filter(move |l| mask >> l & 1 == 1)
+    }
+
+    /// A fault of the first lane.
+    pub fn fault(&self, kind: FaultKind) -> Trap {
+        Trap::new(self.mask.trailing_zeros() as usize, kind)
+    }
+
+    /// The operand's bits for one lane, cut to the type's width.
+    pub fn value(&self, operand: &Operand, ty: Type, lane: usize) -> u64 {
+        let bits = match operand {
+            Operand::Register(slot) => self.warp.registers[*slot as usize][lane],
+            Operand::Not(slot) => !self.warp.registers[*slot as usize][lane],
+            Operand::Special(special) => self.special(*special, lane),
+            Operand::Variable(index, offset) => self.addresses[*index].wrapping_add_signed(*offset),
+            other => immediate(other, ty),
+        };
+        ty.truncate(bits)
+    }
+
+    /// [`Context::value`] of all lanes.
+    pub fn values(&self, operand: &Operand, ty: Type) -> [u64; 32] {
+        match operand {
+            Operand::Register(slot) => self.warp.registers[*slot as usize].map(|v| ty.truncate(v)),
+            _ => std::array::from_fn(|lane| self.value(operand, ty, lane)),
+        }
+    }
+
+    /// Sets a result.
+    pub fn set(&mut self, operand: &Operand, lane: usize, value: u64) {
+        if let Operand::Register(slot) = operand {
+            self.warp.registers[*slot as usize][lane] = value;
+        }
+    }
+
+    /// The address that a memory operand means for one lane.
+    pub fn address(&self, base: &Operand, offset: i64, lane: usize, space: Space) -> u64 {
+        let ty = if matches!(space, Space::Shared | Space::Local) { Type::U(32) } else { Type::U(64) };
+        let base = match base {
+            Operand::Integer(n) => *n,
+            other => self.value(other, Type::U(64), lane),
+        };
+        ty.truncate(base.wrapping_add_signed(offset))
+    }
+
+    /// The space of the variable that an address begins with, for `ld` and `st` without one.
+    pub fn space_of(&self, base: &Operand) -> Option<Space> {
+        match base {
+            Operand::Variable(index, _) => Some(self.entry.variables[*index].space),
+            _ => None,
+        }
+    }
+
+    fn special(&self, special: Special, lane: usize) -> u64 {
+        let warp = &self.warp;
+        let shared = self.entry.shared_bytes(self.launch);
+        match special {
+            Special::Tid(axis) => warp.threads[lane][axis].into(),
+            Special::Ntid(axis) => self.launch.block[axis].into(),
+            Special::Ctaid(axis) => self.block.index[axis].into(),
+            Special::Nctaid(axis) => self.launch.grid[axis].into(),
+            Special::LaneId => lane as u64,
+            Special::WarpId => warp.index as u64,
+            Special::NwarpId => self.block.clocks.len() as u64,
+            Special::LaneMask(order, equal) => {
+                let has = |l: &usize| l.cmp(&lane) == order || (equal && *l == lane && order != Ordering::Equal);
+                (0..32).filter(has).fold(0, |m, l| m | 1 << l)
+            }
+            Special::Clock => warp.time.into(),
+            Special::DynamicShared => self.launch.shared_bytes.into(),
+            Special::TotalShared => shared,
+            Special::Zero => 0,
+            Special::One => 1,
+        }
+    }
+
+    /// The mark of an access that the lane does now.
+    pub fn mark(&self, lane: usize, strong: bool) -> Mark {
+        let index = self.warp.index;
+        let clock = self.block.clocks[index][index];
+        let (pc, time) = (self.pc as u32, self.warp.time);
+        Mark { clock, time, pc, warp: index as u16, lane: lane as u8, strong }
+    }
+
+    /// Where an access to shared memory begins, if it lies inside.
+    pub fn shared_place(&self, access: &'static str, address: u64, bytes: u64) -> Result<usize, FaultKind> {
+        let (space, size) = (Space::Shared, self.block.shared.len() as u64);
+        let start = address.checked_sub(SHARED_START);
+        if let Some(start) = start.filter(|s| s.checked_add(bytes).is_some_and(|end| end <= size)) {
+            return Ok(start as usize);
+        }
+        let near = format!("the block has {size} bytes from {SHARED_START:#x} on");
+        Err(FaultKind::OutOfBounds { access, space, address, bytes, near })
+    }
+
+    /// The fault that a conflict at byte `at` of shared memory amounts to.
+    pub fn conflict(&self, at: usize, bytes: u64, conflict: Conflict) -> FaultKind {
+        let address = SHARED_START + at as u64;
+        let line = |mark: &Mark| self.entry.code.get(mark.pc as usize).map_or(0, |i| i.line);
+        match conflict {
+            Conflict::Unwritten => {
+                FaultKind::Unwritten { space: Space::Shared, address, bytes, place: self.shared_name(address) }
+            }
+            Conflict::InFlight(mark) => FaultKind::InFlight { address, line: line(&mark) },
+            Conflict::Race { here, there, mark } => {
+                let linear = u32::from(mark.warp) * 32 + u32::from(mark.lane) % 32;
+                let [x, y, _] = self.launch.block;
+                let thread = [linear % x, linear / x % y, linear / (x * y)];
+                FaultKind::Race { address, here, there, thread, line: line(&mark) }
+            }
+        }
+    }
+
+    fn shared_name(&self, address: u64) -> String {
+        let inside = |v: &&super::module::Variable| {
+            v.space == Space::Shared && v.offset <= address && (v.dynamic || address < v.offset + v.bytes)
+        };
+        let found = self.entry.variables.iter().filter(inside).max_by_key(|v| v.offset);
+        found.map_or("no variable".into(), |v| format!("byte {} of `{}`", address - v.offset, v.name))
+    }
+
+    /// Reads memory for one lane; `strong` accesses do not race with each other.
+    pub fn load(
+        &mut self,
+        lane: usize,
+        space: Space,
+        address: u64,
+        out: &mut [u8],
+        strong: bool,
+    ) -> Result<(), FaultKind> {
+        match space {
+            Space::Generic => {
+                let (space, address) = resolve(address);
+                self.load(lane, space, address, out, strong)
+            }
+            Space::Global | Space::Const => self.memory.load(address, out),
+            Space::Local => self.warp.local.get(lane).ok_or_else(|| no_local(address))?.load(address, out),
+            Space::Shared => {
+                let start = self.shared_place("load", address, out.len() as u64)?;
+                let (mark, clocks) = (self.mark(lane, strong), &self.block.clocks[self.warp.index]);
+                for at in start..start + out.len() {
+                    if let Err(conflict) = self.block.shadow.read(at, mark, clocks) {
+                        return Err(self.conflict(at, out.len() as u64, conflict));
+                    }
+                }
+                out.copy_from_slice(&self.block.shared[start..start + out.len()]);
+                Ok(())
+            }
+            Space::Param => {
+                let size = self.parameters.len() as u64;
+                let bytes = out.len() as u64;
+                if address.checked_add(bytes).is_none_or(|end| end > size) {
+                    let near = format!("the parameters have {size} bytes");
+                    return Err(FaultKind::OutOfBounds { access: "load", space, address, bytes, near });
+                }
+                out.copy_from_slice(&self.parameters[address as usize..][..out.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes memory for one lane.
+    pub fn store(
+        &mut self,
+        lane: usize,
+        space: Space,
+        address: u64,
+        data: &[u8],
+        strong: bool,
+    ) -> Result<(), FaultKind> {
+        match space {
+            Space::Generic => {
+                let (space, address) = resolve(address);
+                self.store(lane, space, address, data, strong)
+            }
+            Space::Global => self.memory.store(address, data),
+            Space::Local => self.warp.local.get_mut(lane).ok_or_else(|| no_local(address))?.store(address, data),
+            Space::Shared => {
+                let start = self.shared_place("store", address, data.len() as u64)?;
+                let (mark, clocks) = (self.mark(lane, strong), &self.block.clocks[self.warp.index]);
+                for at in start..start + data.len() {
+                    if let Err(conflict) = self.block.shadow.write(at, mark, clocks) {
+                        return Err(self.conflict(at, data.len() as u64, conflict));
+                    }
+                }
+                self.block.shared[start..start + data.len()].copy_from_slice(data);
+                Ok(())
+            }
+            Space::Const | Space::Param => Err(FaultKind::ReadOnly { place: format!("{space} memory") }),
+        }
+    }
+
+    /// Counts what a request's lanes touched in one space.
+    pub fn count(&mut self, space: Space, accesses: &[(u64, u64)], width: u64, store: bool) {
+        match space {
+            Space::Shared => self.counters.shared(accesses, width),
+            Space::Global if store => self.counters.stores.request(accesses),
+            Space::Global => self.counters.loads.request(accesses),
+            Space::Const | Space::Local | Space::Param | Space::Generic => {}
+        }
+    }
+
+    /// Counts operations of all active lanes.
+    pub fn count_flops(&mut self, each: u64) {
+        self.counters.flops += each * u64::from(self.mask.count_ones());
+    }
+}
+
+fn no_local(address: u64) -> FaultKind {
+    let near = "the kernel has none".to_owned();
+    FaultKind::OutOfBounds { access: "access", space: Space::Local, address, bytes: 1, near }
+}
+
+/// A literal's bits in a type.
+fn immediate(operand: &Operand, ty: Type) -> u64 {
+    match (operand, ty) {
+        (Operand::Integer(n), _) => *n,
+        (Operand::F32(bits), Type::F(64)) => f64::from(f32::from_bits(*bits)).to_bits(),
+        (Operand::F32(bits), _) => (*bits).into(),
+        (Operand::F64(x), Type::F(64) | Type::B(64)) => x.to_bits(),
+        (Operand::F64(x), Type::F(16)) => half::f16::from_f64(*x).to_bits().into(),
+        (Operand::F64(x), Type::Bf16) => half::bf16::from_f64(*x).to_bits().into(),
+        (Operand::F64(x), _) => (*x as f32).to_bits().into(),
+        _ => 0,
+    }
+}
+
+/// The class of instructions that touch a space.
+pub(super) fn class_of(space: Space) -> Class {
+    match space {
+        Space::Global | Space::Generic => Class::Global,
+        Space::Shared => Class::Shared,
+        Space::Local => Class::Local,
+        Space::Const | Space::Param => Class::Constant,
+    }
+}
+
+/// The base of a space's window among generic addresses.
+pub(super) fn window(space: Space) -> u64 {
+    match space {
+        Space::Shared => super::memory::SHARED_WINDOW,
+        Space::Local => LOCAL_WINDOW,
+        Space::Param => PARAM_WINDOW,
+        Space::Global | Space::Const | Space::Generic => 0,
+    }
+}

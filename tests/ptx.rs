@@ -1,0 +1,1129 @@
+//! The PTX machine: each instruction against values worked out by hand, each detector with a kernel that provokes it, and
+//! kernels that NVRTC 12.0 compiled (`tests/ptx/*.cu` to `*.ptx`, `--gpu-architecture=compute_80`) against f64 references.
+
+use half::{bf16, f16};
+use langevin::ptx::{Counters, Failure, FaultKind, Launch, Memory, Module};
+
+/// A kernel `k(out)` around some statements, with registers of every type.
+fn kernel(body: &str) -> String {
+    kernel_with("", body)
+}
+
+fn kernel_with(globals: &str, body: &str) -> String {
+    format!(
+        ".version 8.0\n.target sm_90a\n.address_size 64\n{globals}\n.visible .entry k(.param .u64 out, .param .u64 in)\n{{\n\
+         .reg .pred %p<20>;\n.reg .b16 %h<20>;\n.reg .b32 %r<40>;\n.reg .b64 %d<20>;\n.reg .f32 %f<40>;\n.reg .f64 %e<20>;\n\
+         .reg .b64 %out, %in;\nld.param.u64 %out, [out];\nld.param.u64 %in, [in];\n{body}\n}}\n"
+    )
+}
+
+/// Runs a kernel of these tests over `out_bytes` that are written where the kernel does, and `input`.
+fn run(text: &str, grid: u32, block: u32, out_bytes: usize, input: &[u8]) -> Result<(Vec<u8>, Counters), Failure> {
+    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let mut memory = Memory::new();
+    let out = memory.allocate("out", out_bytes).unwrap();
+    let input = memory.allocate_with("in", input).unwrap();
+    let mut launch = Launch::new([grid, 1, 1], [block, 1, 1]).argument(out).argument(input);
+    launch.shared_bytes = 1024;
+    launch.budget = 100_000;
+    let counters = module.entry("k").unwrap().launch(&mut memory, &launch)?;
+    Ok((memory.bytes(out).unwrap().0.to_vec(), counters))
+}
+
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// What each of a block's threads leaves in %r9.
+fn threads(body: &str, block: u32) -> Vec<u32> {
+    let text = kernel(&format!(
+        "mov.u32 %r30, %tid.x;\n{body}\nmul.wide.u32 %d18, %r30, 4;\nadd.u64 %d19, %out, %d18;\nst.global.u32 [%d19], %r9;\nret;"
+    ));
+    let (bytes, _) = run(&text, 1, block, 4 * block as usize, &[]).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    words(&bytes)
+}
+
+/// The fault that a kernel ends with.
+fn fault(body: &str, block: u32) -> (FaultKind, u32, [u32; 3]) {
+    match run(&kernel(body), 1, block, 64, &[1; 64]) {
+        Err(Failure::Fault(fault)) => (fault.kind, fault.line, fault.thread),
+        other => panic!("{other:?}\n{body}"),
+    }
+}
+
+/// The line of a kernel of these tests at which its body begins.
+const BODY: u32 = 16;
+
+/// Runs statements whose operands %r0, %r1, %r2 (and %d, %h, %f, %e of the same numbers) are given, and compares the register
+/// with the number 9 that they set.
+#[track_caller]
+fn check(cases: &[(&str, [u64; 3], u64)]) {
+    for (statement, values, expected) in cases {
+        let mut body = String::new();
+        for (i, v) in values.iter().enumerate() {
+            body += &format!(
+                "mov.u64 %d{i}, {v};\ncvt.u32.u64 %r{i}, %d{i};\ncvt.u16.u64 %h{i}, %d{i};\nmov.b32 %f{i}, %r{i};\n\
+                 mov.b64 %e{i}, %d{i};\nsetp.ne.u32 %p{i}, %r{i}, 0;\n"
+            );
+        }
+        let kind = ["%r9", "%d9", "%h9", "%f9", "%e9", "%p9"].into_iter().find(|k| statement.contains(k)).unwrap();
+        let (ty, bytes) = match kind {
+            "%r9" | "%f9" => ("b32", 4),
+            "%d9" | "%e9" => ("b64", 8),
+            "%h9" => ("b16", 2),
+            _ => ("b32", 4),
+        };
+        let store = if kind == "%p9" {
+            "selp.b32 %r10, 1, 0, %p9;\nst.global.b32 [%out], %r10;".to_owned()
+        } else {
+            format!("st.global.{ty} [%out], {kind};")
+        };
+        let text = kernel(&format!("{body}{statement}\n{store}\nret;"));
+        let (out, _) = run(&text, 1, 1, bytes, &[]).unwrap_or_else(|e| panic!("{statement}: {e}"));
+        let got = out.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+        assert_eq!(got, *expected, "{statement} of {values:x?}: {got:#x}, not {expected:#x}");
+    }
+}
+
+fn f(x: f32) -> u64 {
+    x.to_bits().into()
+}
+
+fn e(x: f64) -> u64 {
+    x.to_bits()
+}
+
+fn h(x: f32) -> u64 {
+    f16::from_f32(x).to_bits().into()
+}
+
+fn b(x: f32) -> u64 {
+    bf16::from_f32(x).to_bits().into()
+}
+
+const fn s(x: i32) -> u64 {
+    x as u32 as u64
+}
+
+#[test]
+fn integers() {
+    check(&[
+        ("add.s32 %r9, %r0, %r1;", [5, s(-7), 0], s(-2)),
+        ("add.sat.s32 %r9, %r0, %r1;", [s(i32::MAX), 1, 0], s(i32::MAX)),
+        ("add.u64 %d9, %d0, %d1;", [u64::MAX, 2, 0], 1),
+        ("add.u16 %h9, %h0, %h1;", [0xffff, 2, 0], 1),
+        ("sub.s32 %r9, %r0, 12;", [5, 0, 0], s(-7)),
+        ("mul.lo.s32 %r9, %r0, %r1;", [s(-3), 7, 0], s(-21)),
+        ("mul.hi.u32 %r9, %r0, %r1;", [0x8000_0000, 6, 0], 3),
+        ("mul.hi.s32 %r9, %r0, %r1;", [s(i32::MIN), 6, 0], s(-3)),
+        ("mul.hi.u64 %d9, %d0, %d1;", [u64::MAX, u64::MAX, 0], u64::MAX - 1),
+        ("mul.wide.s32 %d9, %r0, %r1;", [s(-3), 7, 0], -21i64 as u64),
+        ("mul.wide.u32 %d9, %r0, %r1;", [0xffff_ffff, 0xffff_ffff, 0], 0xffff_fffe_0000_0001),
+        ("mul.wide.u16 %r9, %h0, %h1;", [0xffff, 0xffff, 0], 0xfffe_0001),
+        ("mul24.lo.u32 %r9, %r0, %r1;", [0xff00_0003, 5, 0], 15),
+        ("mad.lo.s32 %r9, %r0, %r1, %r2;", [3, 4, s(-20)], s(-8)),
+        ("mad.wide.u32 %d9, %r0, %r1, %d2;", [0x1_0000, 0x1_0000, 1], 0x1_0000_0001),
+        ("mad.hi.u32 %r9, %r0, %r1, %r2;", [0x8000_0000, 6, 10], 13),
+        ("div.s32 %r9, %r0, %r1;", [s(-7), 2, 0], s(-3)),
+        ("div.u32 %r9, %r0, %r1;", [7, 0, 0], 0xffff_ffff),
+        ("div.s32 %r9, %r0, %r1;", [s(i32::MIN), s(-1), 0], s(i32::MIN)),
+        ("rem.s32 %r9, %r0, %r1;", [s(-7), 2, 0], s(-1)),
+        ("rem.u64 %d9, %d0, %d1;", [17, 5, 0], 2),
+        ("abs.s32 %r9, %r0;", [s(-7), 0, 0], 7),
+        ("neg.s32 %r9, %r0;", [7, 0, 0], s(-7)),
+        ("min.s32 %r9, %r0, %r1;", [s(-7), 3, 0], s(-7)),
+        ("min.u32 %r9, %r0, %r1;", [s(-7), 3, 0], 3),
+        ("max.s64 %d9, %d0, %d1;", [u64::MAX, 3, 0], 3),
+        ("sad.u32 %r9, %r0, %r1, %r2;", [3, 10, 5], 12),
+        ("dp4a.s32.s32 %r9, %r0, %r1, %r2;", [0x01ff_0302, 0x0401_0205, 100], s(100 + 4 - 1 + 6 + 10)),
+        ("dp4a.u32.u32 %r9, %r0, %r1, %r2;", [0xff, 0xff, 0], 255 * 255),
+        ("popc.b32 %r9, %r0;", [0xf0f0, 0, 0], 8),
+        ("popc.b64 %r9, %d0;", [u64::MAX, 0, 0], 64),
+        ("clz.b32 %r9, %r0;", [1, 0, 0], 31),
+        ("clz.b32 %r9, %r0;", [0, 0, 0], 32),
+        ("clz.b64 %r9, %d0;", [1, 0, 0], 63),
+        ("brev.b32 %r9, %r0;", [1, 0, 0], 0x8000_0000),
+        ("bfind.u32 %r9, %r0;", [0x100, 0, 0], 8),
+        ("bfind.s32 %r9, %r0;", [s(-1), 0, 0], 0xffff_ffff),
+        ("bfind.shiftamt.u32 %r9, %r0;", [0x100, 0, 0], 23),
+    ]);
+}
+
+#[test]
+fn bits() {
+    check(&[
+        ("and.b32 %r9, %r0, %r1;", [0b1100, 0b1010, 0], 0b1000),
+        ("or.b64 %d9, %d0, %d1;", [0b1100, 0b1010, 0], 0b1110),
+        ("xor.b16 %h9, %h0, %h1;", [0b1100, 0b1010, 0], 0b0110),
+        ("not.b32 %r9, %r0;", [0, 0, 0], 0xffff_ffff),
+        ("cnot.b32 %r9, %r0;", [5, 0, 0], 0),
+        ("and.pred %p9, %p0, !%p1;", [1, 0, 0], 1),
+        ("xor.pred %p9, %p0, %p1;", [1, 1, 0], 0),
+        ("not.pred %p9, %p0;", [1, 1, 0], 0),
+        // The majority: 0xe8.
+        ("lop3.b32 %r9, %r0, %r1, %r2, 0xe8;", [0b1100, 0b1010, 0b1001], 0b1000),
+        ("lop3.b32 %r9, %r0, %r1, %r2, 0x96;", [0b1100, 0b1010, 0b1001], 0b1111),
+        ("shl.b32 %r9, %r0, %r1;", [3, 4, 0], 48),
+        ("shl.b32 %r9, %r0, %r1;", [3, 32, 0], 0),
+        ("shl.b64 %d9, %d0, %r1;", [3, 64, 0], 0),
+        ("shr.u32 %r9, %r0, 4;", [0x8000_0000, 0, 0], 0x0800_0000),
+        ("shr.s32 %r9, %r0, 4;", [0x8000_0000, 0, 0], 0xf800_0000),
+        ("shr.s32 %r9, %r0, %r1;", [0x8000_0000, 99, 0], 0xffff_ffff),
+        ("shr.s64 %d9, %d0, %r1;", [1 << 63, 64, 0], u64::MAX),
+        ("shf.l.wrap.b32 %r9, %r0, %r1, %r2;", [0x8000_0000, 1, 1], 3),
+        ("shf.r.wrap.b32 %r9, %r0, %r1, %r2;", [0x10, 0x1, 36], 0x1000_0001),
+        ("shf.r.clamp.b32 %r9, %r0, %r1, %r2;", [0x10, 0x7, 36], 7),
+        ("bfe.u32 %r9, %r0, 4, 8;", [0xabcd, 0, 0], 0xbc),
+        ("bfe.s32 %r9, %r0, 4, 8;", [0xabcd, 0, 0], 0xffff_ffbc),
+        ("bfe.s32 %r9, %r0, 28, 16;", [0x8000_0000, 0, 0], s(-8)),
+        ("bfe.u64 %d9, %d0, 32, 4;", [0xa5_0000_0000, 0, 0], 5),
+        ("bfi.b32 %r9, %r0, %r1, 8, 4;", [0xfff, 0xaaaa_aaaa, 0], 0xaaaa_afaa),
+        ("bfi.b64 %d9, %d0, %d1, 60, 8;", [0xff, 1, 0], 0xf000_0000_0000_0001),
+        ("prmt.b32 %r9, %r0, %r1, 0x5410;", [0x3322_1100, 0x7766_5544, 0], 0x5544_1100),
+        ("prmt.b32 %r9, %r0, %r1, 0x0008;", [0x0000_0080, 0, 0], 0x8080_80ff),
+        ("mov.b32 %r9, {%h0, %h1};", [0x1234, 0x5678, 0], 0x5678_1234),
+        ("mov.b32 {_, %h9}, %r0;", [0x5678_1234, 0, 0], 0x5678),
+        ("mov.b64 %d9, {%r0, %r1};", [1, 2, 0], 0x2_0000_0001),
+        ("mov.b64 {%r9, %r8}, %d0;", [0x2_0000_0001, 0, 0], 1),
+        ("mov.f32 %f9, 0f3F800000;", [0; 3], f(1.0)),
+        ("mov.f32 %f9, -1.5;", [0; 3], f(-1.5)),
+        ("mov.f64 %e9, 0d3FF8000000000000;", [0; 3], e(1.5)),
+        ("mov.u32 %r9, %ntid.x;", [0; 3], 1),
+        ("mov.u32 %r9, WARP_SZ;", [0; 3], 32),
+        ("selp.b32 %r9, %r0, %r1, %p2;", [1, 2, 0], 2),
+        ("slct.u32.s32 %r9, %r0, %r1, %r2;", [1, 2, s(-1)], 2),
+        ("slct.f32.f32 %f9, %f0, %f1, %f2;", [1, 2, f(-0.0)], 1),
+    ]);
+}
+
+#[test]
+fn comparisons() {
+    let nan = f(f32::NAN);
+    check(&[
+        ("setp.lt.s32 %p9, %r0, %r1;", [s(-1), 1, 0], 1),
+        ("setp.lt.u32 %p9, %r0, %r1;", [s(-1), 1, 0], 0),
+        ("setp.hs.u32 %p9, %r0, %r1;", [1, 1, 0], 1),
+        ("setp.ge.s64 %p9, %d0, -2;", [u64::MAX, 0, 0], 1),
+        ("setp.eq.b16 %p9, %h0, %h1;", [0x1_0001, 1, 0], 1),
+        ("setp.lt.f32 %p9, %f0, %f1;", [f(1.0), nan, 0], 0),
+        ("setp.ltu.f32 %p9, %f0, %f1;", [f(1.0), nan, 0], 1),
+        ("setp.ne.f32 %p9, %f0, %f1;", [f(1.0), nan, 0], 0),
+        ("setp.neu.f32 %p9, %f0, %f1;", [f(1.0), nan, 0], 1),
+        ("setp.nan.f32 %p9, %f0, %f1;", [f(1.0), nan, 0], 1),
+        ("setp.num.f64 %p9, %e0, %e1;", [e(1.0), e(2.0), 0], 1),
+        ("setp.eq.ftz.f32 %p9, %f0, %f1;", [1, 0, 0], 1),
+        ("setp.gt.f16 %p9, %h0, %h1;", [h(2.0), h(-3.0), 0], 1),
+        ("setp.gt.and.s32 %p9, %r0, %r1, %p2;", [2, 1, 0], 0),
+        ("setp.gt.or.s32 %p9|%p8, %r0, %r1, !%p2;", [1, 2, 0], 1),
+        ("setp.gt.s32 %p8|%p9, %r0, %r1;", [1, 2, 0], 1),
+        ("set.lt.u32.s32 %r9, %r0, %r1;", [1, 2, 0], 0xffff_ffff),
+        ("set.lt.f32.s32 %f9, %r0, %r1;", [1, 2, 0], f(1.0)),
+        ("testp.subnormal.f32 %p9, %f0;", [1, 0, 0], 1),
+        ("testp.notanumber.f32 %p9, %f0;", [nan, 0, 0], 1),
+    ]);
+}
+
+#[test]
+fn floats() {
+    let tiny = 1u64;
+    let half_ulp = f(2f32.powi(-24));
+    check(&[
+        ("add.f32 %f9, %f0, %f1;", [f(1.0), half_ulp, 0], f(1.0)),
+        ("add.rp.f32 %f9, %f0, %f1;", [f(1.0), tiny, 0], 0x3f80_0001),
+        ("add.rm.f32 %f9, %f0, %f1;", [f(1.0), tiny | 1 << 31, 0], 0x3f7f_ffff),
+        ("add.rz.f32 %f9, %f0, %f1;", [f(-1.0), tiny, 0], 0xbf7f_ffff),
+        ("add.rm.f32 %f9, %f0, %f1;", [f(1.0), f(-1.0), 0], f(-0.0)),
+        ("add.ftz.f32 %f9, %f0, %f1;", [tiny, tiny, 0], 0),
+        ("add.sat.f32 %f9, %f0, %f1;", [f(0.75), f(0.75), 0], f(1.0)),
+        ("add.f32 %f9, %f0, %f1;", [f(f32::INFINITY), f(f32::NEG_INFINITY), 0], 0x7fff_ffff),
+        ("sub.f32 %f9, %f0, 0f3F800000;", [f(3.0), 0, 0], f(2.0)),
+        ("mul.f32 %f9, %f0, %f1;", [f(1e-30), f(1e-10), 0], f(1e-40)),
+        ("mul.ftz.f32 %f9, %f0, %f1;", [f(-1e-30), f(1e-10), 0], f(-0.0)),
+        ("mul.rz.f32 %f9, %f0, %f1;", [f(f32::MAX), f(2.0), 0], f(f32::MAX)),
+        // (1 + 2^-12)² - (1 + 2^-11) = 2^-24 exactly, which two roundings would lose.
+        ("fma.rn.f32 %f9, %f0, %f0, %f1;", [f(1.0 + 2f32.powi(-12)), f(-1.0 - 2f32.powi(-11)), 0], half_ulp),
+        ("fma.rp.f32 %f9, %f0, %f1, %f2;", [f(1.0), f(1.0), tiny], 0x3f80_0001),
+        ("fma.rn.f64 %e9, %e0, %e1, %e2;", [e(3.0), e(0.1), e(-0.3)], e(3f64.mul_add(0.1, -0.3))),
+        ("div.rn.f32 %f9, %f0, %f1;", [f(1.0), f(3.0), 0], f(1.0 / 3.0)),
+        ("div.rz.f32 %f9, %f0, %f1;", [f(1.0), f(3.0), 0], 0x3eaa_aaaa),
+        ("div.rp.f32 %f9, %f0, %f1;", [f(-1.0), f(3.0), 0], 0xbeaa_aaaa),
+        ("rcp.rm.f32 %f9, %f0;", [f(3.0), 0, 0], 0x3eaa_aaaa),
+        ("rcp.rn.f64 %e9, %e0;", [e(3.0), 0, 0], e(1.0 / 3.0)),
+        ("sqrt.rn.f32 %f9, %f0;", [f(2.0), 0, 0], f(2f32.sqrt())),
+        ("sqrt.rp.f32 %f9, %f0;", [f(2.0), 0, 0], 0x3fb5_04f4),
+        ("sqrt.rz.f32 %f9, %f0;", [f(2.0), 0, 0], 0x3fb5_04f3),
+        ("rsqrt.approx.f32 %f9, %f0;", [f(4.0), 0, 0], f(0.5)),
+        ("rcp.approx.ftz.f32 %f9, %f0;", [f(0.0), 0, 0], f(f32::INFINITY)),
+        ("ex2.approx.f32 %f9, %f0;", [f(-3.0), 0, 0], f(0.125)),
+        ("lg2.approx.f32 %f9, %f0;", [f(8.0), 0, 0], f(3.0)),
+        ("sin.approx.f32 %f9, %f0;", [f(1.0), 0, 0], f(1f64.sin() as f32)),
+        ("cos.approx.f32 %f9, %f0;", [f(1.0), 0, 0], f(1f64.cos() as f32)),
+        ("tanh.approx.f32 %f9, %f0;", [f(0.5), 0, 0], f(0.5f64.tanh() as f32)),
+        ("ex2.approx.f16 %h9, %h0;", [h(2.0), 0, 0], h(4.0)),
+        ("min.f32 %f9, %f0, %f1;", [f(f32::NAN), f(2.0), 0], f(2.0)),
+        ("min.NaN.f32 %f9, %f0, %f1;", [f(f32::NAN), f(2.0), 0], 0x7fff_ffff),
+        ("max.f32 %f9, %f0, %f1;", [f(-0.0), f(0.0), 0], f(0.0)),
+        ("min.f32 %f9, %f0, %f1;", [f(0.0), f(-0.0), 0], f(-0.0)),
+        ("abs.f32 %f9, %f0;", [f(-2.0), 0, 0], f(2.0)),
+        ("neg.ftz.f32 %f9, %f0;", [tiny, 0, 0], f(-0.0)),
+        ("neg.bf16x2 %r9, %r0;", [b(1.0) << 16 | b(-2.0), 0, 0], b(-1.0) << 16 | b(2.0)),
+        ("copysign.f32 %f9, %f0, %f1;", [f(-1.0), f(3.0), 0], f(-3.0)),
+        ("add.f16 %h9, %h0, %h1;", [h(1.0), h(2.5), 0], h(3.5)),
+        ("add.f16 %h9, %h0, %h1;", [h(60000.0), h(60000.0), 0], h(f32::INFINITY)),
+        (
+            "fma.rn.f16x2 %r9, %r0, %r1, %r2;",
+            [h(2.0) << 16 | h(3.0), h(4.0) << 16 | h(5.0), h(1.0) << 16 | h(-1.0)],
+            h(9.0) << 16 | h(14.0),
+        ),
+        ("fma.rn.relu.f16 %h9, %h0, %h1, %h2;", [h(2.0), h(-4.0), h(1.0)], 0),
+        (
+            "fma.rn.bf16x2 %r9, %r0, %r1, %r2;",
+            [b(2.0) << 16 | b(3.0), b(4.0) << 16 | b(5.0), b(1.0) << 16 | b(-1.0)],
+            b(9.0) << 16 | b(14.0),
+        ),
+        ("max.bf16 %h9, %h0, %h1;", [b(2.0), b(4.0), 0], b(4.0)),
+        ("add.f64 %e9, %e0, %e1;", [e(0.1), e(0.2), 0], e(0.1 + 0.2)),
+    ]);
+}
+
+#[test]
+fn conversions() {
+    check(&[
+        ("cvt.s64.s32 %d9, %r0;", [s(-5), 0, 0], -5i64 as u64),
+        ("cvt.u64.u32 %d9, %r0;", [s(-5), 0, 0], 0xffff_fffb),
+        ("cvt.s32.s8 %r9, %r0;", [0x80, 0, 0], s(-128)),
+        ("cvt.u32.u16 %r9, %h0;", [0x1_8000, 0, 0], 0x8000),
+        ("cvt.sat.u8.s32 %r9, %r0;", [s(-5), 0, 0], 0),
+        ("cvt.sat.s8.s32 %r9, %r0;", [300, 0, 0], 127),
+        ("cvt.rzi.s32.f32 %r9, %f0;", [f(-2.9), 0, 0], s(-2)),
+        ("cvt.rni.s32.f32 %r9, %f0;", [f(2.5), 0, 0], 2),
+        ("cvt.rmi.s32.f32 %r9, %f0;", [f(-2.1), 0, 0], s(-3)),
+        ("cvt.rpi.s32.f32 %r9, %f0;", [f(2.1), 0, 0], 3),
+        ("cvt.rzi.u32.f32 %r9, %f0;", [f(-2.9), 0, 0], 0),
+        ("cvt.rzi.s32.f32 %r9, %f0;", [f(1e20), 0, 0], s(i32::MAX)),
+        ("cvt.rzi.s32.f32 %r9, %f0;", [f(f32::NAN), 0, 0], 0),
+        ("cvt.rzi.s64.f64 %d9, %e0;", [e(f64::NAN), 0, 0], 1 << 63),
+        ("cvt.rn.f32.u32 %f9, %r0;", [0xffff_ffff, 0, 0], f(4294967296.0)),
+        ("cvt.rz.f32.u32 %f9, %r0;", [0xffff_ffff, 0, 0], f(4294967040.0)),
+        ("cvt.rn.f32.s64 %f9, %d0;", [(1 << 62) + (1 << 38) + 1, 0, 0], 0x5e80_0001),
+        ("cvt.rn.f64.s32 %e9, %r0;", [s(-3), 0, 0], e(-3.0)),
+        ("cvt.f64.f32 %e9, %f0;", [f(0.1), 0, 0], e(f64::from(0.1f32))),
+        ("cvt.rn.f32.f64 %f9, %e0;", [e(0.1), 0, 0], f(0.1)),
+        ("cvt.rp.f32.f64 %f9, %e0;", [e(1.0 + 1e-12), 0, 0], 0x3f80_0001),
+        ("cvt.rn.f16.f32 %h9, %f0;", [f(1.0 + 3.0 * 2f32.powi(-11)), 0, 0], 0x3c02),
+        ("cvt.rz.f16.f32 %h9, %f0;", [f(1e9), 0, 0], 0x7bff),
+        ("cvt.rn.f16.f32 %h9, %f0;", [f(2f32.powi(-24)), 0, 0], 1),
+        ("cvt.f32.f16 %f9, %h0;", [0x0001, 0, 0], f(2f32.powi(-24))),
+        ("cvt.rn.bf16.f32 %h9, %f0;", [0x3f80_8000, 0, 0], 0x3f80),
+        ("cvt.rn.bf16.f32 %h9, %f0;", [0x3f81_8000, 0, 0], 0x3f82),
+        ("cvt.f32.bf16 %f9, %h0;", [0x3f81, 0, 0], 0x3f81_0000),
+        ("cvt.rn.f16x2.f32 %r9, %f0, %f1;", [f(1.0), f(2.0), 0], h(1.0) << 16 | h(2.0)),
+        ("cvt.rn.bf16x2.f32 %r9, %f0, %f1;", [f(1.0), f(2.0), 0], b(1.0) << 16 | b(2.0)),
+        ("cvt.rn.relu.bf16x2.f32 %r9, %f0, %f1;", [f(-1.0), f(2.0), 0], b(2.0)),
+        ("cvt.rna.tf32.f32 %r9, %f0;", [0x3f80_1000, 0, 0], 0x3f80_2000),
+        ("cvt.rni.f32.f32 %f9, %f0;", [f(-2.5), 0, 0], f(-2.0)),
+        ("cvt.sat.f32.f32 %f9, %f0;", [f(7.0), 0, 0], f(1.0)),
+        ("cvt.ftz.f32.f16 %f9, %h0;", [h(1.5), 0, 0], f(1.5)),
+    ]);
+}
+
+const SAXPY: &str = include_str!("ptx/saxpy.ptx");
+const BLOCK_SUM: &str = include_str!("ptx/block_sum.ptx");
+const MATMUL: &str = include_str!("ptx/matmul_tiled.ptx");
+const SOFTMAX: &str = include_str!("ptx/softmax_row.ptx");
+const MMA: &str = include_str!("ptx/mma_bf16.ptx");
+
+/// Numbers in [-1, 1), always the same.
+fn noise(n: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn bytes(values: &[f32]) -> &[u8] {
+    bytemuck::cast_slice(values)
+}
+
+fn floats_at(memory: &Memory, address: u64) -> Vec<f32> {
+    let (bytes, written) = memory.bytes(address).unwrap();
+    assert!(written, "something was left unwritten");
+    bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn launch(text: &str, name: &str, memory: &mut Memory, launch: &Launch) -> Result<Counters, Failure> {
+    Module::parse(text).unwrap().entry(name).unwrap().launch(memory, launch)
+}
+
+#[test]
+fn saxpy() {
+    let (n, x) = (1000, noise(1000));
+    let mut memory = Memory::new();
+    let [px, py] = ["x", "y"].map(|name| memory.allocate_with(name, bytes(&x)).unwrap());
+    let arguments = Launch::new([8, 1, 1], [128, 1, 1]).argument(n).argument(3f32).argument(px).argument(py);
+    let counters = launch(SAXPY, "saxpy", &mut memory, &arguments).unwrap();
+    for (y, x) in floats_at(&memory, py).iter().zip(&x) {
+        assert_eq!(*y, 3f32.mul_add(*x, *x));
+    }
+    assert_eq!(counters.flops, 2 * n as u64);
+    assert_eq!(counters.loads.bytes, 8 * n as u64);
+    assert_eq!(counters.loads.distinct_bytes, 8 * n as u64);
+    assert_eq!(counters.stores.distinct_bytes, 4 * n as u64);
+    // 1000 floats are 125 sectors.
+    assert_eq!((counters.loads.sectors, counters.loads.least_sectors), (250, 250));
+    assert_eq!(counters.divergent_branches, 1);
+}
+
+#[test]
+fn block_sum() {
+    let (n, x) = (5000, noise(5000));
+    let mut memory = Memory::new();
+    let px = memory.allocate_with("x", bytes(&x)).unwrap();
+    let out = memory.allocate("out", 12).unwrap();
+    let arguments = Launch::new([3, 1, 1], [256, 1, 1]).argument(n).argument(px).argument(out);
+    launch(BLOCK_SUM, "block_sum", &mut memory, &arguments).unwrap();
+    for (block, sum) in floats_at(&memory, out).iter().enumerate() {
+        let expected: f64 = (0..5000).filter(|i| i / 256 % 3 == block).map(|i| f64::from(x[i])).sum();
+        assert!((f64::from(*sum) - expected).abs() < 1e-4, "{sum} {expected}");
+    }
+}
+
+/// Two matrices of 48 × 48 and their product through the kernel.
+fn matmul(text: &str) -> Result<(f64, Counters), Failure> {
+    let n = 48usize;
+    let a = noise(2 * n * n);
+    let (a, b) = a.split_at(n * n);
+    let mut memory = Memory::new();
+    let pa = memory.allocate_with("a", bytes(a)).unwrap();
+    let pb = memory.allocate_with("b", bytes(b)).unwrap();
+    let pc = memory.allocate("c", 4 * n * n).unwrap();
+    let arguments = Launch::new([3, 3, 1], [16, 16, 1]).argument(n as u32).argument(pa).argument(pb).argument(pc);
+    let counters = launch(text, "matmul_tiled", &mut memory, &arguments)?;
+    let c = floats_at(&memory, pc);
+    let exact = |i: usize, j: usize| (0..n).map(|k| f64::from(a[i * n + k]) * f64::from(b[k * n + j])).sum::<f64>();
+    let errors = (0..n * n).map(|i| (f64::from(c[i]) - exact(i / n, i % n)).abs());
+    Ok((errors.fold(0.0, f64::max), counters))
+}
+
+#[test]
+fn matmul_in_tiles() {
+    let (error, counters) = matmul(MATMUL).unwrap();
+    assert!(error < 1e-5, "{error}");
+    assert_eq!(counters.flops, 2 * 48 * 48 * 48);
+    assert_eq!(counters.bank_conflicts, 0);
+}
+
+#[test]
+fn a_missing_barrier_is_found() {
+    // Each of the two barriers in the loop, taken out.
+    let barriers: Vec<usize> = MATMUL.match_indices("bar.sync").map(|m| m.0).collect();
+    assert_eq!(barriers.len(), 2);
+    let kinds = barriers.iter().map(|at| {
+        let broken = format!("{}//{}", &MATMUL[..*at], &MATMUL[*at..]);
+        match matmul(&broken) {
+            Err(Failure::Fault(fault)) => fault.kind,
+            other => panic!("{other:?}"),
+        }
+    });
+    let kinds: Vec<FaultKind> = kinds.collect();
+    // Without the first, a warp reads what others write; without the second it writes what they still read.
+    assert!(matches!(kinds[0], FaultKind::Race { here: "reads", there: "wrote", .. }), "{}", kinds[0]);
+    assert!(matches!(kinds[1], FaultKind::Race { here: "writes", there: "read", .. }), "{}", kinds[1]);
+}
+
+#[test]
+fn softmax_of_rows() {
+    let (rows, n) = (4usize, 300usize);
+    let x: Vec<f16> = noise(rows * n).iter().map(|v| f16::from_f32(8.0 * v)).collect();
+    let mut memory = Memory::new();
+    let px = memory.allocate_with("x", bytemuck::cast_slice(&x)).unwrap();
+    let py = memory.allocate("y", 2 * rows * n).unwrap();
+    let arguments = Launch::new([rows as u32, 1, 1], [128, 1, 1]).argument(n as u32).argument(px).argument(py);
+    launch(SOFTMAX, "softmax_row", &mut memory, &arguments).unwrap();
+    let y: Vec<f16> = bytemuck::pod_collect_to_vec(memory.bytes(py).unwrap().0);
+    for row in 0..rows {
+        let exps: Vec<f64> = x[row * n..(row + 1) * n].iter().map(|v| v.to_f64().exp()).collect();
+        let sum: f64 = exps.iter().sum();
+        for (y, e) in y[row * n..].iter().zip(&exps) {
+            assert!((y.to_f64() - e / sum).abs() <= 1e-3 * e / sum + 6e-8, "{y} {}", e / sum);
+        }
+    }
+}
+
+#[test]
+fn mma_with_bf16() {
+    let (m, n, k) = (32usize, 16usize, 80usize);
+    let a: Vec<bf16> = noise(m * k).iter().map(|v| bf16::from_f32(*v)).collect();
+    let b: Vec<bf16> = noise(k * n).iter().map(|v| bf16::from_f32(*v)).collect();
+    let mut memory = Memory::new();
+    let pa = memory.allocate_with("a", bytemuck::cast_slice(&a)).unwrap();
+    let pb = memory.allocate_with("b", bytemuck::cast_slice(&b)).unwrap();
+    let pc = memory.allocate("c", 4 * m * n).unwrap();
+    let grid = [(n / 8) as u32, (m / 16) as u32, 1];
+    let arguments =
+        Launch::new(grid, [32, 1, 1]).argument(n as u32).argument(k as u32).argument(pa).argument(pb).argument(pc);
+    let counters = launch(MMA, "mma_bf16", &mut memory, &arguments).unwrap();
+    let c = floats_at(&memory, pc);
+    for i in 0..m * n {
+        let exact: f64 = (0..k).map(|j| a[i / n * k + j].to_f64() * b[j * n + i % n].to_f64()).sum();
+        assert!((f64::from(c[i]) - exact).abs() < 1e-4, "{i}: {} {exact}", c[i]);
+    }
+    assert_eq!(counters.flops, (2 * m * n * k) as u64);
+}
+
+#[test]
+fn memory_instructions() {
+    let input: Vec<u8> = (0..64).collect();
+    let text = kernel(
+        "ld.global.nc.v4.u32 {%r0, %r1, %r2, %r3}, [%in+16];\nst.global.v2.u32 [%out], {%r3, %r0};\n\
+         ld.global.s8 %r4, [%in+63];\nst.global.u8 [%out+8], %r4;\nld.global.u16 %h0, [%in+2];\nst.global.u16 [%out+10], %h0;\n\
+         ld.volatile.global.u64 %d0, [%in];\nst.global.cs.u32 [%out+12], %d0;\nret;",
+    );
+    let (out, counters) = run(&text, 1, 1, 16, &input).unwrap();
+    assert_eq!(out, [28, 29, 30, 31, 16, 17, 18, 19, 63, 0, 2, 3, 0, 1, 2, 3]);
+    assert_eq!((counters.loads.requests, counters.loads.bytes, counters.loads.distinct_bytes), (4, 27, 25));
+    assert_eq!((counters.stores.requests, counters.stores.sectors), (4, 4));
+}
+
+#[test]
+fn every_space_is_reached_by_generic_addresses() {
+    let globals = ".const .align 4 .b32 table[3] = {7, 8, 9};\n.global .align 4 .u32 counter = 5;\n.shared .align 8 .b8 room[16];";
+    let body = "mov.u64 %d0, table;\nld.const.u32 %r0, [%d0+4];\nst.global.u32 [%out], %r0;\n\
+        ld.global.u32 %r1, [counter];\nst.global.u32 [%out+4], %r1;\n\
+        mov.u64 %d1, room;\ncvta.shared.u64 %d2, %d1;\nst.u32 [%d2+8], 11;\nld.shared.u32 %r2, [room+8];\nst.global.u32 [%out+8], %r2;\n\
+        .local .align 8 .b8 depot[8];\nmov.u64 %d3, depot;\ncvta.local.u64 %d4, %d3;\nst.local.u32 [%d3+4], 12;\nld.u32 %r3, [%d4+4];\n\
+        st.u32 [%out+12], %r3;\ncvta.to.shared.u64 %d5, %d2;\nsub.u64 %d6, %d5, %d1;\nst.global.u32 [%out+16], %d6;\n\
+        isspacep.shared %p0, %d2;\nselp.u32 %r4, 1, 0, %p0;\nst.global.u32 [%out+20], %r4;\nret;";
+    let (out, _) = run(&kernel_with(globals, body), 1, 1, 24, &[]).unwrap();
+    assert_eq!(words(&out), [8, 5, 11, 12, 0, 1]);
+}
+
+#[test]
+fn atomics() {
+    let cases: &[(&str, u64, u64)] = &[
+        ("add.u32", 5, 5 + 32),
+        ("min.s32", s(-5), s(-5)),
+        ("max.u32", 0, 1),
+        ("inc.u32", 3, (3..35).fold(3, |a, _| if a >= 1 { 0 } else { a + 1 })),
+        ("and.b32", 3, 1),
+        ("or.b32", 2, 3),
+        ("xor.b32", 2, 2),
+        ("exch.b32", 2, 1),
+    ];
+    for (name, start, expected) in cases {
+        let text = kernel(&format!(
+            ".shared .u32 x;\nmov.u32 %r0, %tid.x;\nsetp.eq.u32 %p0, %r0, 0;\n@%p0 st.shared.u32 [x], {start};\nbar.sync 0;\n\
+             atom.shared.{name} %r1, [x], 1;\nbar.sync 0;\n@%p0 ld.shared.u32 %r2, [x];\n@%p0 st.global.u32 [%out], %r2;\nret;"
+        ));
+        let (out, _) = run(&text, 1, 32, 4, &[]).unwrap();
+        assert_eq!(u64::from(words(&out)[0]), *expected, "{name}");
+    }
+    // Each lane gets what the one before it left.
+    let got = threads(
+        ".shared .f32 x;\nsetp.eq.u32 %p0, %r30, 0;\n@%p0 st.shared.f32 [x], 0f00000000;\nbar.warp.sync -1;\n\
+         atom.shared.add.f32 %f0, [x], 0f3F000000;\nmov.b32 %r9, %f0;",
+        4,
+    );
+    assert_eq!(got, [0.0f32, 0.5, 1.0, 1.5].map(f32::to_bits));
+    let swapped = threads(
+        ".shared .u32 x;\nsetp.eq.u32 %p0, %r30, 0;\n@%p0 st.shared.u32 [x], 2;\nbar.warp.sync -1;\n\
+         add.u32 %r1, %r30, 1;\natom.shared.cas.b32 %r9, [x], %r30, %r1;",
+        4,
+    );
+    assert_eq!(swapped, [2, 2, 2, 3]);
+    let text = kernel("st.global.u32 [%out], 0;\nred.global.add.u32 [%out], 2;\natom.add.f16x2 %r0, [%in], %r1;\nret;");
+    assert!(run(&text, 1, 1, 4, &[0; 4]).is_ok());
+}
+
+#[test]
+fn exchanges_within_a_warp() {
+    let all = |value: fn(u32) -> u32| (0..32).map(value).collect::<Vec<u32>>();
+    let of = |body: &str| threads(body, 32);
+    assert_eq!(of("shfl.sync.down.b32 %r9, %r30, 4, 31, -1;"), all(|l| if l < 28 { l + 4 } else { l }));
+    assert_eq!(
+        of("shfl.sync.up.b32 %r9|%p0, %r30, 4, 0, -1;\n@!%p0 mov.u32 %r9, 99;"),
+        all(|l| if l < 4 { 99 } else { l - 4 })
+    );
+    assert_eq!(of("shfl.sync.bfly.b32 %r9, %r30, 3, 31, -1;"), all(|l| l ^ 3));
+    assert_eq!(of("shfl.sync.idx.b32 %r9, %r30, 5, 31, -1;"), all(|_| 5));
+    // Segments of eight: the clamp's mask is 0b11000.
+    assert_eq!(of("shfl.sync.idx.b32 %r9, %r30, 1, 0x181f, -1;"), all(|l| l / 8 * 8 + 1));
+    let odd = "and.b32 %r0, %r30, 1;\nsetp.eq.u32 %p0, %r0, 1;\n";
+    assert_eq!(of(&format!("{odd}vote.sync.ballot.b32 %r9, %p0, -1;")), all(|_| 0xaaaa_aaaa));
+    for (name, expected) in [("any", 1), ("all", 0), ("uni", 0)] {
+        let got = of(&format!("{odd}vote.sync.{name}.pred %p1, %p0, -1;\nselp.u32 %r9, 1, 0, %p1;"));
+        assert_eq!(got, vec![expected; 32], "{name}");
+    }
+    assert_eq!(of(&format!("{odd}match.any.sync.b32 %r9, %r0, -1;")), all(|l| 0x5555_5555 << (l % 2)));
+    assert_eq!(of(&format!("{odd}match.all.sync.b32 %r9|%p1, %r0, -1;")), all(|_| 0));
+    assert_eq!(of("redux.sync.add.u32 %r9, %r30, -1;"), all(|_| 496));
+    assert_eq!(of("sub.u32 %r0, %r30, 3;\nredux.sync.min.s32 %r9, %r0, -1;"), all(|_| s(-3) as u32));
+    assert_eq!(of("redux.sync.xor.b32 %r9, %r30, -1;"), all(|_| 0));
+    assert_eq!(of("elect.sync %r1|%p0, -1;\nselp.u32 %r9, 1, 0, %p0;"), all(|l| u32::from(l == 0)));
+    assert_eq!(of(&format!("{odd}mov.u32 %r9, 0;\n@%p0 activemask.b32 %r9;")), all(|l| 0xaaaa_aaaa * (l % 2)));
+    assert_eq!(of("mov.u32 %r9, %lanemask_lt;"), all(|l| (1 << l) - 1));
+    assert_eq!(of("mov.u32 %r9, %laneid;"), all(|l| l));
+    let two = threads("mov.u32 %r0, %warpid;\nmov.u32 %r1, %nwarpid;\nmad.lo.u32 %r9, %r0, 10, %r1;", 64);
+    assert_eq!((two[0], two[63]), (2, 12));
+}
+
+#[test]
+fn barriers_that_reduce() {
+    let count = "setp.lt.u32 %p0, %r30, 40;\nbar.red.popc.u32 %r9, 1, %p0;";
+    assert_eq!(threads(count, 64), vec![40; 64]);
+    for (name, expected) in [("and", 0), ("or", 1)] {
+        let got = threads(
+            &format!("setp.lt.u32 %p0, %r30, 40;\nbar.red.{name}.pred %p1, 1, %p0;\nselp.u32 %r9, 1, 0, %p1;"),
+            64,
+        );
+        assert_eq!(got, vec![expected; 64]);
+    }
+    // One warp tells the other, by a barrier of 64 threads at which it does not wait.
+    let handed = threads(
+        ".shared .u32 x[32];\nmov.u64 %d0, x;\nand.b32 %r0, %r30, 31;\nmul.wide.u32 %d1, %r0, 4;\nadd.u64 %d0, %d0, %d1;\n\
+         mov.u32 %r9, 0;\nsetp.lt.u32 %p0, %r30, 32;\n@%p0 bra WRITE;\nbar.sync 3, 64;\nld.shared.u32 %r9, [%d0];\nbra DONE;\n\
+         WRITE:\nst.shared.u32 [%d0], %r30;\nbar.arrive 3, 64;\nDONE:",
+        64,
+    );
+    assert_eq!(handed[32..], (0..32).collect::<Vec<u32>>());
+}
+
+// --- divergence ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn nested_branches_meet_again() {
+    // The vote after them sees the whole warp, or the member mask would be at fault.
+    let got = threads(
+        "and.b32 %r0, %r30, 1;\nand.b32 %r1, %r30, 2;\nsetp.eq.u32 %p0, %r0, 0;\nsetp.eq.u32 %p1, %r1, 0;\n@%p0 bra EVEN;\n\
+         @%p1 bra ODD_LOW;\nmov.u32 %r9, 3;\nbra ODD_END;\nODD_LOW:\nmov.u32 %r9, 1;\nODD_END:\nactivemask.b32 %r5;\nadd.u32 %r9, %r9, 10;\n\
+         bra END;\nEVEN:\nmov.u32 %r9, 0;\n@%p1 bra END;\nmov.u32 %r9, 2;\nEND:\nvote.sync.ballot.b32 %r4, %p0, -1;\n\
+         setp.ne.u32 %p3, %r5, 0xaaaaaaaa;\nand.pred %p3, %p3, !%p0;\n@%p3 trap;",
+        32,
+    );
+    assert_eq!(got, (0..32).map(|l| [0, 11, 2, 13][l % 4]).collect::<Vec<u32>>());
+}
+
+#[test]
+fn loops_of_different_lengths_meet_again() {
+    let got = threads(
+        "mov.u32 %r9, 0;\nmov.u32 %r1, 0;\nLOOP:\nsetp.ge.u32 %p0, %r1, %r30;\n@%p0 bra OUT;\nadd.u32 %r9, %r9, %r1;\n\
+         add.u32 %r1, %r1, 1;\nbra LOOP;\nOUT:\nbar.sync 0;",
+        64,
+    );
+    assert_eq!(got, (0..64).map(|n: u32| (0..n).sum()).collect::<Vec<u32>>());
+}
+
+#[test]
+fn threads_that_return_early_are_not_waited_for() {
+    for leave in ["@%p0 ret;", "@%p0 bra LEAVE;", "@!%p0 bra STAY;\nst.global.u32 [%d0], 7;\nret;\nSTAY:"] {
+        let text = kernel(&format!(
+            "mov.u32 %r30, %tid.x;\nmul.wide.u32 %d0, %r30, 4;\nadd.u64 %d0, %d0, %out;\nst.global.u32 [%d0], 7;\n\
+             setp.lt.u32 %p0, %r30, 40;\n{leave}\nbar.sync 0;\nst.global.u32 [%d0], 9;\nLEAVE:\nret;"
+        ));
+        let (out, _) = run(&text, 1, 70, 280, &[]).unwrap_or_else(|e| panic!("{leave}: {e}"));
+        assert_eq!(words(&out), (0..70).map(|t| if t < 40 { 7 } else { 9 }).collect::<Vec<u32>>(), "{leave}");
+    }
+}
+
+#[test]
+fn labels_and_registers_in_braces_are_their_own() {
+    let block = "{\n.reg .pred q;\n.reg .b32 n;\nmov.u32 n, 3;\nAGAIN:\nadd.u32 %r9, %r9, n;\nsub.u32 n, n, 1;\n\
+        setp.ne.u32 q, n, 0;\n@q bra AGAIN;\n}\n";
+    assert_eq!(threads(&format!("mov.u32 %r9, 0;\n{block}{block}"), 1), [12]);
+}
+
+#[test]
+fn the_grid_and_its_places() {
+    let text = kernel(
+        "mov.u32 %r0, %ctaid.x;\nmov.u32 %r1, %nctaid.x;\nmad.lo.u32 %r2, %r1, 10, %r0;\nmul.wide.u32 %d0, %r0, 4;\n\
+         add.u64 %d0, %d0, %out;\nst.global.u32 [%d0], %r2;\nret;",
+    );
+    let (out, _) = run(&text, 3, 1, 12, &[]).unwrap();
+    assert_eq!(words(&out), [30, 31, 32]);
+}
+
+// --- detectors -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn out_of_bounds() {
+    let (kind, line, thread) = fault(
+        "mov.u32 %r0, %tid.x;\nmul.wide.u32 %d0, %r0, 4;\nadd.u64 %d0, %d0, %in;\nld.global.u32 %r1, [%d0];\nret;",
+        20,
+    );
+    assert!(matches!(kind, FaultKind::OutOfBounds { access: "load", bytes: 4, .. }), "{kind}");
+    assert!(kind.to_string().contains("it ends 4 bytes behind `in` of 64 bytes"), "{kind}");
+    assert_eq!((line, thread), (BODY + 3, [16, 0, 0]));
+    for body in [
+        "st.global.u32 [%out+64], 1;",
+        "mov.u64 %d0, 0;\nld.global.u32 %r0, [%d0];",
+        "mov.u32 %r1, 0;\nld.shared.u32 %r0, [%r1];",
+        "mov.u64 %d3, -8;\nld.global.u32 %r0, [%d3];",
+        "ld.param.u64 %d0, [in+8];",
+        "mov.u64 %d0, 1024;\nst.shared.u32 [%d0+1024], 1;",
+        "mov.u32 %r0, 0;\nst.local.u32 [%r0], 1;",
+        "red.global.add.u32 [%in+64], 1;",
+        "mov.u32 %r0, 1024;\ncp.async.ca.shared.global [%r0], [%in+64], 4;",
+    ] {
+        let (kind, ..) = fault(body, 1);
+        assert!(matches!(kind, FaultKind::OutOfBounds { .. }), "{body}: {kind}");
+    }
+    let (kind, ..) = fault("st.const.u32 [%in], 1;", 1);
+    assert!(matches!(kind, FaultKind::ReadOnly { .. }), "{kind}");
+}
+
+#[test]
+fn misaligned() {
+    for body in
+        ["ld.global.u32 %r0, [%in+2];", "ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%in+8];", "st.global.u16 [%out+1], 1;"]
+    {
+        let (kind, line, _) = fault(body, 1);
+        assert!(matches!(kind, FaultKind::Misaligned { .. }), "{body}: {kind}");
+        assert_eq!(line, BODY);
+    }
+}
+
+#[test]
+fn reads_of_what_nothing_wrote() {
+    let (kind, ..) = fault("ld.global.u32 %r0, [%out+4];", 1);
+    assert!(kind.to_string().contains("byte 4 of `out`"), "{kind}");
+    for body in [
+        "st.global.u16 [%out], 1;\nld.global.u32 %r0, [%out];",
+        ".shared .u32 x;\nld.shared.u32 %r0, [x];",
+        ".local .u32 x;\nld.local.u32 %r0, [x];",
+        ".shared .u32 x;\natom.shared.add.u32 %r0, [x], 1;",
+    ] {
+        let (kind, ..) = fault(body, 1);
+        assert!(matches!(kind, FaultKind::Unwritten { .. }), "{body}: {kind}");
+    }
+}
+
+#[test]
+fn races_in_shared_memory() {
+    let prefix = ".shared .align 4 .b32 x[64];\nmov.u64 %d0, x;\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 4;\nadd.u64 %d2, %d0, %d1;\n\
+        sub.u32 %r1, 63, %r30;\nmul.wide.u32 %d3, %r1, 4;\nadd.u64 %d3, %d0, %d3;\n";
+    let races: &[&str] = &[
+        // Write and read, whichever warp comes first.
+        "st.shared.u32 [%d2], 0;\nbar.sync 0;\nst.shared.u32 [%d2], 1;\nld.shared.u32 %r2, [%d3];",
+        // Write after read.
+        "st.shared.u32 [%d2], 1;\nbar.sync 0;\nld.shared.u32 %r2, [%d3];\nst.shared.u32 [%d2], 2;",
+        // Two writes.
+        "st.shared.u32 [%d0], %r30;",
+        // A warp's own sync does not order two warps.
+        "st.shared.u32 [%d2], 0;\nbar.sync 0;\nst.shared.u32 [%d2], 1;\nbar.warp.sync -1;\nld.shared.u32 %r2, [%d3];",
+        // Atomics and ordinary writes.
+        "st.shared.u32 [%d2], 1;\nbar.sync 0;\nred.shared.add.u32 [x], 1;\nsetp.eq.u32 %p0, %r30, 40;\n@%p0 st.shared.u32 [x], 1;",
+    ];
+    for body in races {
+        let (kind, ..) = fault(&format!("{prefix}{body}\nret;"), 64);
+        assert!(matches!(kind, FaultKind::Race { .. }), "{body}: {kind}");
+    }
+    let (kind, line, thread) = fault(&format!("{prefix}{}\nret;", races[0]), 64);
+    assert_eq!((line, thread), (BODY + 10, [0, 0, 0]));
+    assert!(kind.to_string().contains("thread [63, 0, 0] read it in line 27"), "{kind}");
+
+    let sound = [
+        "st.shared.u32 [%d2], 1;\nbar.sync 0;\nld.shared.u32 %r2, [%d3];\nbar.sync 0;\nst.shared.u32 [%d2], 2;",
+        "st.shared.u32 [%d2], 1;\nld.shared.u32 %r2, [%d2];",
+        "st.shared.u32 [%d2], 1;\nbar.sync 0;\natom.shared.add.u32 %r2, [x], 1;",
+        "st.volatile.shared.u32 [x], 1;\nld.volatile.shared.u32 %r2, [x];",
+    ];
+    for body in sound {
+        run(&kernel(&format!("{prefix}{body}\nret;")), 1, 64, 64, &[]).unwrap_or_else(|e| panic!("{body}: {e}"));
+    }
+}
+
+#[test]
+fn races_within_a_warp() {
+    let prefix = ".shared .align 4 .b32 x[32];\nmov.u64 %d0, x;\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 4;\nadd.u64 %d2, %d0, %d1;\n";
+    let (kind, ..) = fault(&format!("{prefix}st.shared.u32 [%d2], 1;\nld.shared.u32 %r2, [x+4];"), 32);
+    assert!(matches!(kind, FaultKind::Race { .. }), "{kind}");
+    for sound in ["st.shared.u32 [%d2], 1;\nbar.warp.sync -1;\nld.shared.u32 %r2, [x+4];", "st.shared.u32 [x], %r30;"] {
+        run(&kernel(&format!("{prefix}{sound}\nret;")), 1, 32, 64, &[]).unwrap();
+    }
+}
+
+#[test]
+fn barrier_divergence() {
+    let low = "mov.u32 %r30, %tid.x;\nsetp.lt.u32 %p0, %r30, 16;\n";
+    for body in [
+        format!("{low}@%p0 bar.sync 0;\nret;"),
+        format!("{low}@%p0 bra A;\nbar.sync 0;\nbra B;\nA:\nbar.sync 0;\nB:\nst.global.u32 [%out], 1;\nret;"),
+        format!("{low}@%p0 bra A;\nbra B;\nA:\nbar.warp.sync -1;\nB:\nst.global.u32 [%out], 1;\nret;"),
+        format!("{low}@%p0 shfl.sync.idx.b32 %r1, %r30, 0, 31, -1;\nret;"),
+        format!("{low}shfl.sync.idx.b32 %r1, %r30, 0, 31, 0xffff;\nret;"),
+        // Two warps at two barriers.
+        "mov.u32 %r30, %tid.x;\nshr.u32 %r1, %r30, 5;\nbar.sync %r1;\nret;".to_owned(),
+        "mov.u32 %r30, %tid.x;\nsetp.lt.u32 %p0, %r30, 32;\n@%p0 bar.sync 1, 64;\n@!%p0 bar.sync 1, 96;\nret;"
+            .to_owned(),
+        "bar.sync 1, 96;\nret;".to_owned(),
+    ] {
+        let (kind, line, _) = fault(&body, 64);
+        assert!(matches!(kind, FaultKind::BarrierDivergence(_)), "{body}: {kind}");
+        assert!(line >= BODY);
+    }
+}
+
+#[test]
+fn endless_loops_and_traps_end() {
+    assert_eq!(fault("L:\nbra L;", 1).0, FaultKind::Budget(100_000));
+    assert_eq!(fault("mov.u32 %r0, %tid.x;\nsetp.eq.u32 %p0, %r0, 5;\n@%p0 trap;", 32).2, [5, 0, 0]);
+    assert!(matches!(fault("bar.sync 16;", 1).0, FaultKind::Misuse(_)));
+    assert!(matches!(
+        fault("mov.u32 %r0, %tid.x;\nsetp.eq.u32 %p0, %r0, 5;\n@%p0 shfl.sync.idx.b32 %r1, %r0, 0, 31, 32;", 32).0,
+        FaultKind::Misuse(_)
+    ));
+}
+
+// --- copies beside the threads -------------------------------------------------------------------------------------
+
+/// Every thread copies 16 bytes of the input to its place in shared memory; then the statements.
+fn copying(statements: &str) -> String {
+    format!(
+        ".shared .align 16 .b8 x[1024];\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 16;\nmov.u64 %d0, x;\nadd.u64 %d2, %d0, %d1;\n\
+         add.u64 %d3, %in, %d1;\ncp.async.cg.shared.global [%d2], [%d3], 16;\n{statements}\nret;"
+    )
+}
+
+#[test]
+fn asynchronous_copies_have_to_be_waited_for() {
+    let input = [7u8; 1024];
+    let of = |statements: &str, block| run(&kernel(&copying(statements)), 1, block, 64, &input);
+    let kind = |statements: &str, block| match of(statements, block) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{statements}: {other:?}"),
+    };
+    let read = "ld.shared.u32 %r1, [%d2];\nst.global.u32 [%out], %r1;";
+    let (out, _) = of(&format!("cp.async.commit_group;\ncp.async.wait_group 0;\n{read}"), 1).unwrap();
+    assert_eq!(out[..4], [7; 4]);
+    assert!(of(&format!("cp.async.wait_all;\n{read}"), 1).is_ok());
+    assert!(matches!(kind(read, 1), FaultKind::InFlight { line: 22, .. }));
+    // A group that was not committed is not waited for, and one group may be left.
+    assert!(matches!(kind(&format!("cp.async.wait_group 0;\n{read}"), 1), FaultKind::InFlight { .. }));
+    assert!(matches!(
+        kind(&format!("cp.async.commit_group;\ncp.async.wait_group 1;\n{read}"), 1),
+        FaultKind::InFlight { .. }
+    ));
+    assert!(matches!(kind("st.shared.u32 [%d2], 1;", 1), FaultKind::InFlight { .. }));
+    // Waiting is for one's own copies; those of others are behind a barrier.
+    let other = "xor.b32 %r2, %r30, 32;\nmul.wide.u32 %d4, %r2, 16;\nadd.u64 %d4, %d0, %d4;\nld.shared.u32 %r1, [%d4];";
+    assert!(of(&format!("cp.async.wait_all;\nbar.sync 0;\n{other}"), 64).is_ok());
+    let early = kind(&format!("cp.async.wait_all;\n{other}"), 64);
+    assert!(
+        matches!(early, FaultKind::Race { .. } | FaultKind::Unwritten { .. } | FaultKind::InFlight { .. }),
+        "{early}"
+    );
+    // Bytes beyond the source's are zero.
+    let (out, _) = of(
+        "cp.async.wait_all;\nmov.u32 %r3, 4;\ncp.async.ca.shared.global [%d2], [%d3], 8, %r3;\ncp.async.wait_all;\n\
+         ld.shared.u64 %d5, [%d2];\nst.global.u64 [%out], %d5;",
+        1,
+    )
+    .unwrap();
+    assert_eq!(out[..8], [7, 7, 7, 7, 0, 0, 0, 0]);
+}
+
+/// A bulk copy of 64 bytes that `expected` are announced of, by thread 0; then the statements, in which all may wait.
+fn bulk(expected: u32, statements: &str) -> Result<(Vec<u8>, Counters), Failure> {
+    let text = kernel(&format!(
+        ".shared .align 16 .b8 x[64];\n.shared .align 8 .b64 object;\nmov.u32 %r30, %tid.x;\nmov.u64 %d0, x;\nmov.u64 %d1, object;\n\
+         setp.ne.u32 %p0, %r30, 0;\n@%p0 bra READY;\nmbarrier.init.shared::cta.b64 [%d1], 1;\nfence.mbarrier_init.release.cluster;\n\
+         READY:\nbar.sync 0;\n@%p0 bra ISSUED;\nmbarrier.arrive.expect_tx.shared::cta.b64 %d2, [%d1], {expected};\n\
+         cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%d0], [%in], 64, [%d1];\nISSUED:\n{statements}\n\
+         and.b32 %r1, %r30, 15;\nmul.wide.u32 %d3, %r1, 4;\nadd.u64 %d4, %d0, %d3;\nadd.u64 %d5, %out, %d3;\n\
+         ld.shared.u32 %r2, [%d4];\nst.global.u32 [%d5], %r2;\nret;"
+    ));
+    run(&text, 1, 64, 64, &(0..64).collect::<Vec<u8>>())
+}
+
+#[test]
+fn bulk_copies_complete_barrier_objects() {
+    let wait = "WAIT:\nmbarrier.try_wait.parity.shared::cta.b64 %p1, [%d1], 0;\n@!%p1 bra WAIT;";
+    let (out, counters) = bulk(64, wait).unwrap();
+    assert_eq!(out, (0..64).collect::<Vec<u8>>());
+    assert_eq!((counters.loads.requests, counters.loads.distinct_bytes), (1, 64));
+    let kind = |result| match result {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(kind(bulk(64, "")), FaultKind::InFlight { .. } | FaultKind::Unwritten { .. }));
+    // One warp's waiting does not help the other.
+    let half = "setp.lt.u32 %p2, %r30, 32;\n@!%p2 bra SKIP;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 %p1, [%d1], 0;\n@!%p1 bra WAIT;\nSKIP:";
+    assert!(matches!(
+        kind(bulk(64, half)),
+        FaultKind::InFlight { .. } | FaultKind::Race { .. } | FaultKind::Unwritten { .. }
+    ));
+    // More is announced than comes.
+    assert_eq!(kind(bulk(80, wait)), FaultKind::Budget(100_000));
+}
+
+#[test]
+fn barrier_objects_count_arrivals() {
+    // 64 threads arrive; then the phase is over, and what each wrote is there for all.
+    let got = threads(
+        ".shared .align 8 .b64 object;\n.shared .align 4 .b32 x[64];\nmov.u64 %d1, object;\nmov.u64 %d0, x;\nsetp.ne.u32 %p0, %r30, 0;\n\
+         @%p0 bra READY;\nmbarrier.init.shared.b64 [%d1], 64;\nREADY:\nbar.sync 0;\nmul.wide.u32 %d2, %r30, 4;\nadd.u64 %d3, %d0, %d2;\n\
+         st.shared.u32 [%d3], %r30;\nmbarrier.arrive.shared.b64 %d4, [%d1];\nWAIT:\nmbarrier.test_wait.shared.b64 %p1, [%d1], %d4;\n\
+         @!%p1 bra WAIT;\nsub.u32 %r1, 63, %r30;\nmul.wide.u32 %d2, %r1, 4;\nadd.u64 %d3, %d0, %d2;\nld.shared.u32 %r9, [%d3];",
+        64,
+    );
+    assert_eq!(got, (0..64).rev().collect::<Vec<u32>>());
+    let (kind, ..) = fault(
+        ".shared .align 8 .b64 object;\nmbarrier.init.shared.b64 [object], 1;\nmbarrier.arrive.shared.b64 _, [object], 2;",
+        1,
+    );
+    assert!(matches!(kind, FaultKind::Misuse(_)), "{kind}");
+}
+
+// --- matrices ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn matrices_are_stored_and_transposed() {
+    let body = ".shared .align 16 .b8 x[256];\nmov.u32 %r30, %tid.x;\nmov.u64 %d0, x;\nmul.wide.u32 %d1, %r30, 4;\nadd.u64 %d2, %in, %d1;\n\
+        ld.global.u32 %r0, [%d2];\nadd.u64 %d3, %d0, %d1;\nst.shared.u32 [%d3], %r0;\nbar.warp.sync -1;\nand.b32 %r1, %r30, 7;\n\
+        mul.wide.u32 %d4, %r1, 16;\nadd.u64 %d5, %d0, %d4;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%d5];\n\
+        setp.ne.u32 %p0, %r2, %r0;\n@%p0 trap;\nadd.u64 %d6, %d5, 128;\nstmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%d6], {%r2};\n\
+        bar.warp.sync -1;\nadd.u64 %d7, %d3, 128;\nld.shared.u32 %r3, [%d7];\nadd.u64 %d8, %out, %d1;\nst.global.u32 [%d8], %r3;\nret;";
+    let input: Vec<u16> = (0..64).collect();
+    let (out, counters) = run(&kernel(body), 1, 32, 128, bytemuck::cast_slice(&input)).unwrap();
+    let out: Vec<u16> = bytemuck::pod_collect_to_vec(&out);
+    assert_eq!(out, (0..64).map(|i| i % 8 * 8 + i / 8).collect::<Vec<u16>>());
+    assert_eq!(counters.bank_conflicts, 0);
+}
+
+/// One `mma` of [16, k] by [k, 8] whose registers are filled by the rules of the PTX ISA.
+fn one_mma(shape: &str, ty: &str, k: usize, encode: fn(f32) -> u32, wide: bool) {
+    let small = |i: usize| ((i * 7 + 3) % 11) as f32 - 5.0;
+    let (a, b) = (|m: usize, k: usize| small(m * 16 + k), |k: usize, n: usize| small(k * 8 + n + 5));
+    let pair = |low: f32, high: f32| encode(low) | encode(high) << 16;
+    let mut input = Vec::new();
+    for lane in 0..32 {
+        let (group, member) = (lane / 4, lane % 4);
+        let mut registers = [0u32; 6];
+        for (r, register) in registers[..4].iter_mut().enumerate() {
+            let row = group + 8 * (r % 2);
+            *register = if wide {
+                encode(a(row, member + 4 * (r / 2)))
+            } else {
+                pair(a(row, 2 * member + 8 * (r / 2)), a(row, 2 * member + 8 * (r / 2) + 1))
+            };
+        }
+        for r in 0..2 {
+            registers[4 + r] = if wide {
+                encode(b(member + 4 * r, group))
+            } else {
+                pair(b(2 * member + 8 * r, group), b(2 * member + 8 * r + 1, group))
+            };
+        }
+        input.extend(registers);
+    }
+    let (ra, rb) = if wide || k == 16 { ("{%r0, %r1, %r2, %r3}", "{%r4, %r5}") } else { ("{%r0, %r1}", "{%r4}") };
+    let body = format!(
+        "mov.u32 %r30, %tid.x;\nmul.wide.u32 %d0, %r30, 24;\nadd.u64 %d1, %in, %d0;\nld.global.v2.b32 {{%r0, %r1}}, [%d1];\n\
+         ld.global.v2.b32 {{%r2, %r3}}, [%d1+8];\nld.global.v2.b32 {{%r4, %r5}}, [%d1+16];\nmov.f32 %f4, 0f3F800000;\n\
+         mma.sync.aligned.{shape}.row.col.f32.{ty}.{ty}.f32 {{%f0, %f1, %f2, %f3}}, {ra}, {rb}, {{%f4, %f4, %f4, %f4}};\n\
+         mul.wide.u32 %d2, %r30, 16;\nadd.u64 %d3, %out, %d2;\nst.global.v4.f32 [%d3], {{%f0, %f1, %f2, %f3}};\nret;"
+    );
+    let (out, counters) = run(&kernel(&body), 1, 32, 512, bytemuck::cast_slice(&input)).unwrap();
+    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&out);
+    for lane in 0..32 {
+        for r in 0..4 {
+            let (row, col) = (lane / 4 + 8 * (r / 2), lane % 4 * 2 + r % 2);
+            let exact: f32 = 1.0 + (0..k).map(|k| a(row, k) * b(k, col)).sum::<f32>();
+            assert_eq!(out[4 * lane + r], exact, "{shape} {ty} ({row}, {col})");
+        }
+    }
+    assert_eq!(counters.flops, (2 * 16 * 8 * k) as u64);
+}
+
+#[test]
+fn products_of_matrices() {
+    let half = |x| u32::from(f16::from_f32(x).to_bits());
+    let brain = |x| u32::from(bf16::from_f32(x).to_bits());
+    one_mma("m16n8k16", "f16", 16, half, false);
+    one_mma("m16n8k16", "bf16", 16, brain, false);
+    one_mma("m16n8k8", "f16", 8, half, false);
+    one_mma("m16n8k8", "bf16", 8, brain, false);
+    one_mma("m16n8k8", "tf32", 8, f32::to_bits, true);
+    let (kind, ..) = fault(
+        "mov.u32 %r0, %tid.x;\nsetp.eq.u32 %p0, %r0, 0;\nmov.u32 %r1, 1024;\n@%p0 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1];",
+        32,
+    );
+    assert!(matches!(kind, FaultKind::BarrierDivergence(_)), "{kind}");
+}
+
+// --- counters ------------------------------------------------------------------------------------------------------
+
+/// The counters of one access per thread of a warp at a stride.
+fn strided(statement: &str, stride: u32) -> Counters {
+    let body = format!(
+        ".shared .align 16 .b8 x[16384];\nmov.u64 %d0, x;\nmov.u32 %r0, %tid.x;\nmul.lo.u32 %r1, %r0, {stride};\n\
+         cvt.u64.u32 %d1, %r1;\nadd.u64 %d2, %d0, %d1;\nadd.u64 %d3, %out, %d1;\n{statement}\nret;"
+    );
+    run(&kernel(&body), 1, 32, 16384, &[]).unwrap().1
+}
+
+#[test]
+fn bank_conflicts_and_sectors() {
+    let conflicts = |statement, stride| {
+        let c = strided(statement, stride);
+        (c.shared_wavefronts, c.bank_conflicts)
+    };
+    let word = "st.shared.u32 [%d2], 1;";
+    assert_eq!(conflicts(word, 4), (1, 0));
+    assert_eq!(conflicts(word, 8), (2, 1));
+    assert_eq!(conflicts(word, 128), (32, 31));
+    assert_eq!(conflicts(word, 132), (1, 0));
+    assert_eq!(conflicts(word, 0), (1, 0));
+    assert_eq!(conflicts("st.shared.v2.u32 [%d2], {1, 1};", 8), (2, 0));
+    assert_eq!(conflicts("st.shared.v4.u32 [%d2], {1, 1, 1, 1};", 16), (4, 0));
+    assert_eq!(conflicts("st.shared.v4.u32 [%d2], {1, 1, 1, 1};", 128), (32, 28));
+    let sectors = |stride| {
+        let c = strided("st.global.u32 [%d3], 1;", stride).stores;
+        (c.requests, c.sectors, c.least_sectors)
+    };
+    assert_eq!(sectors(4), (1, 4, 4));
+    assert_eq!(sectors(32), (1, 32, 4));
+    assert_eq!(sectors(0), (1, 1, 1));
+}
+
+// --- text that is not right ----------------------------------------------------------------------------------------
+
+#[test]
+fn mistakes_in_the_text_are_named() {
+    let cases: &[(&str, u32, &str)] = &[
+        ("", 1, "`.version`"),
+        (".version 9.0\n.target sm_80", 1, "PTX 9.0 is newer than 8.8"),
+        (".version 8.0\n.target sm_42", 2, "the target `sm_42` is not known"),
+        (".version 8.0\n.target sm_80\n.address_size 32", 3, "32 bits"),
+        (".version 8.0\n.target sm_80\n\n.func f() {}", 4, "functions are not known"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n frob.u32 %r1;\n}", 4, "`%r1` is not declared"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n frob;\n}", 4, "unknown instruction `frob`"),
+        (
+            ".version 8.0\n.target sm_90a\n.entry k() {\n wgmma.fence.sync.aligned;\n}",
+            4,
+            "unknown instruction `wgmma.fence.sync.aligned`",
+        ),
+        (".version 8.0\n.target sm_80\n.entry k() {\n add.u32.fast 1, 2, 3;\n}", 4, "add.u32.fast"),
+        (
+            ".version 8.0\n.target sm_80\n.entry k() {\n.reg .b32 a;\n add.fast.u32 a, 2, 3;\n}",
+            5,
+            "the modifier `.fast`",
+        ),
+        (
+            ".version 8.0\n.target sm_80\n.entry k() {\n.reg .b32 a;\n add.u32 a, 2;\n}",
+            5,
+            "takes 3 operands, and 2 are given",
+        ),
+        (".version 8.0\n.target sm_80\n.entry k() {\n bra NOWHERE;\n}", 4, "no label `NOWHERE`"),
+        (".version 8.0\n.target sm_80\n.entry k() {\nL:\nL:\n}", 5, "two labels `L`"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n ret\n}", 5, "`}` stands where an operand should"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n ret;", 4, "ends"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n .shared .b8 x[300000];\n}", 5, "more shared or local memory"),
+        (".version 8.0\n.target sm_80\n/* no end", 3, "a comment has no end"),
+        (".version 8.0\n.target sm_80\n#", 3, "`#` has no meaning"),
+        (".version 8.0\n.target sm_80\n.global .b8 x[99999999999999999999];", 3, "not a number"),
+        (".version 8.0\n.target sm_80\n.global .b8 x[9999999999];", 3, "too large"),
+        (".version 8.0\n.target sm_80\n.entry k(){}\n.entry k(){}", 4, "two entries `k`"),
+    ];
+    for (text, line, words) in cases {
+        let error = Module::parse(text).unwrap_err();
+        assert!(error.reason.contains(words) && error.line == *line, "{text}\n{error}");
+    }
+}
+
+#[test]
+fn launches_that_do_not_fit_are_refused() {
+    let entry = Module::parse(SAXPY).unwrap().entry("saxpy").unwrap().clone();
+    let mut memory = Memory::new();
+    let mut refused = |launch: Launch, words: &str| match entry.launch(&mut memory, &launch) {
+        Err(Failure::Request(reason)) => assert!(reason.contains(words), "{reason}"),
+        other => panic!("{other:?}"),
+    };
+    let launch = |grid, block| Launch::new([grid, 1, 1], [block, 1, 1]);
+    refused(
+        launch(1, 32),
+        "takes 4 arguments (.u32 saxpy_param_0, .f32 saxpy_param_1, .u64 saxpy_param_2, .u64 saxpy_param_3), and 0 were given",
+    );
+    refused(
+        launch(1, 32).argument(1u64).argument(1f32).argument(1u64).argument(1u64),
+        "argument 0 of `saxpy` has 8 bytes where `.u32 saxpy_param_0` takes 4",
+    );
+    refused(launch(0, 32), "not possible");
+    refused(launch(1, 1025), "not possible");
+    let mut large = launch(1, 32);
+    large.shared_bytes = 300_000;
+    refused(large, "shared memory");
+}
+
+/// Mutations of the compiled kernels: bytes changed, pieces left out, doubled and cut off. Whatever they are, the answer is an
+/// error or a run within the budget.
+mod mutations {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the compiled kernels have none of.
+    const REST: &str = ".shared .align 16 .b8 x[512];\n.shared .align 8 .b64 object;\n.local .align 8 .b8 depot[64];\n\
+        mov.u64 %d0, x;\nmov.u64 %d1, object;\nmov.u32 %r0, %tid.x;\nmul.wide.u32 %d2, %r0, 16;\nadd.u64 %d3, %d0, %d2;\n\
+        st.shared.v4.u32 [%d3], {1, 2, 3, 4};\nbar.warp.sync -1;\natom.shared.cas.b32 %r1, [x+4], 1, %r0;\nred.shared.add.f32 [x], 1.5;\n\
+        ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r2, %r3, %r4, %r5}, [%d3];\nprmt.b32 %r6, %r2, %r3, 0x5410;\n\
+        bfe.s32 %r7, %r6, %r0, 9;\nbfi.b64 %d4, %d2, %d3, %r0, %r1;\nshf.l.wrap.b32 %r8, %r6, %r7, %r0;\nlop3.b32 %r9, %r1, %r2, %r3, 0xe8;\n\
+        cvt.rni.s8.f32 %r10, %f0;\ncvt.rz.f16x2.f32 %r11, %f0, %f1;\ncvt.sat.u64.s16 %d5, %h0;\ndiv.rp.f32 %f2, %f0, %f1;\nmul.hi.u64 %d6, %d2, %d3;\n\
+        st.local.u64 [depot+8], %d6;\nshfl.sync.up.b32 %r12|%p0, %r11, 3, 0x1800, -1;\nmatch.any.sync.b32 %r13, %r12, -1;\n\
+        setp.eq.u32 %p1, %r0, 0;\n@%p1 mbarrier.init.shared.b64 [%d1], 1;\nbar.red.popc.u32 %r14, 1, 32, %p0;\n\
+        @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%d0], [%in], 64, [%d1];\n\
+        mbarrier.try_wait.parity.shared.b64 %p2, [%d1], 1;\nret;";
+
+    #[test]
+    fn the_unchanged_texts_are_good() {
+        for text in [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, &kernel(REST)] {
+            Module::parse(text).unwrap();
+        }
+    }
+
+    fn survive(text: &str) {
+        let Ok(module) = Module::parse(text) else { return };
+        for entry in &module.entries {
+            let mut memory = Memory::new();
+            let x = memory.allocate_with("x", &[0; 4096]).unwrap();
+            let arguments = entry.parameters.iter().map(|p| match p.bytes {
+                8 => x.to_le_bytes().to_vec(),
+                n => vec![1; n.min(64) as usize],
+            });
+            let mut launch = Launch::new([1, 1, 1], [32, 1, 1]);
+            launch.arguments = arguments.collect();
+            launch.budget = 2000;
+            let _ = entry.launch(&mut memory, &launch);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn never_panic(
+            which in 0..6usize,
+            changes in prop::collection::vec((0..4u8, any::<prop::sample::Index>(), any::<prop::sample::Index>(), 32..127u8), 1..6),
+        ) {
+            let rest = kernel(REST);
+            let mut text = [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, &rest][which].as_bytes().to_vec();
+            for (kind, a, b, byte) in changes {
+                if text.is_empty() {
+                    break;
+                }
+                let (a, b) = (a.index(text.len()), b.index(text.len()));
+                match kind {
+                    0 => text[a] = byte,
+                    1 => drop(text.drain(a..(a + b % 40).min(text.len()))),
+                    2 => {
+                        let piece = text[a..(a + b % 400).min(text.len())].to_vec();
+                        text.splice(b..b, piece);
+                    }
+                    _ => text.truncate(text.len() / 2 + a / 2),
+                }
+            }
+            survive(&String::from_utf8_lossy(&text));
+        }
+    }
+}
