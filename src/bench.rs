@@ -14,7 +14,7 @@ use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Schedule, Session};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
-use half::f16;
+use half::{bf16, f16};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -248,7 +248,9 @@ fn fill(session: &mut Session) -> Result<()> {
             DType::F16 => {
                 session.fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = f16::from_f32(number(i))))?
             }
-            DType::I32 | DType::Bf16 => {}
+            DType::Bf16 => session
+                .fill(id, |data| data.iter_mut().enumerate().for_each(|(i, v)| *v = bf16::from_f32(number(i))))?,
+            DType::I32 => {}
         }
     }
     if session.schedule().rows.columns == Training::columns(0) {

@@ -35,7 +35,7 @@ pub struct BenchArgs {
     kernels: bool,
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Type of weights and activations in memory: f32, or f16 where the device has it (not for training steps)
+    /// Type of weights and activations in memory: f32, or f16 or bf16 where the device has it (not for training steps)
     #[arg(long, default_value = "f32")]
     dtype: String,
 }

@@ -36,7 +36,7 @@ pub struct ForwardArgs {
     output: PathBuf,
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Type of weights and activations in memory: f32, or f16 where the device has it
+    /// Type of weights and activations in memory: f32, or f16 or bf16 where the device has it
     #[arg(long, default_value = "f32")]
     dtype: String,
     /// Also write the gradients of sum(output * grad_output)

@@ -100,7 +100,7 @@ fn storage_type(name: &str) -> Result<DType> {
     match name {
         "f32" => Ok(DType::F32),
         "f16" => Ok(DType::F16),
-        "bf16" => Err(Error::unsupported("--dtype bf16", "no device stores it; there are f32 and f16")),
+        "bf16" => Ok(DType::Bf16),
         _ => Err(Error::invalid("--dtype", format!("`{name}` is none of f32, f16, bf16"))),
     }
 }

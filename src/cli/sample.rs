@@ -112,7 +112,7 @@ pub struct RequestArgs {
     conditioning: Option<PathBuf>,
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Type of weights and activations in memory: f32, or f16 where the device has it
+    /// Type of weights and activations in memory: f32, or f16 or bf16 where the device has it
     #[arg(long, default_value = "f32")]
     dtype: String,
     /// Keep every op a launch of its own

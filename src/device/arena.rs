@@ -49,6 +49,14 @@ impl Arena {
         Ok(Region { ptr: unsafe { base.add(offset) }, bytes })
     }
 
+    /// Copies bytes; the two places may overlap.
+    pub fn copy(&mut self, from: usize, to: usize, bytes: usize) -> Result<()> {
+        let (from, to) = (self.region(from, bytes)?, self.region(to, bytes)?);
+        // SAFETY: both lie in the arena; they may overlap, which `copy` allows.
+        unsafe { std::ptr::copy(from.ptr, to.ptr, bytes) };
+        Ok(())
+    }
+
     /// Numbers at `offset`.
     pub fn slice_mut<T: bytemuck::Pod>(&mut self, offset: usize, elements: usize) -> Result<&mut [T]> {
         let r = self.region(offset, elements * size_of::<T>())?;

@@ -1,13 +1,14 @@
 //! Devices: where an arena lives and who runs launches. They know kernels and memory, not ops.
 
 mod arena;
+pub mod ptx;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
 pub use arena::{ALIGN, Arena};
 
 use crate::cpu;
-use crate::graph::Target;
+use crate::graph::{CudaTarget, Target};
 use crate::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,8 @@ use std::str::FromStr;
 pub enum Device {
     /// This machine's processor; threads are those of rayon's global pool.
     Cpu,
+    /// PTX kernels on the machine of [`crate::ptx`], for what such a GPU is given: to test kernels, not to be fast.
+    Ptx(CudaTarget),
     /// WGSL shaders through Vulkan, Metal or DirectX 12.
     #[cfg(feature = "wgpu")]
     Wgpu(wgpu::Gpu),
@@ -114,6 +117,11 @@ impl Device {
         Device::Cpu
     }
 
+    /// The ptx device as a GPU of that compute capability.
+    pub fn ptx(compute: (u32, u32)) -> Device {
+        Device::Ptx(ptx::target(compute))
+    }
+
     /// The wgpu device, if the adapter is hardware.
     fn wgpu_hardware(adapter: &AdapterReport) -> Result<Device> {
         match adapter.software {
@@ -158,7 +166,12 @@ impl Device {
             absent("cuda", "CUDA kernels"),
             report_wgpu(),
             DeviceReport { name: "cpu", available: true, detail: cpu::describe(), adapters: vec![] },
-            absent("ptx", "PTX to execute"),
+            DeviceReport {
+                name: "ptx",
+                available: true,
+                detail: "executes the kernels for NVIDIA GPUs on this processor, to test them; slow".into(),
+                adapters: vec![],
+            },
         ]
     }
 
@@ -166,6 +179,7 @@ impl Device {
     pub fn target(&self) -> Target {
         match self {
             Device::Cpu => Target::Cpu,
+            Device::Ptx(target) => Target::Cuda(*target),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(gpu) => Target::Wgpu(gpu.target()),
         }
@@ -175,6 +189,7 @@ impl Device {
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu => "cpu",
+            Device::Ptx(_) => "ptx",
             #[cfg(feature = "wgpu")]
             Device::Wgpu(_) => "wgpu",
         }
@@ -209,12 +224,14 @@ impl fmt::Display for Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// A device's name, or `auto` for [`Device::auto`].
+    /// A device's name, or `auto` for [`Device::auto`]; `ptx:90` is the ptx device as a GPU of compute capability 9.0.
     fn from_str(name: &str) -> Result<Device> {
         match name {
             "auto" => return Ok(Device::auto()),
             // Not by the report, which would list all adapters.
             "cpu" => return Ok(Device::Cpu),
+            "ptx" => return Ok(Device::ptx((8, 0))),
+            "ptx:90" => return Ok(Device::ptx((9, 0))),
             "wgpu" => return Device::wgpu(),
             _ => {}
         }

@@ -1,5 +1,6 @@
 //! What a device is told: kernel, grid, arguments, scalars. Devices know launches, not ops.
 
+use crate::tensor::DType;
 use crate::{Error, Result};
 use std::fmt;
 use std::ops::Range;
@@ -31,6 +32,21 @@ macro_rules! wgsl_with_sums {
 }
 pub(crate) use wgsl_with_sums;
 
+/// A file of `kernels/ptx/sm_80`, or of the folder that is named first, as a [`PtxFile`].
+macro_rules! ptx {
+    ($folder:literal, $file:literal) => {
+        $crate::graph::PtxFile {
+            folder: $folder,
+            name: $file,
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx/", $folder, "/", $file, ".ptx")),
+        }
+    };
+    ($file:literal) => {
+        $crate::graph::ptx!("sm_80", $file)
+    };
+}
+pub(crate) use ptx;
+
 /// What a graph is lowered for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -39,6 +55,28 @@ pub enum Target {
     Cpu,
     /// WGSL shaders on an adapter that offers this.
     Wgpu(WgpuTarget),
+    /// PTX kernels, on an NVIDIA GPU or the machine that plays one.
+    Cuda(CudaTarget),
+}
+
+/// What lowering needs to know of what runs PTX.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CudaTarget {
+    /// Compute capability, major and minor: 8.0 at least.
+    pub compute: (u32, u32),
+    /// Multiprocessors: fewer blocks than that leave some of them idle.
+    pub multiprocessors: u32,
+    /// Most bytes of a block's shared memory.
+    pub shared_bytes: u32,
+    /// The machine of [`crate::ptx`] instead of a GPU.
+    pub software: bool,
+}
+
+impl Default for CudaTarget {
+    /// What every GPU of compute capability 8 has; as many multiprocessors as an A100.
+    fn default() -> Self {
+        CudaTarget { compute: (8, 0), multiprocessors: 108, shared_bytes: 99 * 1024, software: false }
+    }
 }
 
 /// What lowering needs to know of an adapter that runs WGSL. The default is what WebGPU guarantees everywhere.
@@ -68,12 +106,18 @@ impl Target {
         match self {
             Target::Cpu => "cpu",
             Target::Wgpu(_) => "wgpu",
+            Target::Cuda(CudaTarget { software: true, .. }) => "ptx",
+            Target::Cuda(_) => "cuda",
         }
     }
 
-    /// True if numbers may lie in memory as f16.
-    pub fn has_f16(&self) -> bool {
-        matches!(self, Target::Wgpu(WgpuTarget { f16: true, .. }))
+    /// True if numbers may lie in memory as that type.
+    pub fn stores(&self, dtype: DType) -> bool {
+        match (self, dtype) {
+            (_, DType::F32 | DType::I32) | (Target::Cuda(_), _) => true,
+            (Target::Wgpu(target), DType::F16) => target.f16,
+            (Target::Cpu | Target::Wgpu(_), _) => false,
+        }
     }
 
     /// What [`Op::lower`](super::Op::lower) returns where the op has no kernel.
@@ -174,6 +218,47 @@ pub enum Kernel {
     Cpu { name: &'static str, run: fn(&Args) },
     /// An entry point of a WGSL shader.
     Wgsl(Shader),
+    /// An entry of a PTX module.
+    Ptx(Ptx),
+}
+
+/// A file of PTX.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PtxFile {
+    /// The folder of `kernels/ptx` that it is in: the architecture.
+    pub folder: &'static str,
+    /// The file's name without its ending, as that of the CUDA source.
+    pub name: &'static str,
+    pub text: &'static str,
+}
+
+/// An entry of a PTX module. Its parameters are the addresses of the launch's arguments, then the launch's scalars: a `u32`
+/// for an integer or flag, an `f32` for a float. Conventions: `kernels/README.md`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ptx {
+    /// The kernel's name, as on every device.
+    pub name: &'static str,
+    pub file: PtxFile,
+    pub entry: String,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+}
+
+impl Ptx {
+    /// The entry for numbers of a type: `name` and the type, `activation_f32`.
+    pub fn new(name: &'static str, file: PtxFile, dtype: DType) -> Self {
+        Ptx { name, file, entry: format!("{name}_{dtype}"), shared_bytes: 0 }
+    }
+
+    /// The entry of that name.
+    pub fn entry(self, entry: impl Into<String>) -> Self {
+        Ptx { entry: entry.into(), ..self }
+    }
+
+    /// Asks for dynamic shared memory.
+    pub fn shared(self, bytes: usize) -> Self {
+        Ptx { shared_bytes: bytes as u32, ..self }
+    }
 }
 
 /// An entry point of a WGSL module with its pipeline-overridable constants. Conventions: `shaders/README.md`.
@@ -218,6 +303,7 @@ impl Kernel {
         match self {
             Kernel::Cpu { name, .. } => name,
             Kernel::Wgsl(shader) => shader.name,
+            Kernel::Ptx(ptx) => ptx.name,
         }
     }
 }
@@ -226,6 +312,7 @@ impl PartialEq for Kernel {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Kernel::Wgsl(a), Kernel::Wgsl(b)) => a == b,
+            (Kernel::Ptx(a), Kernel::Ptx(b)) => a == b,
             (Kernel::Cpu { name: a, .. }, Kernel::Cpu { name: b, .. }) => a == b,
             _ => false,
         }
@@ -237,12 +324,16 @@ impl fmt::Debug for Kernel {
         match self {
             Kernel::Cpu { name, .. } => write!(f, "cpu:{name}"),
             Kernel::Wgsl(shader) => write!(f, "wgsl:{}:{}{:?}", shader.name, shader.entry, shader.constants),
+            Kernel::Ptx(ptx) => write!(f, "ptx:{}:{}", ptx.name, ptx.entry),
         }
     }
 }
 
 /// Elements that a workgroup of an elementwise shader takes: 256 invocations, 4 each.
 pub const FLAT_GROUP: usize = 1024;
+
+/// Threads of a block of an elementwise PTX kernel; each takes 16 bytes of every array.
+pub const FLAT_THREADS: usize = 256;
 
 /// One kernel launch of an op.
 #[derive(Clone, PartialEq, Debug)]
@@ -299,6 +390,21 @@ impl Launch {
         let (kernel, args) = (Kernel::Wgsl(shader), args.into_iter().collect());
         let (scalars, scratch, flat, anywhere, parts) = Default::default();
         Launch { kernel, grid, block: [1; 3], args, scalars, scratch, flat, anywhere, parts }
+    }
+
+    /// A launch of a PTX kernel over `args`: blocks, threads of a block.
+    pub fn ptx(kernel: Ptx, grid: [usize; 3], block: usize, args: impl IntoIterator<Item = Arg>) -> Self {
+        let (kernel, args) = (Kernel::Ptx(kernel), args.into_iter().collect());
+        let (scalars, scratch, flat, anywhere, parts) = Default::default();
+        let (grid, block) = (grid.map(|n| n as u32), [block as u32, 1, 1]);
+        Launch { kernel, grid, block, args, scalars, scratch, flat, anywhere, parts }
+    }
+
+    /// A launch of an elementwise PTX kernel over `args`, whose arrays have `elements` numbers of `dtype`. Its first scalar is
+    /// `elements`.
+    pub fn ptx_flat(kernel: Ptx, dtype: DType, elements: usize, args: impl IntoIterator<Item = Arg>) -> Self {
+        let blocks = elements.div_ceil(FLAT_THREADS * 16 / dtype.size()).max(1);
+        Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(elements)
     }
 
     /// Takes argument `i` from those that are cut: every stretch sees all of it.

@@ -3,8 +3,11 @@
 mod launch;
 mod op;
 
-pub use launch::{Arg, Args, FLAT_GROUP, Flat, Kernel, Launch, Region, Scalar, Shader, Target, WgpuTarget};
-pub(crate) use launch::{PLACES, wgsl, wgsl_with_sums};
+pub use launch::{
+    Arg, Args, CudaTarget, FLAT_GROUP, FLAT_THREADS, Flat, Kernel, Launch, Ptx, PtxFile, Region, Scalar, Shader,
+    Target, WgpuTarget,
+};
+pub(crate) use launch::{PLACES, ptx, wgsl, wgsl_with_sums};
 pub use op::{Cost, Op, Signature};
 
 use crate::tensor::TensorType;

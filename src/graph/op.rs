@@ -1,7 +1,7 @@
 //! What an op must say of itself.
 
 use super::{Graph, Launch, Node, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::any::Any;
 use std::fmt::Debug;
@@ -60,10 +60,10 @@ pub trait Op: Any + Debug + Send + Sync {
         Err(Error::unsupported(format!("the gradient of {}", self.name()), "the op has no gradient rule"))
     }
 
-    /// True if its numbers may be f16 in memory on `target`, all of its inputs and its first output of one type. What it
-    /// computes with is f32 in any case, and so are its other outputs.
-    fn takes_f16(&self, target: &Target) -> bool {
-        let _ = target;
+    /// True if its numbers may be of a type of 16 bits in memory on `target`, all of its inputs and its first output of that
+    /// type. What it computes with is f32 in any case, and so are its other outputs.
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        let _ = (dtype, target);
         false
     }
 

@@ -28,7 +28,7 @@ pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
 use crate::graph::{Graph, Target};
-use crate::passes::storage::store_f16;
+use crate::passes::storage::store;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use layers::Builder;
@@ -113,16 +113,16 @@ pub struct Built {
 }
 
 impl Built {
-    /// The network for inference on `target` with its weights and activations in memory as `dtype`, f32 or f16; inputs and
+    /// The network for inference on `target` with its weights and activations in memory as `dtype`, f32, f16 or bf16; inputs and
     /// outputs keep their types.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for f16 where the target has none, and for other types.
+    /// [`Error::Unsupported`] for a type that the target does not store, and for i32.
     pub fn stored(mut self, dtype: DType, target: &Target) -> Result<Built> {
         match dtype {
             DType::F32 => return Ok(self),
-            DType::F16 => self.graph = store_f16(&self.graph, target)?,
-            other => return Err(Error::unsupported(format!("a network in {other}"), "there are f32 and f16")),
+            DType::F16 | DType::Bf16 => self.graph = store(&self.graph, dtype, target)?,
+            DType::I32 => return Err(Error::unsupported("a network in i32", "there are f32, f16 and bf16")),
         }
         let types: HashMap<&str, &TensorType> =
             self.graph.parameters().map(|(v, name)| (name.as_ref(), self.graph.ty(v))).collect();

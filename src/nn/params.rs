@@ -2,7 +2,7 @@
 
 use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// How the elements of a file's tensor are ordered in the arena.
@@ -139,10 +139,18 @@ impl Parameter {
     /// # Errors
     /// [`Error::Unsupported`] if it holds a number that f16 cannot hold and is stored so.
     pub fn write(&self, file: &[f32], place: &mut [u8]) -> Result<()> {
-        if self.ty.dtype != DType::F16 {
-            self.to_arena(file, bytemuck::cast_slice_mut(place));
-            return Ok(());
+        match self.ty.dtype {
+            DType::F16 => return self.write_f16(file, place),
+            DType::Bf16 => {
+                let short: Vec<bf16> = file.par_iter().map(|v| bf16::from_f32(*v)).collect();
+                self.to_arena(&short, bytemuck::cast_slice_mut(place));
+            }
+            DType::F32 | DType::I32 => self.to_arena(file, bytemuck::cast_slice_mut(place)),
         }
+        Ok(())
+    }
+
+    fn write_f16(&self, file: &[f32], place: &mut [u8]) -> Result<()> {
         let short: Vec<f16> = file.par_iter().map(|v| f16::from_f32(*v)).collect();
         if let Some(i) = short.par_iter().zip(file).position_first(|(short, v)| short.is_infinite() && v.is_finite()) {
             let what = format!("`{}` in f16", self.name);

@@ -3,8 +3,8 @@
 use super::{elementwise, expect_inputs, expect_plain, expect_real, expect_shape};
 use crate::Result;
 use crate::cpu::Activation;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 
 /// y = act(x), any shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,12 +34,17 @@ impl Op for Activate {
         &[(0, 0)]
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
+            Target::Cuda(_) => {
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].stored());
+                let kernel = Ptx::new(self.name(), ptx!("activation"), dtype);
+                Launch::ptx_flat(kernel, dtype, n, [Arg::Input(0), Arg::Output(0)]).scalar(self.0 as usize)
+            }
             Target::Cpu => Launch::cpu(self.name(), forward, 1, 1).scalar(self.0 as usize),
             Target::Wgpu(target) => {
                 let shader =
@@ -76,6 +81,11 @@ impl Op for ActivateGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("activation_grad"), DType::F32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::ptx_flat(kernel, DType::F32, io.outputs[0].stored(), args).scalar(self.0 as usize)
+            }
             Target::Cpu => Launch::cpu(self.name(), backward, 2, 1).scalar(self.0 as usize),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "activation_grad"));

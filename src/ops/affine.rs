@@ -2,8 +2,8 @@
 
 use super::{expect_inputs, expect_real};
 use crate::Result;
-use crate::graph::{Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 
 /// y = scale · x + shift, any shape. A weight in panels must keep its zero padding: use shift 0 there.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,12 +45,21 @@ impl Op for Affine {
         &[(0, 0)]
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => {
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].stored());
+                Launch::ptx_flat(
+                    Ptx::new(self.name(), ptx!("affine"), dtype),
+                    dtype,
+                    n,
+                    [Arg::Input(0), Arg::Output(0)],
+                )
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "affine"));

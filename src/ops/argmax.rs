@@ -37,6 +37,7 @@ impl Op for Argmax {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("argmax"));

@@ -10,7 +10,7 @@ use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
-use crate::tensor::{PANEL, TensorType};
+use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// Sizes of blocks: elements that fit into a part of L2, then the rows that a block has at least and at most.
@@ -163,13 +163,14 @@ impl Op for Attention {
         Ok(g.apply_all(AttentionGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.sizes_of(self.name(), io)?;
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/attention", "attention");
@@ -211,6 +212,7 @@ impl Op for AttentionGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.0.sizes_of(self.name(), io)?;
         match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let (splits, _) = s.splits();
                 let launch = Launch::cpu(self.name(), backward, 6, 3);

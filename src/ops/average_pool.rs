@@ -5,7 +5,7 @@ use super::pool::{PoolWindow, Pooling, WINDOW_SCALARS};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = the mean of the pixels under each window, every channel by itself; padding counts as pixels of value 0 or not at all.
@@ -36,13 +36,14 @@ impl Op for AveragePool {
         Ok(vec![Some(g.apply(AveragePoolGrad { pool: *self, shape }, &[dy])?)])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), forward, 1, 1);
                 self.window.scalars(self.name(), launch, x)?.scalar(self.fixed())
@@ -130,6 +131,7 @@ impl Op for AveragePoolGrad {
         // The window lies over dx, the output.
         let (window, fixed, dx) = (self.pool.window, self.pool.fixed(), &io.outputs[0]);
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), backward, 1, 1);
                 window.scalars(self.name(), launch, dx)?.scalar(fixed)

@@ -1,8 +1,8 @@
 //! y = a ∘ b, element by element, both of one shape.
 
 use super::{Affine, elementwise, expect_inputs};
-use crate::graph::{Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// An elementwise operation on two tensors of one type (weights in panels too).
@@ -47,12 +47,17 @@ impl Op for Binary {
         &[(0, 0), (1, 0)]
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self) {
+            (Target::Cuda(_), _) => {
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].stored());
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::ptx_flat(Ptx::new(self.name(), ptx!("binary"), dtype), dtype, n, args)
+            }
             (Target::Cpu, Binary::Add) => Launch::cpu("add", |args| elementwise(args, |[a, b]| a + b), 2, 1),
             (Target::Cpu, Binary::Sub) => Launch::cpu("sub", |args| elementwise(args, |[a, b]| a - b), 2, 1),
             (Target::Cpu, Binary::Mul) => Launch::cpu("mul", |args| elementwise(args, |[a, b]| a * b), 2, 1),

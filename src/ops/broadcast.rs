@@ -3,7 +3,7 @@
 use super::{Reduce, Reduction, expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// x seen as `[outer, inner]` → scale · x repeated over `middle`: `[outer, middle, inner]` under `shape`. The transpose of
@@ -52,12 +52,13 @@ impl Op for Broadcast {
         Ok(vec![Some(if self.scale == 1.0 { dx } else { g.apply(super::Affine::scale(self.scale), &[dx])? })])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "broadcast"));

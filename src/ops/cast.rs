@@ -2,14 +2,14 @@
 
 use super::expect_inputs;
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Cost, Launch, Op, Shader, Signature, Target, wgsl};
+use crate::graph::{Arg, Args, Cost, Launch, Op, Ptx, Shader, Signature, Target, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// y = x, f32 as f16 or f16 as f32; any shape and layout. To f16 it rounds to nearest, ties to even; what f16 cannot hold
-/// becomes infinite. For inference: it has no gradient.
+/// y = x, f32 as f16 or bf16 or the other way; any shape and layout. To 16 bits it rounds to nearest, ties to even; what f16 cannot
+/// hold becomes infinite. For inference: it has no gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cast(pub DType);
 
@@ -21,10 +21,12 @@ impl Op for Cast {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
         match (inputs[0].dtype, self.0) {
-            (DType::F32, DType::F16) | (DType::F16, DType::F32) => {
+            (DType::F32, DType::F16 | DType::Bf16) | (DType::F16 | DType::Bf16, DType::F32) => {
                 Ok(vec![TensorType { dtype: self.0, ..inputs[0].clone() }])
             }
-            (_, to) => Err(Error::shape(self.name(), format!("between f32 and f16 only, got {} to {to}", inputs[0]))),
+            (_, to) => {
+                Err(Error::shape(self.name(), format!("between f32 and f16 or bf16 only, got {} to {to}", inputs[0])))
+            }
         }
     }
 
@@ -32,12 +34,17 @@ impl Op for Cast {
         Cost { flops: 0, bytes: io.bytes() }
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        matches!(target, Target::Cpu) || target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        (matches!(target, Target::Cpu) && dtype == DType::F16) || target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self.0) {
+            (Target::Cuda(_), to) => {
+                let (from, n) = (io.inputs[0].dtype, io.outputs[0].stored());
+                let kernel = Ptx::new(self.name(), ptx!("cast"), from).entry(format!("cast_{from}_{to}"));
+                Launch::ptx_flat(kernel, DType::F32, n, [Arg::Input(0), Arg::Output(0)])
+            }
             (Target::Cpu, DType::F16) => Launch::cpu(self.name(), narrow, 1, 1),
             (Target::Cpu, _) => Launch::cpu(self.name(), widen, 1, 1),
             (Target::Wgpu(target), to) => {

@@ -50,6 +50,7 @@ impl Op for CombineTokens {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [tokens, chosen] = io.inputs[2].shape[..] else { return Ok(vec![]) };
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, io.inputs.len(), 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "combine_tokens"));
@@ -109,6 +110,7 @@ impl Op for CombineWeightsGrad {
         let [tokens, chosen] = io.inputs[2].shape[..] else { return Ok(vec![]) };
         let (pairs, width) = (tokens * chosen, io.inputs[0].cols());
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), weights_kernel, 3, 1).scalars([chosen, width]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/lanes", "combine_weights_grad"));

@@ -3,7 +3,7 @@
 use super::{Slice, expect_real, expect_typed};
 use crate::cpu::threads::stretches;
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = x₀ | x₁ | … along `axis`; two or more inputs that differ in that dimension at most.
@@ -56,13 +56,14 @@ impl Op for Concat {
         Ok(grads)
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let runs = io.inputs.iter().map(|x| x.shape[self.axis..].iter().product::<usize>());
         match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Ok(vec![Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars(runs)]),
             Target::Wgpu(target) => Ok(self.pairs(io, &runs.collect::<Vec<_>>(), target)),
         }

@@ -155,14 +155,15 @@ impl Op for Conv2d {
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let w = self.window(self.name(), &io.inputs[0])?;
         let n = io.outputs[0].cols();
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
                 let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
@@ -337,6 +338,7 @@ impl Op for Conv2dWeightGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let w = self.conv.window(self.name(), &io.inputs[0])?;
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);
                 vec![window_scalars(launch, &w).scalar(io.inputs[1].cols())]

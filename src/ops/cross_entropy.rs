@@ -52,6 +52,7 @@ impl Op for CrossEntropy {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy"));
@@ -98,6 +99,7 @@ impl Op for CrossEntropyGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 3, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy_grad"));

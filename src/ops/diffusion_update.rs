@@ -52,6 +52,7 @@ impl Op for DiffusionUpdate {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let clip = self.clip.unwrap_or(f32::INFINITY);
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1 + self.terms, 1).scalar(clip),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "diffusion_update"));

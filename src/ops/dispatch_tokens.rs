@@ -64,6 +64,7 @@ impl Op for DispatchTokens {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [tokens, chosen] = io.inputs[2].shape[..] else { return Ok(vec![]) };
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, io.inputs.len(), 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "dispatch_tokens"));

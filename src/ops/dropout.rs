@@ -49,6 +49,7 @@ impl Op for Dropout {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let sizes = [n, self.stream as usize];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1).scalars(sizes).scalar(self.p),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/multiply", "lib/philox", "dropout"));

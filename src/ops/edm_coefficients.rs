@@ -38,6 +38,7 @@ impl Op for EdmCoefficients {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 4).scalar(self.sigma_data),
             Target::Wgpu(target) => {
                 let (shader, n) = (Shader::new(self.name(), wgsl!("edm_coefficients")), io.inputs[0].elements());

@@ -47,6 +47,7 @@ impl Op for Embedding {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "embedding"));
@@ -97,6 +98,7 @@ impl Op for EmbeddingGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (n, c) = (io.inputs[0].rows(), io.inputs[0].cols());
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.rows, c]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("embedding_grad"));

@@ -81,6 +81,7 @@ impl Op for ExpertLinear {
         let [rows, k, n] = [io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols()];
         let experts = io.inputs[2].elements() - 1;
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
@@ -145,6 +146,7 @@ impl Op for ExpertLinearWeightGrad {
         let [rows, k, n] = [io.inputs[0].rows(), io.inputs[0].cols(), io.inputs[1].cols()];
         let experts = io.inputs[2].elements() - 1;
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), weight_grad_kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {

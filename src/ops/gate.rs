@@ -5,7 +5,7 @@ use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = residual + gate · x   x `[B, …, C]`, gate `[B, C]`, residual like x → y like x   (adaLN-Zero, Peebles & Xie 2022)
@@ -55,13 +55,14 @@ impl Op for Gate {
         &[(2, 0), (0, 0)]
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = chunks(&io.inputs[0]);
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), forward, 3, 1).scalars([c.samples, c.rows, c.channels]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "gate"));
@@ -97,6 +98,7 @@ impl Op for GateGrad {
         let c = chunks(&io.inputs[0]);
         let sizes = [c.samples, c.rows, c.channels];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 // A sum a channel of every chunk.
                 let sums = c.samples * c.count * c.channels;

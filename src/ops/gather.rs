@@ -40,6 +40,7 @@ impl Op for Gather {
         let x = &io.inputs[0].shape;
         let sizes = [x[1], x[2..].iter().product()];
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "gather"));
@@ -88,6 +89,7 @@ impl Op for GatherGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let inner = io.inputs[0].shape[1..].iter().product::<usize>();
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "gather_grad"));

@@ -4,7 +4,7 @@ use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = a · gelu(b), GELU exact, a and b the halves of x's last dimension   x `[…, 2D]` → y `[…, D]`   (Shazeer 2020)
@@ -41,12 +41,13 @@ impl Op for Geglu {
         Ok(vec![Some(g.apply(GegluGrad, &[node.inputs[0], dy])?)])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), forward, 1, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "lib/activation", "geglu"));
@@ -80,6 +81,7 @@ impl Op for GegluGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), backward, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "geglu_grad"));

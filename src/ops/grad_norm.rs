@@ -41,6 +41,7 @@ impl Op for GradNorm {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let elements = io.inputs[0].elements();
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 // Two f32 hold one f64.
                 let partial = 2 * elements.div_ceil(CHUNK).max(1);

@@ -47,6 +47,7 @@ impl Op for GroupByExpert {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 3),
             Target::Wgpu(target) => {
                 let args = [Arg::Input(0), Arg::Output(0), Arg::Output(1), Arg::Output(2)];

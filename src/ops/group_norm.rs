@@ -81,8 +81,8 @@ impl Op for GroupNorm {
         Ok(g.apply_all(GroupNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -95,6 +95,7 @@ impl Op for GroupNorm {
             return Ok(self.large(target, &c, rows));
         }
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 // Mean and squared deviations of every group of every chunk in f64; three coefficients a channel.
                 let launch = Launch::cpu(self.name(), forward, self.inputs(), 2)
@@ -190,6 +191,9 @@ impl Op for GroupNormGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
+        if let Target::Cuda(_) = target {
+            return target.lacks(self.name());
+        }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
         }

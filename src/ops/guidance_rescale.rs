@@ -46,6 +46,7 @@ impl Op for GuidanceRescale {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let samples = io.inputs[0].shape[0];
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)],
             Target::Wgpu(target) => {
                 let over = Samples::new(samples, io.inputs[0].shape[1..].iter().product());

@@ -8,7 +8,7 @@ use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = n, with `affine` n·gamma + beta, with `modulate` (what that gives)·(1 + scale) + shift (adaLN, Peebles & Xie 2022),
@@ -80,13 +80,14 @@ impl Op for LayerNorm {
         Ok(g.apply_all(LayerNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/lanes", "layer_norm");
@@ -125,6 +126,9 @@ impl Op for LayerNormGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
+        if let Target::Cuda(_) = target {
+            return target.lacks(self.name());
+        }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
         }

@@ -205,14 +205,15 @@ impl Op for Linear {
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
                 vec![self.0.scalars(launch)]
@@ -291,6 +292,7 @@ impl Op for LinearWeightGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)],
             // Every row is an image of one pixel.
             Target::Wgpu(target) => weight_grad_launches(self.name(), io, &Window::matrix(sizes[2]), target),

@@ -101,6 +101,7 @@ impl Op for Loss {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 3, 1).scalars([n, kind]).scalar(c)],
             Target::Wgpu(target) => {
                 let samples = io.inputs[0].shape[0];
@@ -189,6 +190,7 @@ impl Op for LossGrad {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => vec![Launch::cpu(self.name(), grad_kernel, 4, 1).scalars([n, kind]).scalar(c)],
             Target::Wgpu(target) => {
                 let over = Samples::new(io.inputs[0].shape[0], n);

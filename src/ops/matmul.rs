@@ -5,7 +5,7 @@ use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::{PANEL, TensorType};
+use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// `y[b] = A[b]·B[b]`   a `[B, M, K]` (`[B, K, M]` if `transpose_a`), b `[B, K, N]` (`[B, N, K]` if `transpose_b`) → y `[B, M, N]`
@@ -66,13 +66,14 @@ impl Op for BatchedMatmul {
         Ok(vec![da, db])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let Some([batch, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, 2, 1).scalars([m, n, k]);
                 vec![launch.scalars([self.transpose_a, self.transpose_b])]

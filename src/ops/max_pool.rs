@@ -34,6 +34,7 @@ impl Op for MaxPool {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => self.0.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), x)?,
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "lib/peak", "max_pool"));
@@ -96,6 +97,7 @@ impl Op for MaxPoolGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.inputs[1].elements());
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => vec![self.0.scalars(self.name(), Launch::cpu(self.name(), backward, 2, 1), x)?],
             Target::Wgpu(target) => {
                 let peaks = wgsl!("lib/flat", "lib/pool", "lib/peak", "max_pool_grad_peaks");

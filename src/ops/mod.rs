@@ -135,12 +135,12 @@ pub fn expect_plain(op: &str, what: &str, ty: &TensorType) -> Result<()> {
     Err(Error::shape(op, format!("{what} must be row-major f32, is {ty}")))
 }
 
-/// Fails unless `ty` is row-major, f32 or f16: for ops that [take f16](crate::graph::Op::takes_f16).
+/// Fails unless `ty` is row-major, f32, f16 or bf16: for ops that [take 16 bits](crate::graph::Op::takes).
 pub fn expect_real(op: &str, what: &str, ty: &TensorType) -> Result<()> {
-    if ty.layout == Layout::Plain && matches!(ty.dtype, DType::F32 | DType::F16) {
+    if ty.layout == Layout::Plain && matches!(ty.dtype, DType::F32 | DType::F16 | DType::Bf16) {
         return Ok(());
     }
-    Err(Error::shape(op, format!("{what} must be row-major f32 or f16, is {ty}")))
+    Err(Error::shape(op, format!("{what} must be row-major f32, f16 or bf16, is {ty}")))
 }
 
 /// A whole elementwise CPU kernel: `out = f(inputs)` over arguments of one size, f32. Inputs are arguments `0..N`, the output

@@ -105,6 +105,7 @@ impl Op for Optimizer {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, 6 + self.emas, 3 + self.emas);
                 vec![launch.scalars([self.emas, self.kind as usize])]

@@ -3,7 +3,7 @@
 use super::{Slice, expect_inputs, expect_real};
 use crate::cpu::threads::stretches;
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = `before` zeros | x | `after` zeros along `axis`. The transpose of [`Slice`].
@@ -40,8 +40,8 @@ impl Op for Pad {
         Ok(vec![Some(g.apply(Slice { axis: self.axis, start: self.before, len }, &[dy])?)])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -49,6 +49,7 @@ impl Op for Pad {
         let inner: usize = x[self.axis + 1..].iter().product();
         let [before, run, after] = [self.before, x[self.axis], self.after].map(|n| n * inner);
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([before, run, after]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "pad"));

@@ -66,13 +66,14 @@ impl Op for Permute {
         Ok(vec![Some(g.apply(self.inverse(), &[dy])?)])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let axes = self.axes(&io.inputs[0].shape);
         match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
                 Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])

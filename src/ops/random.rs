@@ -85,6 +85,7 @@ impl Op for Random {
         let sizes = [n, self.stream as usize];
         let normal = self.kind == RandomKind::Normal;
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalars(sizes).scalar(normal),
             Target::Wgpu(target) => {
                 let source = wgsl!("lib/flat", "lib/multiply", "lib/philox", "lib/turn", "random");

@@ -35,6 +35,7 @@ impl Op for Reciprocal {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), |args: &Args| elementwise(args, |[x]| 1.0 / x), 1, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "reciprocal"));

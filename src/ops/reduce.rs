@@ -76,6 +76,7 @@ impl Op for Reduce {
         let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
         let dims = [self.outer, self.middle, self.inner];
         Ok(match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(dims).scalar(scale)],
             Target::Wgpu(target) => {
                 let mut launches = vec![];

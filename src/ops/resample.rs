@@ -126,11 +126,14 @@ impl Op for Resample {
         Ok(vec![Some(dx)])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        if let Target::Cuda(_) = target {
+            return target.lacks(self.name());
+        }
         if let Target::Wgpu(target) = target {
             return self.lower_wgsl(io, target);
         }

@@ -2,7 +2,7 @@
 
 use super::{expect_inputs, expect_real};
 use crate::graph::{Cost, Graph, Launch, Node, Op, Signature, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// x of any shape → the given shape with as many elements, row-major.
@@ -38,8 +38,8 @@ impl Op for Reshape {
         true
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, _: &Signature, _: &Target) -> Result<Vec<Launch>> {

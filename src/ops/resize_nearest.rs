@@ -3,7 +3,7 @@
 use super::{expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// x `[B, H, W, C]` → y `[B, height, width, C]`, y[o, p] = x[⌊o·H/height⌋, ⌊p·W/width⌋]: PyTorch's `nearest` (whose division
@@ -47,12 +47,13 @@ impl Op for ResizeNearest {
         Ok(vec![Some(g.apply(op, &[dy])?)])
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/line", "resize_nearest");
@@ -105,6 +106,7 @@ impl Op for ResizeNearestGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 1, 1),
             Target::Wgpu(target) => {
                 lines(Shader::new(self.name(), wgsl!("lib/line", "resize_nearest_grad")), target, &io.outputs[0].shape)

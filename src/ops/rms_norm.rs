@@ -8,7 +8,7 @@ use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = x·rstd, with `affine` x·rstd·gamma, where rstd = 1/√(mean(x²) + eps) over the last dimension   (Zhang & Sennrich 2019)
@@ -68,13 +68,14 @@ impl Op for RmsNorm {
         Ok(g.apply_all(RmsNormGrad(*self), &inputs)?.into_iter().map(Some).collect())
     }
 
-    fn takes_f16(&self, target: &Target) -> bool {
-        target.has_f16()
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
             Target::Wgpu(target) => {
                 let text = wgsl!(x.dtype; "lib/lanes", "rms_norm");
@@ -111,6 +112,9 @@ impl Op for RmsNormGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, n) = (&io.inputs[0], self.0.inputs());
+        if let Target::Cuda(_) = target {
+            return target.lacks(self.name());
+        }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, [x.rows(), x.cols()]));
         }

@@ -85,6 +85,7 @@ impl Op for Route {
         let sizes = [io.inputs[0].rows(), io.inputs[0].cols(), self.chosen];
         let lowest = self.routing == Routing::Bottom;
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 2).scalars(sizes).scalars([lowest, self.normalize]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("route"));
@@ -161,6 +162,7 @@ impl Op for RouteGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let sizes = [io.inputs[0].rows(), io.inputs[0].cols(), io.inputs[2].cols()];
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 3, 1).scalars(sizes).scalar(self.normalize),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("route_grad")).flag("NORMALIZE", self.normalize);

@@ -66,6 +66,7 @@ impl Op for SampleMix {
         let x = &io.inputs[1];
         let width = x.elements() / x.shape[0].max(1);
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 2 * self.terms, 1).scalars([self.terms, width]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "sample_mix")).flag("TWO", self.terms == 2);

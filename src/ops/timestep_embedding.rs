@@ -133,6 +133,7 @@ impl Op for TimestepEmbedding {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => self.scalars(Launch::cpu(self.name(), kernel, 1, 1)),
             Target::Wgpu(target) => {
                 let source =
@@ -184,6 +185,7 @@ impl Op for FourierEmbedding {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), fourier_kernel, 2, 1);
                 launch.scalar(self.log).scalar(self.flip_sin_to_cos)

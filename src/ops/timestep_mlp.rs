@@ -71,6 +71,9 @@ impl Op for TimestepMlp {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        if let Target::Cuda(_) = target {
+            return target.lacks(self.name());
+        }
         if let Target::Wgpu(_) = target {
             return self.launches(io, target);
         }

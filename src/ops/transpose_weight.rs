@@ -42,6 +42,7 @@ impl Op for TransposeWeight {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [taps, c, n] = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
         let launch = match target {
+            Target::Cuda(_) => return target.lacks(self.name()),
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {

@@ -1,8 +1,8 @@
-//! Storage in 16 bits: a graph for inference whose numbers lie in memory as f16.
+//! Storage in 16 bits: a graph for inference whose numbers lie in memory as f16 or bf16.
 //!
-//! It begins at the weights. A parameter is stored as f16 if all that read it can take it so, and what meets such a number
-//! becomes f16 too; ops that cannot take f16 get f32, and what the graph gives is what it gave before. So a network's weights
-//! and activations are f16, and what never meets a weight stays as it was: latents, a sampler's registers, coefficients, times.
+//! It begins at the weights. A parameter is stored so if all that read it can take it so, and what meets such a number
+//! is stored so too; ops that cannot take that get f32, and what the graph gives is what it gave before. So a network's weights
+//! and activations have 16 bits, and what never meets a weight stays as it was: latents, a sampler's registers, coefficients, times.
 
 use super::verify::verify;
 use crate::graph::{Graph, Node, Origin, Target, Value};
@@ -11,17 +11,18 @@ use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
-/// The graph with its numbers stored as f16, for `target`.
+/// The graph with its numbers stored as `dtype`, f16 or bf16, for `target`.
 ///
 /// # Errors
-/// [`Error::Unsupported`] if the target has no f16.
-pub fn store_f16(graph: &Graph, target: &Target) -> Result<Graph> {
-    if !target.has_f16() {
-        let what = format!("f16 on this {} device", target.name());
-        let reason = "it computes in f32; take that, or an adapter with f16 (`langevin devices` lists them)";
+/// [`Error::Unsupported`] if the target does not store that.
+pub fn store(graph: &Graph, dtype: DType, target: &Target) -> Result<Graph> {
+    if !target.stores(dtype) {
+        let what = format!("{dtype} on this {} device", target.name());
+        let reason = "take f32, or a device that has it (`langevin devices` lists them)";
         return Err(Error::unsupported(what, reason));
     }
-    let mut pass = Pass { out: Graph::new(), map: vec![Value(u32::MAX); graph.values().len()], casts: HashMap::new() };
+    let map = vec![Value(u32::MAX); graph.values().len()];
+    let mut pass = Pass { dtype, out: Graph::new(), map, casts: HashMap::new() };
     pass.copy_sources(graph, target);
     for node in graph.nodes() {
         pass.add(node, target)?;
@@ -35,6 +36,8 @@ pub fn store_f16(graph: &Graph, target: &Target) -> Result<Graph> {
 }
 
 struct Pass {
+    /// The type of 16 bits.
+    dtype: DType,
     out: Graph,
     /// By value of the old graph: the new one.
     map: Vec<Value>,
@@ -50,7 +53,7 @@ impl Pass {
         for node in graph.nodes() {
             for input in &node.inputs {
                 read[input.index()] = true;
-                narrow[input.index()] &= node.op.takes_f16(target);
+                narrow[input.index()] &= node.op.takes(self.dtype, target);
             }
         }
         for (i, info) in graph.values().iter().enumerate() {
@@ -58,28 +61,28 @@ impl Pass {
             self.map[i] = match &info.origin {
                 Origin::Node { .. } => continue,
                 Origin::Parameter(name) if is_narrow => {
-                    self.out.parameter(name, TensorType { dtype: DType::F16, ..info.ty.clone() })
+                    self.out.parameter(name, TensorType { dtype: self.dtype, ..info.ty.clone() })
                 }
                 origin => self.out.source(info.ty.clone(), origin.clone()),
             };
         }
     }
 
-    /// Appends a node, in f16 if it can take that and meets it.
+    /// Appends a node, in 16 bits if it can take them and meets them.
     fn add(&mut self, node: &Node, target: &Target) -> Result<()> {
         let inputs: Vec<Value> = node.inputs.iter().map(|v| self.map[v.index()]).collect();
-        let meets = inputs.iter().any(|v| self.out.ty(*v).dtype == DType::F16);
-        let dtype = if meets && node.op.takes_f16(target) { DType::F16 } else { DType::F32 };
+        let meets = inputs.iter().any(|v| self.out.ty(*v).dtype == self.dtype);
+        let dtype = if meets && node.op.takes(self.dtype, target) { self.dtype } else { DType::F32 };
         let inputs = inputs.into_iter().map(|v| self.cast(v, dtype)).collect::<Result<Vec<_>>>()?;
         let outputs = self.out.replay(node, &inputs)?;
         node.outputs.iter().zip(outputs).for_each(|(old, new)| self.map[old.index()] = new);
         Ok(())
     }
 
-    /// A value as f32 or f16; whole numbers as they are.
+    /// A value as f32 or in 16 bits; whole numbers as they are.
     fn cast(&mut self, value: Value, dtype: DType) -> Result<Value> {
         let from = self.out.ty(value).dtype;
-        if from == dtype || !matches!(from, DType::F32 | DType::F16) {
+        if from == dtype || from == DType::I32 {
             return Ok(value);
         }
         if let Some(done) = self.casts.get(&(value, dtype)) {

@@ -68,6 +68,7 @@ pub(super) trait Engine: Debug + Send {
 pub(super) fn engine(device: &Device, schedule: &Schedule) -> Result<Box<dyn Engine>> {
     Ok(match device {
         Device::Cpu => Box::new(Cpu { arena: Arena::new(schedule.arena_bytes())? }),
+        Device::Ptx(_) => Box::new(super::ptx::Ptx::new(schedule)?),
         #[cfg(feature = "wgpu")]
         Device::Wgpu(gpu) => Box::new(super::gpu::Wgpu::new(gpu, schedule)?),
     })
@@ -126,10 +127,7 @@ impl Engine for Cpu {
     }
 
     fn copy(&mut self, from: usize, to: usize, bytes: usize) -> Result<()> {
-        let (from, to) = (self.arena.region(from, bytes)?, self.arena.region(to, bytes)?);
-        // SAFETY: both lie in the arena; they may overlap, which `copy` allows.
-        unsafe { std::ptr::copy(from.ptr, to.ptr, bytes) };
-        Ok(())
+        self.arena.copy(from, to, bytes)
     }
 
     fn load_row(&mut self, schedule: &Schedule, row: usize) -> Result<()> {

@@ -4,6 +4,7 @@ mod engine;
 #[cfg(feature = "wgpu")]
 mod gpu;
 mod program;
+mod ptx;
 mod report;
 mod session;
 

@@ -2,7 +2,8 @@
 
 use crate::device::ALIGN;
 use crate::graph::{
-    Arg, Args, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Scalar, Shader, Signature, Target, Value, wgsl,
+    Arg, Args, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Ptx, Scalar, Shader, Signature, Target, Value, ptx,
+    wgsl,
 };
 use crate::passes::plan::{Block, Plan, plan};
 use crate::tensor::{DType, TensorType};
@@ -595,7 +596,7 @@ fn check_types(node: &Node, io: &Signature, target: &Target) -> Result<()> {
     let types = || io.inputs.iter().chain(&io.outputs).map(|ty| ty.dtype);
     let short = types().find(|dtype| matches!(dtype, DType::F16 | DType::Bf16));
     match short {
-        Some(dtype) if dtype == DType::Bf16 || !node.op.takes_f16(target) => {
+        Some(dtype) if !node.op.takes(dtype, target) => {
             let what = format!("`{}` ({}) in {dtype} on this {} device", node.op.name(), node.scope, target.name());
             Err(Error::unsupported(what, "store its numbers as f32; `passes::storage` casts where an op needs it"))
         }
@@ -629,6 +630,10 @@ fn copy(target: Target, from: Slice, to: Slice) -> Command {
         Target::Cpu => Launch::cpu("copy", |args: &Args| args.slice_mut::<u8>(1).copy_from_slice(args.slice(0)), 1, 1),
         Target::Wgpu(target) => {
             Launch::flat(Shader::new("copy", wgsl!("lib/flat", "copy")), &target, from.bytes.div_ceil(4), 1)
+        }
+        Target::Cuda(_) => {
+            let kernel = Ptx::new("copy", ptx!("copy"), DType::F32);
+            Launch::ptx_flat(kernel, DType::F32, from.bytes.div_ceil(4), [Arg::Input(0), Arg::Output(0)])
         }
     };
     let cost = Cost { flops: 0, bytes: 2 * from.bytes as u64 };

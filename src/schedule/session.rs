@@ -7,7 +7,7 @@ use crate::graph::Region;
 use crate::tensor::DType;
 use crate::{Error, Result};
 use bytemuck::Pod;
-use half::f16;
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// What the host is told while a schedule runs.
@@ -331,6 +331,7 @@ impl Session {
 fn not_finite(dtype: DType, bytes: &[u8]) -> Option<f32> {
     match dtype {
         DType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).iter().map(|v| v.to_f32()).find(|v| !v.is_finite()),
+        DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).find(|v| !v.is_finite()),
         _ => bytemuck::cast_slice::<u8, f32>(bytes).iter().copied().find(|v| !v.is_finite()),
     }
 }

@@ -1,8 +1,8 @@
 //! One table drives everything: an op, its inputs, and what it computes in f64.
 
-use half::f16;
+use half::{bf16, f16};
 use langevin::Device;
-use langevin::graph::{Graph, Op, Target, Value, WgpuTarget};
+use langevin::graph::{CudaTarget, Graph, Op, Target, Value, WgpuTarget};
 use langevin::ops::{Affine, Cast};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::verify::verify;
@@ -117,7 +117,7 @@ pub struct Case<'a> {
     pub reference: Reference<'a>,
     /// Relative bound on outputs, by norm.
     pub bound: f64,
-    /// Relative bound on outputs, by norm, where numbers are stored as f16; inputs are rounded before.
+    /// Relative bound on outputs, by norm, where numbers are stored as f16, an eighth of that for bf16; inputs are rounded before.
     pub f16_bound: f64,
     /// Relative bound on gradients, by norm.
     pub grad_bound: f64,
@@ -151,14 +151,18 @@ impl<'a> Case<'a> {
     }
 
     /// Runs the op on every device under poison, against the reference; then its gradients mid-graph; then, if it takes them,
-    /// with numbers stored as f16.
+    /// with numbers stored as f16 and bf16.
     pub fn check(&self) {
         self.check_outputs(DType::F32, self.bound);
         if !self.differentiate_outputs.is_empty() {
             self.check_gradients();
         }
-        if self.op.takes_f16(&Target::Wgpu(WgpuTarget { f16: true, ..Default::default() })) {
+        if self.op.takes(DType::F16, &Target::Wgpu(WgpuTarget { f16: true, ..Default::default() })) {
             self.check_outputs(DType::F16, self.f16_bound);
+        }
+        if self.op.takes(DType::Bf16, &Target::Cuda(CudaTarget::default())) {
+            // Three bits less.
+            self.check_outputs(DType::Bf16, 8.0 * self.f16_bound);
         }
     }
 
@@ -166,6 +170,7 @@ impl<'a> Case<'a> {
     fn tensors(&self, dtype: DType) -> Vec<Tensor> {
         let round = |ty: &TensorType, v: f64| match (ty.dtype, dtype) {
             (DType::F32, DType::F16) => f16::from_f64(v).to_f64(),
+            (DType::F32, DType::Bf16) => bf16::from_f64(v).to_f64(),
             _ => v,
         };
         let tensor = |i: &Input| Tensor::new(i.ty.shape.clone(), i.data.iter().map(|v| round(&i.ty, *v)).collect());
@@ -178,12 +183,12 @@ impl<'a> Case<'a> {
         // Outputs: the op's own inputs are computed values (not buffers), so in-place and lifetimes are exercised.
         let mut g = Graph::new();
         let mut inputs = self.declare(&mut g);
-        if dtype == DType::F16 {
-            inputs.iter_mut().for_each(|v| *v = cast(&mut g, *v, DType::F32, DType::F16));
+        if dtype != DType::F32 {
+            inputs.iter_mut().for_each(|v| *v = cast(&mut g, *v, DType::F32, dtype));
         }
         let outs = g.apply_arc(self.op.clone(), &inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         for (i, out) in outs.iter().enumerate() {
-            let out = cast(&mut g, *out, DType::F16, DType::F32);
+            let out = if dtype == DType::F32 { *out } else { cast(&mut g, *out, dtype, DType::F32) };
             g.output(format!("out{i}"), out);
         }
         assert_eq!(expected.len(), outs.len(), "{}: the reference must give every output", self.name);
@@ -298,7 +303,12 @@ pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 /// hardware, with its subgroups and without. What stores f16 runs on adapters that have it. A missing adapter is printed;
 /// `LANGEVIN_REQUIRE=wgpu` (or `f16`) makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
-    let f16 = g.values().iter().any(|v| v.ty.dtype == DType::F16);
+    let has = |dtype| g.values().iter().any(|v| v.ty.dtype == dtype);
+    let (f16, bf16) = (has(DType::F16), has(DType::Bf16));
+    let mut places = ptx_places(name, g);
+    if bf16 {
+        return places;
+    }
     let kinds = [(false, false), (false, true), (true, false)];
     for target in kinds.map(|(software, subgroups)| WgpuTarget { software, subgroups, f16, ..Default::default() }) {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
@@ -311,10 +321,11 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
             }
         }
     }
-    let on_cpu = !f16 || g.nodes().iter().all(|n| n.op.takes_f16(&Target::Cpu));
-    let mut places = if on_cpu { vec![(Device::Cpu, Target::Cpu)] } else { vec![] };
+    if !f16 || g.nodes().iter().all(|n| n.op.takes(DType::F16, &Target::Cpu)) {
+        places.insert(0, (Device::Cpu, Target::Cpu));
+    }
     match adapter() {
-        Ok(device) if f16 && !device.target().has_f16() => {
+        Ok(device) if f16 && !device.target().stores(DType::F16) => {
             assert!(!required("f16"), "LANGEVIN_REQUIRE asks for f16, which the adapter does not have");
             eprintln!("{name}: not run in f16, which the adapter does not have");
         }
@@ -329,6 +340,24 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
             places.push((device.clone(), device.target()));
         }
         Err(reason) => eprintln!("{name}: not run on wgpu: {reason}"),
+    }
+    places
+}
+
+/// The ptx device as every GPU for which the graph is lowered differently.
+fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
+    let mut places: Vec<(Device, Target)> = vec![];
+    let lower = |target: &Target| {
+        let nodes = g.nodes().iter().filter(|n| !n.op.is_view());
+        nodes.map(|n| n.op.lower(&g.signature(n), target)).collect::<Result<Vec<_>, _>>()
+    };
+    for device in [(8, 0), (9, 0)].map(Device::ptx) {
+        let target = device.target();
+        match lower(&target) {
+            Ok(launches) if places.iter().any(|(_, other)| lower(other).is_ok_and(|l| l == launches)) => {}
+            Ok(_) => places.push((device, target)),
+            Err(e) => eprintln!("{name}: not run on {device}: {e}"),
+        }
     }
     places
 }
@@ -352,7 +381,7 @@ fn adapter() -> Result<Device, &'static str> {
 /// The outputs of a graph on the CPU device. Those of other devices must be about the same.
 pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
     let cpu = run_on((Device::Cpu, Target::Cpu), g, data);
-    for place in places("a graph", g).into_iter().skip(1) {
+    for place in places("a graph", g).into_iter().filter(|(device, _)| *device != Device::Cpu) {
         let device = place.0.clone();
         let got = run_on(place, g, data);
         for (name, expected) in &cpu {
@@ -388,11 +417,12 @@ fn run_on((device, target): (Device, Target), g: &Graph, data: &[(String, Vec<f6
             let plain: Vec<f32> = numbers.iter().map(|v| *v as f32).collect();
             let mut stored = vec![0.0; ty.stored()];
             to_layout(&ty, &plain, &mut stored);
-            if ty.dtype == DType::F16 {
-                session.write(id, &stored.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
-            } else {
-                session.write(id, &stored).unwrap();
+            match ty.dtype {
+                DType::F16 => session.write(id, &stored.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()),
+                DType::Bf16 => session.write(id, &stored.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>()),
+                _ => session.write(id, &stored),
             }
+            .unwrap();
         }
     }
     session.run(&mut |_, _| Ok(())).unwrap();

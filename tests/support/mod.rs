@@ -42,7 +42,7 @@ pub fn wgpu() -> Option<Device> {
 pub fn wgpu_f16() -> Option<Device> {
     let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "f16"));
     match wgpu() {
-        Some(device) if device.target().has_f16() => Some(device),
+        Some(device) if device.target().stores(langevin::tensor::DType::F16) => Some(device),
         _ if required => panic!("LANGEVIN_REQUIRE asks for f16, which no adapter here has"),
         found => {
             found.inspect(|_| eprintln!("skipped in f16: the adapter does not have it"));

@@ -1,0 +1,78 @@
+//! Kernels in PTX: their text, their parameters, and the machine that plays a GPU.
+
+use crate::graph::{CudaTarget, Ptx, PtxFile, Scalar};
+use crate::ptx::{Counters, Entry, Failure, Launch, Memory, Module};
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the machine offers: compute capability 8.0, or 9.0 for the kernels of Hopper.
+pub fn target(compute: (u32, u32)) -> CudaTarget {
+    let shared_bytes = if compute.0 >= 9 { 227 * 1024 } else { 99 * 1024 };
+    CudaTarget { compute, multiprocessors: 4, shared_bytes, software: true }
+}
+
+/// The text of a file of kernels: the file of that name in the folder `LANGEVIN_KERNELS`, laid out as `kernels/ptx`, or if there is none
+/// what langevin was built with.
+///
+/// # Errors
+/// [`Error::Io`] if there is a file that cannot be read.
+pub fn text(file: &PtxFile) -> Result<Cow<'static, str>> {
+    let folder = std::env::var_os("LANGEVIN_KERNELS").map(PathBuf::from);
+    match folder.map(|f| f.join(file.folder).join(file.name).with_extension("ptx")).filter(|path| path.exists()) {
+        Some(path) => Ok(std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?.into()),
+        None => Ok(file.text.into()),
+    }
+}
+
+/// The bytes of a kernel's parameters: the addresses of its arguments, then its scalars.
+///
+/// # Errors
+/// [`Error::TooLarge`] for an integer of more than 32 bits.
+pub fn parameters(addresses: &[u64], scalars: &[Scalar]) -> Result<Vec<Vec<u8>>> {
+    let scalar = |scalar: &Scalar| match *scalar {
+        Scalar::Int(value) => match u32::try_from(value) {
+            Ok(value) => Ok(value.to_le_bytes().to_vec()),
+            Err(_) => Err(Error::TooLarge { what: "a tensor".into(), bytes: value as u64, limit: u32::MAX.into() }),
+        },
+        Scalar::Float(value) => Ok(value.to_le_bytes().to_vec()),
+    };
+    addresses.iter().map(|a| Ok(a.to_le_bytes().to_vec())).chain(scalars.iter().map(scalar)).collect()
+}
+
+/// Modules of the machine, parsed when a kernel of theirs is first asked for.
+#[derive(Debug, Default)]
+pub struct Machine {
+    modules: HashMap<(&'static str, &'static str), Module>,
+}
+
+impl Machine {
+    /// The entry of a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if its file does not parse or has no such entry.
+    pub fn entry(&mut self, kernel: &Ptx) -> Result<Arc<Entry>> {
+        let key = (kernel.file.folder, kernel.file.name);
+        if !self.modules.contains_key(&key) {
+            let module = Module::parse(&text(&kernel.file)?).map_err(|e| rejected(kernel, e.to_string()))?;
+            self.modules.insert(key, module);
+        }
+        let entry = self.modules.get(&key).and_then(|module| module.entry(&kernel.entry)).cloned();
+        entry.ok_or_else(|| rejected(kernel, format!("its file has no entry `{}`", kernel.entry)))
+    }
+
+    /// Runs a launch over `memory`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with kernel, block, thread and line of what it does wrong.
+    pub fn run(&mut self, kernel: &Ptx, launch: &Launch, memory: &mut Memory) -> Result<Counters> {
+        let entry = self.entry(kernel)?;
+        entry.launch(memory, launch).map_err(|failure: Failure| rejected(kernel, failure.to_string()))
+    }
+}
+
+fn rejected(kernel: &Ptx, reason: String) -> Error {
+    Error::Kernel { device: "ptx", kernel: kernel.name, reason }
+}
