@@ -590,6 +590,80 @@ fn barriers_that_reduce() {
     assert_eq!(handed[32..], (0..32).collect::<Vec<u32>>());
 }
 
+// --- global memory -------------------------------------------------------------------------------------------------
+
+/// Doubles the words of `in` into `out`, one a thread.
+fn double() -> String {
+    kernel(
+        "mov.u32 %r0, %tid.x;\nmul.wide.u32 %d0, %r0, 4;\nadd.u64 %d1, %in, %d0;\nadd.u64 %d2, %out, %d0;\n\
+         ld.global.u32 %r1, [%d1];\nshl.b32 %r1, %r1, 1;\nst.global.u32 [%d2], %r1;\nret;",
+    )
+}
+
+#[test]
+fn windows_of_an_arena_are_the_bounds() {
+    let module = Module::parse(&double()).unwrap();
+    let entry = module.entry("k").unwrap();
+    let mut memory = Memory::new();
+    let arena = memory.allocate("arena", 256).unwrap();
+    let (x, y) = (arena + 32, arena + 64);
+    memory.slice_mut(x, 16).unwrap().copy_from_slice(bytemuck::cast_slice(&[1u32, 2, 3, 4]));
+    let of = |threads, from: u64, to: u64| Launch::new([1, 1, 1], [threads, 1, 1]).argument(to).argument(from);
+    let good = of(4, x, y).window("x", x, 16, false).window("y", y, 16, true);
+    let counters = entry.launch(&mut memory, &good).unwrap();
+    assert_eq!(words(memory.slice(y, 16).unwrap()), [2, 4, 6, 8]);
+    assert_eq!((counters.loads.distinct_bytes, counters.stores.distinct_bytes), (16, 16));
+    // In place: one address, of which the larger window may be written.
+    let in_place = of(4, y, y).window("y", y, 16, false).window("y again", y, 16, true);
+    let counters = entry.launch(&mut memory, &in_place).unwrap();
+    assert_eq!(words(memory.slice(y, 16).unwrap()), [4, 8, 12, 16]);
+    assert_eq!((counters.loads.distinct_bytes, counters.stores.distinct_bytes), (16, 16));
+
+    let mut kind = |launch: Launch| match entry.launch(&mut memory, &launch) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    // The arena goes on behind both windows.
+    let behind = kind(of(5, x, y).window("x", x, 16, false).window("y", y, 20, true));
+    assert!(behind.to_string().contains("it ends 4 bytes behind `x` of 16 bytes"), "{behind}");
+    let behind = kind(of(5, x, y).window("x", x, 32, false).window("y", y, 16, true));
+    assert!(matches!(behind, FaultKind::Unwritten { ref place, .. } if place == "byte 16 of `x`"), "{behind}");
+    let behind = kind(of(4, x, y).window("x", x, 16, false).window("y", y, 12, true));
+    assert!(matches!(behind, FaultKind::OutOfBounds { access: "store", .. }), "{behind}");
+    let constant = kind(of(4, x, y).window("x", x, 16, true).window("y", y, 16, false));
+    assert_eq!(constant, FaultKind::ReadOnly { place: "`y`".into() });
+    // A later value of the same place has not been written.
+    memory.forget(x + 4, 4).unwrap();
+    let stale = match entry.launch(&mut memory, &good) {
+        Err(Failure::Fault(fault)) => (fault.kind, fault.thread),
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(stale, (FaultKind::Unwritten { ref place, .. }, [1, 0, 0]) if place == "byte 4 of `x`"));
+    assert_eq!([memory.is_written(x, 4), memory.is_written(x, 16)].map(Result::unwrap), [true, false]);
+    let outside = of(4, x, y).window("x", x, 16, false).window("y", arena + 250, 16, true);
+    assert!(matches!(entry.launch(&mut memory, &outside), Err(Failure::Request(_))));
+    assert!(memory.slice(arena + 250, 7).is_err() && memory.slice(0, 1).is_err());
+}
+
+#[test]
+fn variables_belong_to_a_module() {
+    let counting = |start: u32| {
+        kernel_with(
+            &format!(".global .u32 n = {start};"),
+            "atom.global.add.u32 %r0, [n], 1;\nst.global.u32 [%out], %r0;\nret;",
+        )
+    };
+    let modules = [10, 20].map(|start| Module::parse(&counting(start)).unwrap());
+    let mut memory = Memory::new();
+    let out = memory.allocate("out", 4).unwrap();
+    let arguments = Launch::new([1, 1, 1], [1, 1, 1]).argument(out).argument(out).window("out", out, 4, true);
+    let mut next = |module: usize| {
+        modules[module].entry("k").unwrap().launch(&mut memory, &arguments).unwrap();
+        words(memory.slice(out, 4).unwrap())[0]
+    };
+    assert_eq!([next(0), next(1), next(0), next(1)], [10, 20, 11, 21]);
+}
+
 // --- divergence ----------------------------------------------------------------------------------------------------
 
 #[test]

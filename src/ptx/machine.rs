@@ -5,7 +5,7 @@ use super::count::{Class, Counters};
 use super::instr::Flow;
 use super::instr::barrier::{Barrier, Mbarrier};
 use super::instr::copy::Copies;
-use super::memory::{LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, resolve};
+use super::memory::{LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve};
 use super::module::{Entry, Operand, Space, Special, Type};
 use super::parse::MAX_SHARED;
 use std::cmp::Ordering;
@@ -27,6 +27,8 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// The bytes of each parameter.
     pub arguments: Vec<Vec<u8>>,
+    /// What it may touch of global memory besides the module's variables; all allocations if the list is empty.
+    pub windows: Vec<Window>,
     /// Instructions of warps after which the launch fails, so that an endless loop ends.
     pub budget: u64,
 }
@@ -34,12 +36,18 @@ pub struct Launch {
 impl Launch {
     /// A launch without dynamic shared memory and arguments, and a budget of 10⁹ instructions.
     pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
-        Launch { grid, block, shared_bytes: 0, arguments: Vec::new(), budget: 1_000_000_000 }
+        Launch { grid, block, shared_bytes: 0, arguments: Vec::new(), windows: Vec::new(), budget: 1_000_000_000 }
     }
 
     /// Adds an argument: an address, or a scalar.
     pub fn argument(mut self, value: impl bytemuck::NoUninit) -> Self {
         self.arguments.push(bytemuck::bytes_of(&value).to_vec());
+        self
+    }
+
+    /// Adds a window that may be read, and written if `writable`.
+    pub fn window(mut self, name: &str, address: u64, bytes: u64, writable: bool) -> Self {
+        self.windows.push(Window { name: name.to_owned(), address, bytes, writable });
         self
     }
 }
@@ -53,23 +61,28 @@ impl Entry {
     pub fn launch(&self, memory: &mut Memory, launch: &Launch) -> Result<Counters, Failure> {
         let parameters = self.check(launch).map_err(Failure::Request)?;
         let addresses = self.place(memory).map_err(|e| Failure::Request(e.to_string()))?;
-        memory.begin_launch();
-        let mut machine = Machine {
-            entry: self,
-            launch,
-            parameters: &parameters,
-            addresses: &addresses,
-            memory,
-            counters: Counters::default(),
-            issued: 0,
-        };
+        memory.begin_launch(&launch.windows).map_err(|e| Failure::Request(e.to_string()))?;
+        let counters = self.run(memory, launch, &parameters, &addresses);
+        let distinct = memory.end_launch();
+        let mut counters = counters?;
+        [counters.loads.distinct_bytes, counters.stores.distinct_bytes] = distinct;
+        Ok(counters)
+    }
+
+    fn run(
+        &self,
+        memory: &mut Memory,
+        launch: &Launch,
+        parameters: &[u8],
+        addresses: &[u64],
+    ) -> Result<Counters, Failure> {
+        let mut machine =
+            Machine { entry: self, launch, parameters, addresses, memory, counters: Counters::default(), issued: 0 };
         let [x, y, z] = launch.grid;
         for index in (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))) {
             machine.block(index)?;
         }
-        let mut counters = machine.counters;
-        [counters.loads.distinct_bytes, counters.stores.distinct_bytes] = memory.touched();
-        Ok(counters)
+        Ok(machine.counters)
     }
 
     /// The bytes of all parameters, if the launch fits.
@@ -122,7 +135,7 @@ impl Entry {
     /// The address of every variable in its space.
     fn place(&self, memory: &mut Memory) -> crate::Result<Vec<u64>> {
         let place = |v: &super::module::Variable| match v.space {
-            Space::Global | Space::Const => memory.variable(&v.name, v.bytes, &v.initial, v.space == Space::Const),
+            Space::Global | Space::Const => memory.variable(self.module, v),
             _ => Ok(v.offset),
         };
         self.variables.iter().map(place).collect()

@@ -233,6 +233,8 @@ pub(super) struct Instruction {
 pub struct Entry {
     pub name: String,
     pub parameters: Vec<Parameter>,
+    /// Which module it is of: kernels of one share its variables.
+    pub(super) module: u64,
     /// `.reqntid` and `.maxntid`.
     pub(super) required_threads: Option<[u32; 3]>,
     pub(super) most_threads: Option<u32>,

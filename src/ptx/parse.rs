@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU64};
 
 use super::flow::post_dominators;
 use super::instr::{self, Opcode};
@@ -75,6 +76,8 @@ struct Body {
 struct Parser<'a> {
     tokens: Vec<Located<'a>>,
     at: usize,
+    /// The module's number.
+    module: u64,
     /// Variables of the module.
     globals: Vec<Variable>,
     names: HashMap<String, usize>,
@@ -83,7 +86,9 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn new(tokens: Vec<Located<'a>>) -> Self {
-        Parser { tokens, at: 0, globals: Vec::new(), names: HashMap::new(), body: Body::default() }
+        static MODULES: AtomicU64 = AtomicU64::new(0);
+        let module = MODULES.fetch_add(1, atomic::Ordering::Relaxed);
+        Parser { tokens, at: 0, module, globals: Vec::new(), names: HashMap::new(), body: Body::default() }
     }
 
     // --- tokens ------------------------------------------------------------------------------------------------
@@ -372,6 +377,7 @@ impl<'a> Parser<'a> {
         Ok(Entry {
             name,
             parameters,
+            module: self.module,
             required_threads,
             most_threads,
             variables,
