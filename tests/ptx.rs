@@ -197,6 +197,46 @@ fn bits() {
 }
 
 #[test]
+fn carries() {
+    // Words of two and three times the width: the flag goes from one instruction to the next.
+    check(&[
+        ("add.cc.u32 %r8, %r0, 1;\naddc.u32 %r9, %r1, %r2;", [0xffff_ffff, 5, 7], 13),
+        ("add.cc.u32 %r8, %r0, 1;\naddc.u32 %r9, %r1, %r2;", [0xffff_fffe, 5, 7], 12),
+        ("add.cc.u32 %r8, %r0, 1;\naddc.cc.u32 %r8, %r1, 0;\naddc.u32 %r9, %r2, 0;", [0xffff_ffff, 0xffff_ffff, 7], 8),
+        ("sub.cc.u32 %r8, %r0, 1;\nsubc.u32 %r9, %r1, %r2;", [0, 9, 7], 1),
+        ("sub.cc.s32 %r8, %r0, 1;\nsubc.cc.s32 %r9, %r1, %r2;", [1, 9, 7], 2),
+        ("mad.lo.cc.u32 %r8, %r0, %r0, %r1;\nmadc.hi.u32 %r9, %r0, %r0, 0;", [0x1_0001, 0xfffd_ffff, 0], 2),
+        ("mad.lo.cc.u32 %r8, %r0, 4, 1;\nmadc.hi.s32 %r9, %r0, 4, 10;", [s(-3), 0, 0], 9),
+        ("add.cc.u64 %d8, %d0, 1;\naddc.u64 %d9, %d1, 0;", [u64::MAX, 5, 0], 6),
+    ]);
+    // Each thread has its own flag.
+    let got = threads(
+        "sub.u32 %r0, %r30, 2;\nadd.cc.u32 %r0, %r0, 2;\nsetp.gt.u32 %p0, %r30, 2;\n@%p0 add.cc.u32 %r0, 0, 0;\naddc.u32 %r9, 0, 0;",
+        4,
+    );
+    assert_eq!(got, [1, 1, 0, 0]);
+}
+
+#[test]
+fn functions() {
+    // The result of a loop that each thread leaves at its own time, by way of a structure.
+    let globals = ".func (.param .b32 sum) power(.param .b32 base, .param .align 4 .b8 exponent[8]);\n\
+        .func (.param .b32 sum) twice(.param .b32 x)\n{\n.reg .b32 %r<3>;\nld.param.u32 %r0, [x];\n{\n.param .b32 a;\n.param .align 4 .b8 b[8];\n\
+        .param .b32 c;\nst.param.b32 [a+0], %r0;\nst.param.b32 [b+4], 1;\nst.param.b32 [b], 0;\ncall (c), power, (a, b);\n\
+        ld.param.u32 %r1, [c];\n}\nadd.u32 %r1, %r1, %r0;\nst.param.b32 [sum], %r1;\nret;\n}\n\
+        .func (.param .b32 sum) power(.param .b32 base, .param .align 4 .b8 exponent[8])\n{\n.reg .pred %p<2>;\n.reg .b32 %r<4>;\n.reg .b64 %rd0;\n\
+        ld.param.u32 %r0, [base];\nmov.b64 %rd0, exponent;\nld.param.u32 %r1, [%rd0+4];\nmov.u32 %r2, 1;\nL:\nst.param.b32 [sum], %r2;\n\
+        setp.eq.u32 %p1, %r1, 0;\n@%p1 ret;\nmul.lo.u32 %r2, %r2, %r0;\nsub.u32 %r1, %r1, 1;\nbra.uni L;\n}";
+    let body = "mov.u32 %r30, %tid.x;\nmov.u32 %r9, 0;\nsetp.ne.u32 %p0, %r30, 3;\n{\n.param .b32 base;\n.param .align 8 .b8 exponent[8];\n\
+        .param .b32 out1;\nst.param.b32 [base], 3;\nst.param.v2.b32 [exponent], {7, %r30};\ncall.uni (out1), power, (base, exponent);\n\
+        ld.param.b32 %r9, [out1+0];\n}\n{\n.param .b32 x;\n.param .b32 y;\nst.param.b32 [x], %r9;\nst.param.b32 [y], 1000;\n\
+        @%p0 call (y), twice, (x);\nld.param.b32 %r9, [y];\n}\nbar.warp.sync -1;\nmul.wide.u32 %d18, %r30, 4;\nadd.u64 %d19, %out, %d18;\n\
+        st.global.u32 [%d19], %r9;\nret;";
+    let (out, _) = run(&kernel_with(globals, body), 1, 5, 20, &[]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(words(&out), [2, 6, 18, 1000, 162]);
+}
+
+#[test]
 fn comparisons() {
     let nan = f(f32::NAN);
     check(&[
@@ -217,6 +257,13 @@ fn comparisons() {
         ("setp.gt.or.s32 %p9|%p8, %r0, %r1, !%p2;", [1, 2, 0], 1),
         ("setp.gt.s32 %p8|%p9, %r0, %r1;", [1, 2, 0], 1),
         ("set.lt.u32.s32 %r9, %r0, %r1;", [1, 2, 0], 0xffff_ffff),
+        ("set.eq.f16.f16 %h9, %h0, %h1;", [h(2.0), h(2.0), 0], h(1.0)),
+        ("set.eq.f16.f16 %h9, %h0, %h1;", [h(2.0), h(-2.0), 0], 0),
+        ("setp.lt.s16 %p9, %h0, %h1;", [0xffff, 1, 0], 1),
+        ("setp.lt.u16 %p9, %h0, %h1;", [0xffff, 1, 0], 0),
+        ("setp.geu.f64 %p9, %e0, %e1;", [e(f64::NAN), e(1.0), 0], 1),
+        ("setp.equ.f32 %p9, %f0, %f1;", [f(1.0), f(2.0), 0], 0),
+        ("setp.lt.bf16 %p9, %h0, %h1;", [b(-1.0), b(1.0), 0], 1),
         ("set.lt.f32.s32 %f9, %r0, %r1;", [1, 2, 0], f(1.0)),
         ("testp.subnormal.f32 %p9, %f0;", [1, 0, 0], 1),
         ("testp.notanumber.f32 %p9, %f0;", [nan, 0, 0], 1),
@@ -1066,12 +1113,28 @@ fn bank_conflicts_and_sectors() {
 
 #[test]
 fn mistakes_in_the_text_are_named() {
+    let function = |i: usize| format!(".func f{i}() {{ call f{}; call f{}; }} ", i + 1, i + 1);
+    let doubling = format!(
+        ".version 8.0\n.target sm_80\n.func f60() {{ membar.gl; }}\n.entry k() {{ call f0; }}\n{}",
+        (0..60).map(function).collect::<String>()
+    );
     let cases: &[(&str, u32, &str)] = &[
         ("", 1, "`.version`"),
         (".version 9.0\n.target sm_80", 1, "PTX 9.0 is newer than 8.8"),
         (".version 8.0\n.target sm_42", 2, "the target `sm_42` is not known"),
         (".version 8.0\n.target sm_80\n.address_size 32", 3, "32 bits"),
-        (".version 8.0\n.target sm_80\n\n.func f() {}", 4, "functions are not known"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n call f;\n}", 4, "no function `f` with a body"),
+        (".version 8.0\n.target sm_80\n.func f();\n.entry k() {\n call f;\n}", 5, "no function `f` with a body"),
+        (".version 8.0\n.target sm_80\n.func f() {\n call f;\n}\n.entry k() {\n call f;\n}", 4, "`f` calls itself"),
+        (".version 8.0\n.target sm_80\n.func f() {}\n.func f() {}", 4, "two functions `f`"),
+        (
+            ".version 8.0\n.target sm_80\n.func f(.param .b32 x) {}\n.entry k() {\n .param .b64 y;\n call f, (y);\n}",
+            6,
+            "the arguments of the call of `f` do not fit",
+        ),
+        (".version 8.0\n.target sm_80\n.func f() { ret;", 3, "ends"),
+        // Sixty functions that each call the next one twice.
+        (&doubling, 5, "too long"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob.u32 %r1;\n}", 4, "`%r1` is not declared"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob;\n}", 4, "unknown instruction `frob`"),
         (

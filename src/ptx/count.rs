@@ -30,6 +30,24 @@ pub enum Class {
 }
 
 impl Class {
+    /// All classes.
+    pub const ALL: [Class; 14] = [
+        Class::Integer,
+        Class::Float,
+        Class::Special,
+        Class::Convert,
+        Class::Move,
+        Class::Control,
+        Class::Global,
+        Class::Shared,
+        Class::Local,
+        Class::Constant,
+        Class::Async,
+        Class::Warp,
+        Class::Barrier,
+        Class::Matrix,
+    ];
+
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -69,20 +87,35 @@ pub struct Traffic {
 impl Traffic {
     /// Counts one request from the lanes' (address, bytes).
     pub(super) fn request(&mut self, accesses: &[(u64, u64)]) {
-        if accesses.is_empty() {
+        let [(first, _), .., (last, last_bytes)] = accesses else {
+            if let [(at, bytes)] = accesses {
+                self.add((at + bytes - 1) / 32 - at / 32 + 1, *bytes, *bytes);
+            }
+            return;
+        };
+        let bytes = accesses.iter().map(|a| a.1).sum();
+        if accesses.windows(2).all(|w| w[0].0 + w[0].1 == w[1].0) {
+            self.add((last + last_bytes - 1) / 32 - first / 32 + 1, bytes, bytes);
             return;
         }
-        let ends = |&(at, bytes): &(u64, u64)| at / 32..=(at + bytes - 1) / 32;
-        let mut sectors: Vec<u64> = accesses.iter().flat_map(ends).collect();
-        sectors.sort_unstable();
-        sectors.dedup();
         let mut different = accesses.to_vec();
         different.sort_unstable();
         different.dedup();
+        // By rising address, so that a sector comes again only as the last one.
+        let (mut sectors, mut next) = (0, 0);
+        for &(at, bytes) in &different {
+            let (from, to) = ((at / 32).max(next), (at + bytes - 1) / 32 + 1);
+            sectors += to.saturating_sub(from);
+            next = next.max(to);
+        }
+        self.add(sectors, different.iter().map(|a| a.1).sum(), bytes);
+    }
+
+    fn add(&mut self, sectors: u64, different_bytes: u64, bytes: u64) {
         self.requests += 1;
-        self.sectors += sectors.len() as u64;
-        self.least_sectors += different.iter().map(|a| a.1).sum::<u64>().div_ceil(32);
-        self.bytes += accesses.iter().map(|a| a.1).sum::<u64>();
+        self.sectors += sectors;
+        self.least_sectors += different_bytes.div_ceil(32);
+        self.bytes += bytes;
     }
 }
 
@@ -116,17 +149,28 @@ impl Counters {
     pub(super) fn shared(&mut self, accesses: &[(u64, u64)], width: u64) {
         let lanes_a_pass = (128 / width.max(4)).clamp(1, 32) as usize;
         for pass in accesses.chunks(lanes_a_pass) {
-            let words = pass.iter().flat_map(|&(at, bytes)| at / 4..=(at + bytes - 1) / 4);
-            let mut words: Vec<u64> = words.collect();
-            words.sort_unstable();
-            words.dedup();
-            let mut banks = [0u64; 32];
-            words.iter().for_each(|w| banks[(w % 32) as usize] += 1);
-            let passes = banks.into_iter().max().unwrap_or(0);
+            let passes = wavefronts(pass);
             self.shared_wavefronts += passes;
             self.bank_conflicts += passes.saturating_sub(1);
         }
     }
+}
+
+/// The most different words that lie in one bank.
+fn wavefronts(accesses: &[(u64, u64)]) -> u64 {
+    let [(first, bytes), ..] = accesses else { return 0 };
+    let same = accesses.iter().all(|a| a == &accesses[0]) && *bytes <= 128;
+    let follow = || accesses.windows(2).all(|w| w[0].0 + w[0].1 == w[1].0) && first % 4 == 0;
+    if same || follow() && bytes * accesses.len() as u64 <= 128 {
+        return 1;
+    }
+    let words = accesses.iter().flat_map(|&(at, bytes)| at / 4..=(at + bytes - 1) / 4);
+    let mut words: Vec<u64> = words.collect();
+    words.sort_unstable();
+    words.dedup();
+    let mut banks = [0u64; 32];
+    words.iter().for_each(|w| banks[(w % 32) as usize] += 1);
+    banks.into_iter().max().unwrap_or(0)
 }
 
 impl fmt::Display for Counters {

@@ -5,7 +5,7 @@ use super::count::{Class, Counters};
 use super::instr::Flow;
 use super::instr::barrier::{Barrier, Mbarrier};
 use super::instr::copy::Copies;
-use super::memory::{LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve};
+use super::memory::{CALL_PARAMETERS, LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve};
 use super::module::{Entry, Operand, Space, Special, Type};
 use super::parse::MAX_SHARED;
 use std::cmp::Ordering;
@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 const TURN: usize = 1000;
 /// Most threads of a block.
 const MAX_THREADS: u64 = 1024;
+
+/// A value of every lane.
+pub(super) type Row = [u64; 32];
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]
@@ -76,13 +79,28 @@ impl Entry {
         parameters: &[u8],
         addresses: &[u64],
     ) -> Result<Counters, Failure> {
-        let mut machine =
-            Machine { entry: self, launch, parameters, addresses, memory, counters: Counters::default(), issued: 0 };
+        let threads: u32 = launch.block.iter().product();
+        let mut machine = Machine {
+            entry: self,
+            launch,
+            parameters,
+            addresses,
+            memory,
+            counters: Counters::default(),
+            classes: [0; Class::ALL.len()],
+            issued: 0,
+            // One column a warp, and one of copies that run by themselves.
+            shadow: Shadow::new(self.shared_bytes(launch) as usize, threads.div_ceil(32) as usize + 1),
+            ticks: 0,
+        };
         let [x, y, z] = launch.grid;
         for index in (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))) {
             machine.block(index)?;
         }
-        Ok(machine.counters)
+        let mut counters = machine.counters;
+        let issued = Class::ALL.into_iter().zip(machine.classes);
+        counters.instructions = issued.filter(|(_, count)| *count > 0).collect();
+        Ok(counters)
     }
 
     /// The bytes of all parameters, if the launch fits.
@@ -160,7 +178,11 @@ pub(super) struct Warp {
     pub live: u32,
     stack: Vec<Frame>,
     /// By slot and lane.
-    pub registers: Vec<[u64; 32]>,
+    pub registers: Vec<Row>,
+    /// By slot, a bit a lane.
+    pub predicates: Vec<u32>,
+    /// The carry flag, a bit a lane.
+    pub carry: u32,
     threads: [[u32; 3]; 32],
     local: Vec<Local>,
     /// Instructions issued so far.
@@ -192,7 +214,12 @@ struct Machine<'a> {
     addresses: &'a [u64],
     memory: &'a mut Memory,
     counters: Counters,
+    /// Instructions by class.
+    classes: [u64; Class::ALL.len()],
     issued: u64,
+    /// Of shared memory, and the last tick of the blocks so far.
+    shadow: Shadow,
+    ticks: u32,
 }
 
 /// Whether a warp can go on at once.
@@ -207,14 +234,20 @@ impl Machine<'_> {
         let mut warps = self.warps();
         let count = warps.len();
         let bytes = self.entry.shared_bytes(self.launch) as usize;
-        // Every warp's own clock begins at 1: 0 is "never".
-        let clock = |w: usize| (0..=count).map(|other| u32::from(other == w)).collect();
+        if self.ticks > u32::MAX / 2 {
+            (self.shadow, self.ticks) = (Shadow::new(bytes, count + 1), 0);
+        }
+        let start = self.ticks;
+        let mut shadow = std::mem::take(&mut self.shadow);
+        shadow.next_block(start);
+        // Every warp's own clock begins one later: what is not is of another block.
+        let clock = |w: usize| (0..=count).map(|other| start + u32::from(other == w)).collect();
         let mut block = Block {
             index,
             shared: vec![0; bytes],
-            shadow: Shadow::new(bytes, count + 1),
+            shadow,
             clocks: (0..count).map(clock).collect(),
-            bulk_clock: 1,
+            bulk_clock: start + 1,
             barriers: (0..16).map(|_| Barrier::new(count + 1)).collect(),
             mbarriers: BTreeMap::new(),
             live: u32::MAX >> (32 - count),
@@ -232,6 +265,8 @@ impl Machine<'_> {
                 return Err(self.deadlock(&block, &warps));
             }
         }
+        self.ticks = block.clocks.iter().flatten().copied().fold(block.bulk_clock, u32::max);
+        self.shadow = block.shadow;
         Ok(())
     }
 
@@ -252,6 +287,8 @@ impl Machine<'_> {
                     stack: vec![frame],
                     // Not a number in any type: a register that is read before it is written shows.
                     registers: vec![[0x7ff7_ffff_7fb7_7fb7; 32]; self.entry.registers],
+                    predicates: vec![u32::MAX; self.entry.predicates],
+                    carry: 0,
                     threads,
                     local: vec![Local::new(self.entry.local_bytes); if self.entry.local_bytes > 0 { 32 } else { 0 }],
                     time: 0,
@@ -295,15 +332,14 @@ impl Machine<'_> {
         let instruction = &self.entry.code[frame.pc];
         let mut mask = frame.mask;
         if let Some((slot, negated)) = instruction.guard {
-            let values = &warp.registers[slot as usize];
-            mask =
-                (0..32).filter(|l| mask >> l & 1 == 1 && (values[*l] & 1 == 1) != negated).fold(0, |m, l| m | 1 << l);
+            let holds = warp.predicates[slot as usize];
+            mask &= if negated { !holds } else { holds };
         }
         self.issued += 1;
         if self.issued > self.launch.budget {
             return Err(Trap::new(frame.mask.trailing_zeros() as usize, FaultKind::Budget(self.launch.budget)));
         }
-        *self.counters.instructions.entry(instruction.class).or_default() += 1;
+        self.classes[instruction.class as usize] += 1;
         self.counters.lanes += u64::from(mask.count_ones());
         warp.time = warp.time.wrapping_add(1);
         if mask == 0 {
@@ -481,10 +517,11 @@ impl Context<'_> {
     pub fn value(&self, operand: &Operand, ty: Type, lane: usize) -> u64 {
         let bits = match operand {
             Operand::Register(slot) => self.warp.registers[*slot as usize][lane],
-            Operand::Not(slot) => !self.warp.registers[*slot as usize][lane],
+            Operand::Predicate(slot) => (self.warp.predicates[*slot as usize] >> lane & 1).into(),
+            Operand::Not(slot) => (!self.warp.predicates[*slot as usize] >> lane & 1).into(),
             Operand::Special(special) => self.special(*special, lane),
             Operand::Variable(index, offset) => self.addresses[*index].wrapping_add_signed(*offset),
-            other => immediate(other, ty),
+            other => immediate(other, ty).unwrap_or(0),
         };
         ty.truncate(bits)
     }
@@ -499,14 +536,48 @@ impl Context<'_> {
 
     /// Sets a result.
     pub fn set(&mut self, operand: &Operand, lane: usize, value: u64) {
-        if let Operand::Register(slot) = operand {
-            self.warp.registers[*slot as usize][lane] = value;
+        match operand {
+            Operand::Register(slot) => self.warp.registers[*slot as usize][lane] = value,
+            Operand::Predicate(slot) => {
+                let all = &mut self.warp.predicates[*slot as usize];
+                *all = *all & !(1 << lane) | (value as u32 & 1) << lane;
+            }
+            _ => {}
+        }
+    }
+
+    /// Sets a result of all active lanes.
+    #[inline]
+    pub fn set_row(&mut self, operand: &Operand, row: &Row) {
+        match operand {
+            Operand::Register(slot) if self.mask == u32::MAX => self.warp.registers[*slot as usize] = *row,
+            operand => self.lanes().for_each(|lane| self.set(operand, lane, row[lane])),
+        }
+    }
+
+    /// A predicate, or whether a value is 1, as a bit a lane.
+    pub fn holds(&self, operand: &Operand) -> u32 {
+        match operand {
+            Operand::Predicate(slot) => self.warp.predicates[*slot as usize],
+            Operand::Not(slot) => !self.warp.predicates[*slot as usize],
+            other => (0..32).fold(0, |bits, lane| bits | (self.value(other, Type::Pred, lane) as u32) << lane),
+        }
+    }
+
+    /// Sets a predicate of all active lanes.
+    pub fn set_holds(&mut self, operand: &Operand, bits: u32) {
+        match operand {
+            Operand::Predicate(slot) => {
+                let all = &mut self.warp.predicates[*slot as usize];
+                *all = *all & !self.mask | bits & self.mask;
+            }
+            operand => self.lanes().for_each(|lane| self.set(operand, lane, (bits >> lane & 1).into())),
         }
     }
 
     /// The address that a memory operand means for one lane.
     pub fn address(&self, base: &Operand, offset: i64, lane: usize, space: Space) -> u64 {
-        let ty = if matches!(space, Space::Shared | Space::Local) { Type::U(32) } else { Type::U(64) };
+        let ty = address_type(space);
         let base = match base {
             Operand::Integer(n) => *n,
             other => self.value(other, Type::U(64), lane),
@@ -564,6 +635,20 @@ impl Context<'_> {
         Err(FaultKind::OutOfBounds { access, space, address, bytes, near })
     }
 
+    /// Notes a read of shared memory.
+    pub fn read_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
+        let clocks = &self.block.clocks[self.warp.index];
+        let done = self.block.shadow.read(start, bytes, who, clocks);
+        done.map_err(|(at, conflict)| self.conflict(at, bytes as u64, conflict))
+    }
+
+    /// Notes a write to shared memory.
+    pub fn write_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
+        let clocks = &self.block.clocks[self.warp.index];
+        let done = self.block.shadow.write(start, bytes, who, clocks);
+        done.map_err(|(at, conflict)| self.conflict(at, bytes as u64, conflict))
+    }
+
     /// The fault that a conflict at byte `at` of shared memory amounts to.
     pub fn conflict(&self, at: usize, bytes: u64, conflict: Conflict) -> FaultKind {
         let address = SHARED_START + at as u64;
@@ -604,18 +689,19 @@ impl Context<'_> {
                 let (space, address) = resolve(address);
                 self.load(lane, space, address, out, strong)
             }
-            Space::Global | Space::Const => self.memory.load(address, out),
+            Space::Global | Space::Const => {
+                out.copy_from_slice(self.memory.load(address, out.len() as u64)?);
+                Ok(())
+            }
             Space::Local => self.warp.local.get(lane).ok_or_else(|| no_local(address))?.load(address, out),
             Space::Shared => {
                 let start = self.shared_place("load", address, out.len() as u64)?;
-                let (mark, clocks) = (self.mark(lane, strong), &self.block.clocks[self.warp.index]);
-                for at in start..start + out.len() {
-                    if let Err(conflict) = self.block.shadow.read(at, mark, clocks) {
-                        return Err(self.conflict(at, out.len() as u64, conflict));
-                    }
-                }
+                self.read_shared(start, out.len(), self.mark(lane, strong))?;
                 out.copy_from_slice(&self.block.shared[start..start + out.len()]);
                 Ok(())
+            }
+            Space::Param if address >= CALL_PARAMETERS => {
+                self.load(lane, Space::Local, address - CALL_PARAMETERS, out, strong)
             }
             Space::Param => {
                 let size = self.parameters.len() as u64;
@@ -644,18 +730,19 @@ impl Context<'_> {
                 let (space, address) = resolve(address);
                 self.store(lane, space, address, data, strong)
             }
-            Space::Global => self.memory.store(address, data),
+            Space::Global => {
+                self.memory.store(address, data.len() as u64)?.copy_from_slice(data);
+                Ok(())
+            }
             Space::Local => self.warp.local.get_mut(lane).ok_or_else(|| no_local(address))?.store(address, data),
             Space::Shared => {
                 let start = self.shared_place("store", address, data.len() as u64)?;
-                let (mark, clocks) = (self.mark(lane, strong), &self.block.clocks[self.warp.index]);
-                for at in start..start + data.len() {
-                    if let Err(conflict) = self.block.shadow.write(at, mark, clocks) {
-                        return Err(self.conflict(at, data.len() as u64, conflict));
-                    }
-                }
+                self.write_shared(start, data.len(), self.mark(lane, strong))?;
                 self.block.shared[start..start + data.len()].copy_from_slice(data);
                 Ok(())
+            }
+            Space::Param if address >= CALL_PARAMETERS => {
+                self.store(lane, Space::Local, address - CALL_PARAMETERS, data, strong)
             }
             Space::Const | Space::Param => Err(FaultKind::ReadOnly { place: format!("{space} memory") }),
         }
@@ -683,8 +770,8 @@ fn no_local(address: u64) -> FaultKind {
 }
 
 /// A literal's bits in a type.
-fn immediate(operand: &Operand, ty: Type) -> u64 {
-    match (operand, ty) {
+pub(super) fn immediate(operand: &Operand, ty: Type) -> Option<u64> {
+    Some(ty.truncate(match (operand, ty) {
         (Operand::Integer(n), _) => *n,
         (Operand::F32(bits), Type::F(64)) => f64::from(f32::from_bits(*bits)).to_bits(),
         (Operand::F32(bits), _) => (*bits).into(),
@@ -692,8 +779,13 @@ fn immediate(operand: &Operand, ty: Type) -> u64 {
         (Operand::F64(x), Type::F(16)) => half::f16::from_f64(*x).to_bits().into(),
         (Operand::F64(x), Type::Bf16) => half::bf16::from_f64(*x).to_bits().into(),
         (Operand::F64(x), _) => (*x as f32).to_bits().into(),
-        _ => 0,
-    }
+        _ => return None,
+    }))
+}
+
+/// The width of addresses in a space.
+pub(super) fn address_type(space: Space) -> Type {
+    if matches!(space, Space::Shared | Space::Local) { Type::U(32) } else { Type::U(64) }
 }
 
 /// The class of instructions that touch a space.

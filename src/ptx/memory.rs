@@ -7,6 +7,8 @@ use crate::{Error, Result};
 /// Where a block's shared memory begins in its window; below it lies what the system keeps on recent architectures, so that
 /// a null pointer points nowhere.
 pub(super) const SHARED_START: u64 = 1024;
+/// Where the arguments and results of calls begin in the parameter space; a thread has its own.
+pub(super) const CALL_PARAMETERS: u64 = 1 << 20;
 /// Where the windows of other spaces lie among generic addresses.
 pub(super) const SHARED_WINDOW: u64 = 1 << 56;
 pub(super) const LOCAL_WINDOW: u64 = 2 << 56;
@@ -301,28 +303,30 @@ impl Memory {
     }
 
     /// Reads written bytes.
-    pub(super) fn load(&mut self, address: u64, out: &mut [u8]) -> Result<(), FaultKind> {
-        let bytes = out.len() as u64;
+    #[inline]
+    pub(super) fn load(&mut self, address: u64, bytes: u64) -> Result<&[u8], FaultKind> {
         let (index, start) = self.find("load", address, bytes, false)?;
         let a = &mut self.allocations[index];
-        if !a.written.all(start, out.len()) {
+        let length = bytes as usize;
+        if !a.written.all(start, length) {
             let bound = self.bounds.iter().find(|b| b.contains(address, bytes));
             let place = bound.map(|b| format!("byte {} of `{}`", address - b.window.address, b.window.name));
             let place = place.unwrap_or_default();
             return Err(FaultKind::Unwritten { space: Space::Global, address, bytes, place });
         }
-        a.touched[0].set(start, out.len());
-        out.copy_from_slice(&a.data()[start..start + out.len()]);
-        Ok(())
+        a.touched[0].set(start, length);
+        Ok(&a.data()[start..start + length])
     }
 
-    pub(super) fn store(&mut self, address: u64, data: &[u8]) -> Result<(), FaultKind> {
-        let (index, start) = self.find("store", address, data.len() as u64, true)?;
+    /// The place of bytes that are written now.
+    #[inline]
+    pub(super) fn store(&mut self, address: u64, bytes: u64) -> Result<&mut [u8], FaultKind> {
+        let (index, start) = self.find("store", address, bytes, true)?;
         let a = &mut self.allocations[index];
-        a.written.set(start, data.len());
-        a.touched[1].set(start, data.len());
-        a.data_mut()[start..start + data.len()].copy_from_slice(data);
-        Ok(())
+        let length = bytes as usize;
+        a.written.set(start, length);
+        a.touched[1].set(start, length);
+        Ok(&mut a.data_mut()[start..start + length])
     }
 }
 

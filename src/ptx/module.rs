@@ -193,7 +193,8 @@ pub(super) enum Special {
 #[derive(Clone, Debug)]
 pub(super) enum Operand {
     Register(u32),
-    /// A predicate that is negated.
+    /// A predicate, and the same negated.
+    Predicate(u32),
     Not(u32),
     Integer(u64),
     F32(u32),
@@ -240,6 +241,7 @@ pub struct Entry {
     pub(super) most_threads: Option<u32>,
     pub(super) variables: Vec<Variable>,
     pub(super) registers: usize,
+    pub(super) predicates: usize,
     pub(super) code: Vec<Instruction>,
     /// The instruction behind each label.
     pub(super) labels: Vec<usize>,
