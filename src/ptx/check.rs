@@ -195,6 +195,7 @@ impl Shadow {
     ///
     /// # Errors
     /// The byte of the conflict.
+    #[inline]
     pub fn read(&mut self, at: usize, bytes: usize, who: Mark, clocks: &[u32]) -> Result<(), (usize, Conflict)> {
         self.access(at, bytes, |marks, place, start| marks.read(place, who, clocks, start))
     }
@@ -203,6 +204,7 @@ impl Shadow {
     ///
     /// # Errors
     /// The byte of the conflict.
+    #[inline]
     pub fn write(&mut self, at: usize, bytes: usize, who: Mark, clocks: &[u32]) -> Result<(), (usize, Conflict)> {
         self.access(at, bytes, |marks, place, start| marks.write(place, who, clocks, start))
     }
@@ -253,6 +255,7 @@ impl Shadow {
     ///
     /// # Errors
     /// The byte of the conflict.
+    #[inline]
     pub fn take_off(&mut self, at: usize, bytes: usize, who: Mark, clocks: &[u32]) -> Result<(), (usize, Conflict)> {
         self.write(at, bytes, who, clocks)?;
         self.flying[at / WORD..(at + bytes) / WORD].fill(true);

@@ -87,28 +87,44 @@ pub struct Traffic {
 impl Traffic {
     /// Counts one request from the lanes' (address, bytes).
     pub(super) fn request(&mut self, accesses: &[(u64, u64)]) {
-        let [(first, _), .., (last, last_bytes)] = accesses else {
-            if let [(at, bytes)] = accesses {
-                self.add((at + bytes - 1) / 32 - at / 32 + 1, *bytes, *bytes);
-            }
-            return;
-        };
-        let bytes = accesses.iter().map(|a| a.1).sum();
-        if accesses.windows(2).all(|w| w[0].0 + w[0].1 == w[1].0) {
-            self.add((last + last_bytes - 1) / 32 - first / 32 + 1, bytes, bytes);
-            return;
+        let Some(&(first, width)) = accesses.first() else { return };
+        let (mut low, mut high, mut bytes) = (u64::MAX, 0, 0);
+        let (mut rises, mut alike) = (true, true);
+        // Of rising addresses a sector comes again only as the last one.
+        let (mut sectors, mut next) = (0, 0);
+        for &(at, length) in accesses {
+            let end = at + length;
+            rises &= at >= high;
+            alike &= length == width && (at ^ first) % length == 0;
+            let (from, to) = ((at / 32).max(next), end.div_ceil(32));
+            sectors += to.saturating_sub(from);
+            next = next.max(to);
+            (low, high, bytes) = (low.min(at), high.max(end), bytes + length);
         }
+        if rises {
+            self.add(sectors, bytes, bytes);
+        } else if alike && high - low < 128 * width && high / 32 - low / 32 < 128 {
+            // A bit a sector, and a bit a place of this width.
+            let (mut seen, mut places) = (0u128, 0u128);
+            for &(at, _) in accesses {
+                (at / 32..(at + width).div_ceil(32)).for_each(|sector| seen |= 1 << (sector - low / 32));
+                places |= 1 << ((at - low) / width);
+            }
+            self.add(seen.count_ones().into(), width * u64::from(places.count_ones()), bytes);
+        } else {
+            self.scattered(accesses, bytes);
+        }
+    }
+
+    fn scattered(&mut self, accesses: &[(u64, u64)], bytes: u64) {
+        let ends = |&(at, bytes): &(u64, u64)| at / 32..=(at + bytes - 1) / 32;
+        let mut sectors: Vec<u64> = accesses.iter().flat_map(ends).collect();
+        sectors.sort_unstable();
+        sectors.dedup();
         let mut different = accesses.to_vec();
         different.sort_unstable();
         different.dedup();
-        // By rising address, so that a sector comes again only as the last one.
-        let (mut sectors, mut next) = (0, 0);
-        for &(at, bytes) in &different {
-            let (from, to) = ((at / 32).max(next), (at + bytes - 1) / 32 + 1);
-            sectors += to.saturating_sub(from);
-            next = next.max(to);
-        }
-        self.add(sectors, different.iter().map(|a| a.1).sum(), bytes);
+        self.add(sectors.len() as u64, different.iter().map(|a| a.1).sum(), bytes);
     }
 
     fn add(&mut self, sectors: u64, different_bytes: u64, bytes: u64) {
@@ -158,10 +174,16 @@ impl Counters {
 
 /// The most different words that lie in one bank.
 fn wavefronts(accesses: &[(u64, u64)]) -> u64 {
-    let [(first, bytes), ..] = accesses else { return 0 };
-    let same = accesses.iter().all(|a| a == &accesses[0]) && *bytes <= 128;
-    let follow = || accesses.windows(2).all(|w| w[0].0 + w[0].1 == w[1].0) && first % 4 == 0;
-    if same || follow() && bytes * accesses.len() as u64 <= 128 {
+    let mut banks = [u64::MAX; 32];
+    let mut conflict = false;
+    for &(at, bytes) in accesses {
+        for word in at / 4..=(at + bytes - 1) / 4 {
+            let held = &mut banks[(word % 32) as usize];
+            conflict |= *held != u64::MAX && *held != word;
+            *held = word;
+        }
+    }
+    if !conflict {
         return 1;
     }
     let words = accesses.iter().flat_map(|&(at, bytes)| at / 4..=(at + bytes - 1) / 4);

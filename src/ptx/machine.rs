@@ -183,7 +183,8 @@ pub(super) struct Warp {
     pub predicates: Vec<u32>,
     /// The carry flag, a bit a lane.
     pub carry: u32,
-    threads: [[u32; 3]; 32],
+    /// Places in the block, by axis.
+    pub threads: [Row; 3],
     local: Vec<Local>,
     /// Instructions issued so far.
     pub time: u32,
@@ -278,8 +279,8 @@ impl Machine<'_> {
         chunks
             .map(|(index, chunk)| {
                 let live = u32::MAX >> (32 - chunk.len());
-                let mut threads = [[0; 3]; 32];
-                threads[..chunk.len()].copy_from_slice(chunk);
+                let place = |axis: usize, lane: usize| chunk.get(lane).map_or(0, |t: &[u32; 3]| t[axis].into());
+                let threads = std::array::from_fn(|axis| std::array::from_fn(|lane| place(axis, lane)));
                 let frame = Frame { pc: 0, reconverge: self.entry.code.len(), mask: live, parked: false };
                 Warp {
                     index,
@@ -419,7 +420,7 @@ impl Machine<'_> {
         Failure::Fault(Box::new(Fault {
             kernel: self.entry.name.clone(),
             block: block.index,
-            thread: warp.threads[trap.lane % 32],
+            thread: warp.threads.map(|axis| axis[trap.lane % 32] as u32),
             line,
             opcode: opcode.to_owned(),
             kind: trap.kind,
@@ -503,6 +504,7 @@ pub(super) struct Context<'a> {
 
 impl Context<'_> {
     /// The lanes that execute the instruction, in order.
+    #[inline]
     pub fn lanes(&self) -> impl Iterator<Item = usize> + use<> {
         let mask = self.mask;
         (0..32).filter(move |l| mask >> l & 1 == 1)
@@ -514,6 +516,7 @@ impl Context<'_> {
     }
 
     /// The operand's bits for one lane, cut to the type's width.
+    #[inline]
     pub fn value(&self, operand: &Operand, ty: Type, lane: usize) -> u64 {
         let bits = match operand {
             Operand::Register(slot) => self.warp.registers[*slot as usize][lane],
@@ -529,8 +532,17 @@ impl Context<'_> {
     /// [`Context::value`] of all lanes.
     pub fn values(&self, operand: &Operand, ty: Type) -> [u64; 32] {
         match operand {
-            Operand::Register(slot) => self.warp.registers[*slot as usize].map(|v| ty.truncate(v)),
-            _ => std::array::from_fn(|lane| self.value(operand, ty, lane)),
+            Operand::Register(slot) => {
+                let mask = ty.truncate(u64::MAX);
+                let mut row = self.warp.registers[*slot as usize];
+                row.iter_mut().for_each(|v| *v &= mask);
+                row
+            }
+            Operand::Special(Special::Tid(_) | Special::LaneId | Special::LaneMask(..))
+            | Operand::Predicate(_)
+            | Operand::Not(_) => std::array::from_fn(|lane| self.value(operand, ty, lane)),
+            // The same for all.
+            _ => [self.value(operand, ty, 0); 32],
         }
     }
 
@@ -595,9 +607,8 @@ impl Context<'_> {
 
     fn special(&self, special: Special, lane: usize) -> u64 {
         let warp = &self.warp;
-        let shared = self.entry.shared_bytes(self.launch);
         match special {
-            Special::Tid(axis) => warp.threads[lane][axis].into(),
+            Special::Tid(axis) => warp.threads[axis][lane],
             Special::Ntid(axis) => self.launch.block[axis].into(),
             Special::Ctaid(axis) => self.block.index[axis].into(),
             Special::Nctaid(axis) => self.launch.grid[axis].into(),
@@ -610,13 +621,14 @@ impl Context<'_> {
             }
             Special::Clock => warp.time.into(),
             Special::DynamicShared => self.launch.shared_bytes.into(),
-            Special::TotalShared => shared,
+            Special::TotalShared => self.block.shared.len() as u64,
             Special::Zero => 0,
             Special::One => 1,
         }
     }
 
     /// The mark of an access that the lane does now.
+    #[inline]
     pub fn mark(&self, lane: usize, strong: bool) -> Mark {
         let index = self.warp.index;
         let clock = self.block.clocks[index][index];
@@ -625,6 +637,7 @@ impl Context<'_> {
     }
 
     /// Where an access to shared memory begins, if it lies inside.
+    #[inline]
     pub fn shared_place(&self, access: &'static str, address: u64, bytes: u64) -> Result<usize, FaultKind> {
         let (space, size) = (Space::Shared, self.block.shared.len() as u64);
         let start = address.checked_sub(SHARED_START);
@@ -636,6 +649,7 @@ impl Context<'_> {
     }
 
     /// Notes a read of shared memory.
+    #[inline]
     pub fn read_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
         let clocks = &self.block.clocks[self.warp.index];
         let done = self.block.shadow.read(start, bytes, who, clocks);
@@ -643,6 +657,7 @@ impl Context<'_> {
     }
 
     /// Notes a write to shared memory.
+    #[inline]
     pub fn write_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
         let clocks = &self.block.clocks[self.warp.index];
         let done = self.block.shadow.write(start, bytes, who, clocks);
@@ -759,6 +774,7 @@ impl Context<'_> {
     }
 
     /// Counts operations of all active lanes.
+    #[inline]
     pub fn count_flops(&mut self, each: u64) {
         self.counters.flops += each * u64::from(self.mask.count_ones());
     }

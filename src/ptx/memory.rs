@@ -50,7 +50,12 @@ impl Bits {
         })
     }
 
+    #[inline]
     pub fn set(&mut self, start: usize, count: usize) {
+        if count > 0 && start / 64 == (start + count) / 64 {
+            self.0[start / 64] |= ((1 << count) - 1) << (start % 64);
+            return;
+        }
         Self::words(start, count).for_each(|(word, mask)| self.0[word] |= mask);
     }
 
@@ -58,7 +63,12 @@ impl Bits {
         Self::words(start, count).for_each(|(word, mask)| self.0[word] &= !mask);
     }
 
+    #[inline]
     pub fn all(&self, start: usize, count: usize) -> bool {
+        if count > 0 && start / 64 == (start + count) / 64 {
+            let mask = ((1 << count) - 1) << (start % 64);
+            return self.0[start / 64] & mask == mask;
+        }
         Self::words(start, count).all(|(word, mask)| self.0[word] & mask == mask)
     }
 
@@ -89,10 +99,12 @@ struct Allocation {
 }
 
 impl Allocation {
+    #[inline]
     fn data(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.data)[..self.bytes]
     }
 
+    #[inline]
     fn data_mut(&mut self) -> &mut [u8] {
         &mut bytemuck::cast_slice_mut(&mut self.data)[..self.bytes]
     }
@@ -123,6 +135,7 @@ struct Bound {
 }
 
 impl Bound {
+    #[inline]
     fn contains(&self, address: u64, bytes: u64) -> bool {
         address >= self.window.address
             && address.checked_add(bytes).is_some_and(|end| end <= self.window.address + self.window.bytes)
@@ -277,6 +290,7 @@ impl Memory {
     }
 
     /// The allocation of an access that stays inside a bound, and where it begins there.
+    #[inline]
     fn find(&self, access: &'static str, address: u64, bytes: u64, writes: bool) -> Result<(usize, usize), FaultKind> {
         let may = |b: &&Bound| b.contains(address, bytes) && (b.window.writable || !writes);
         match self.bounds.iter().find(may) {

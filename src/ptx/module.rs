@@ -60,6 +60,7 @@ impl Type {
     }
 
     /// Width in bits.
+    #[inline]
     pub fn bits(self) -> u32 {
         match self {
             Type::Pred => 1,
@@ -70,6 +71,7 @@ impl Type {
     }
 
     /// Width in memory.
+    #[inline]
     pub fn bytes(self) -> usize {
         (self.bits() as usize).div_ceil(8)
     }
@@ -80,11 +82,13 @@ impl Type {
     }
 
     /// The low bits of `value` that the type has.
+    #[inline]
     pub fn truncate(self, value: u64) -> u64 {
         if self.bits() == 64 { value } else { value & ((1 << self.bits()) - 1) }
     }
 
     /// `value` as a number of 64 bits: with its sign, if the type has one.
+    #[inline]
     pub fn extend(self, value: u64) -> u64 {
         match self {
             Type::S(bits) => ((value << (64 - bits)) as i64 >> (64 - bits)) as u64,

@@ -124,7 +124,10 @@ impl Execute for Select {
     fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
         let by = cx.holds(&self.by);
         let (a, b) = (self.a.row(cx), self.b.row(cx));
-        let out: Row = std::array::from_fn(|lane| if by >> lane & 1 == 1 { a[lane] } else { b[lane] });
+        let mut out = [0; 32];
+        for lane in 0..32 {
+            out[lane] = if by >> lane & 1 == 1 { a[lane] } else { b[lane] };
+        }
         drop((a, b));
         cx.set_row(&self.to, &out);
         Ok(Flow::Next)
@@ -134,11 +137,19 @@ impl Execute for Select {
 /// A comparison lane by lane.
 fn rows(f: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Option<Comparison> {
     Some(Box::new(move |a, b| {
-        let bytes: [u8; 32] = std::array::from_fn(|lane| f(a[lane], b[lane]).into());
-        // The low bits of eight bytes go to the top one.
-        let eight =
-            |b: &[u8]| b.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)).wrapping_mul(0x0102_0408_1020_4080);
-        bytes.chunks_exact(8).rev().fold(0, |bits, chunk| bits << 8 | (eight(chunk) >> 56) as u32)
+        let mut bytes = [0u8; 32];
+        for lane in 0..32 {
+            bytes[lane] = f(a[lane], b[lane]).into();
+        }
+        let mut bits = 0;
+        for i in 0..4 {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(&bytes[8 * i..8 * i + 8]);
+            // The low bits of eight bytes go to the top one.
+            let gathered = u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+            bits |= (gathered as u32) << (8 * i);
+        }
+        bits
     }))
 }
 

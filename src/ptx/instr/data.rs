@@ -190,26 +190,39 @@ struct Run {
 }
 
 /// The lanes of a mask cut into runs of accesses of `bytes`.
-fn runs(addresses: &Row, mask: u32, bytes: u64) -> impl Iterator<Item = Run> {
-    let mut left = mask;
-    std::iter::from_fn(move || {
-        let first = left.checked_ilog2().map(|_| left.trailing_zeros() as usize)?;
-        let mut run = Run { lanes: 1 << first, address: addresses[first], step: 0, bytes };
-        left &= left - 1;
-        let mut last = addresses[first];
-        while left != 0 {
-            let lane = left.trailing_zeros() as usize;
-            let step = addresses[lane].wrapping_sub(last);
-            let fits = if run.lanes.count_ones() == 1 { step == 0 || step == bytes } else { step == run.step };
-            if !fits {
+struct Runs<'a> {
+    addresses: &'a Row,
+    left: u32,
+    bytes: u64,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    #[inline]
+    fn next(&mut self) -> Option<Run> {
+        if self.left == 0 {
+            return None;
+        }
+        let mut take = || {
+            let lane = self.left.trailing_zeros();
+            self.left &= self.left - 1;
+            (1u32 << lane, self.addresses[lane as usize])
+        };
+        let (mut lanes, address) = take();
+        let (mut last, mut step, mut alone) = (address, 0, true);
+        while self.left != 0 {
+            let next = self.addresses[self.left.trailing_zeros() as usize].wrapping_sub(last);
+            if !(next == step || alone && next == self.bytes) {
                 break;
             }
-            last = addresses[lane];
-            run = Run { lanes: run.lanes | 1 << lane, step, bytes: run.bytes + step, ..run };
-            left &= left - 1;
+            (step, alone) = (next, false);
+            last = last.wrapping_add(step);
+            lanes |= 1 << self.left.trailing_zeros();
+            self.left &= self.left - 1;
         }
-        Some(run)
-    })
+        Some(Run { lanes, address, step, bytes: self.bytes + last.wrapping_sub(address) })
+    }
 }
 
 /// The lanes of a mask, in order.
@@ -251,11 +264,21 @@ impl Transfer {
         let bytes = (self.ty.bytes() * self.values.len()) as u64;
         let name = if self.store { "store" } else { "load" };
         let mut accesses = [(0, 0); 32];
-        for (access, lane) in accesses.iter_mut().zip(lanes_of(mask)) {
-            aligned(name, space, addresses[lane], bytes).map_err(|kind| Trap::new(lane, kind))?;
-            *access = (addresses[lane], bytes);
+        let mut count = 0;
+        let mut odd = 0;
+        for lane in 0..32 {
+            if mask >> lane & 1 == 1 {
+                odd |= addresses[lane] & (bytes - 1);
+                accesses[count] = (addresses[lane], bytes);
+                count += 1;
+            }
         }
-        for run in runs(addresses, mask, bytes) {
+        if odd != 0 {
+            for lane in lanes_of(mask) {
+                aligned(name, space, addresses[lane], bytes).map_err(|kind| Trap::new(lane, kind))?;
+            }
+        }
+        for run in (Runs { addresses, left: mask, bytes }) {
             if self.together(cx, space, &run).is_ok() {
                 continue;
             }
@@ -265,7 +288,7 @@ impl Transfer {
                 self.together(cx, space, &one).map_err(|kind| Trap::new(lane, kind))?;
             }
         }
-        cx.count(space, &accesses[..mask.count_ones() as usize], bytes, self.store);
+        cx.count(space, &accesses[..count], bytes, self.store);
         Ok(())
     }
 
@@ -331,11 +354,9 @@ impl Transfer {
     fn mark(&self, cx: &mut Context<'_>, run: &Run, start: usize) -> Result<(), FaultKind> {
         let each = self.ty.bytes() * self.values.len();
         let same = run.step == 0 && run.lanes.count_ones() > 1;
+        let mut who = cx.mark(0, self.strong);
         for (i, lane) in lanes_of(run.lanes).enumerate() {
-            let mut who = cx.mark(lane, self.strong);
-            if same && !self.store {
-                who.lane = MANY;
-            }
+            who.lane = if same && !self.store { MANY } else { lane as u8 };
             let at = start + i * run.step as usize;
             if self.store {
                 cx.write_shared(at, each, who)?;
@@ -355,13 +376,16 @@ impl Transfer {
         for (i, value) in self.values.iter().enumerate() {
             let Operand::Register(slot) = value else { continue };
             let row = &mut registers[*slot as usize];
-            let parts = lanes_of(run.lanes).enumerate().map(|(k, lane)| (lane, k * run.step as usize + i * size));
-            match self.ty {
-                Type::U(32) | Type::B(32) | Type::F(32) => {
-                    parts.for_each(|(lane, at)| row[lane] = number::<4>(&data[at..at + 4]));
+            let (mut at, step) = (i * size, run.step as usize);
+            for lane in 0..32 {
+                if run.lanes >> lane & 1 == 1 {
+                    row[lane] = match self.ty {
+                        Type::U(32) | Type::B(32) | Type::F(32) => number::<4>(&data[at..at + 4]),
+                        Type::S(_) => self.ty.extend(any_number(&data[at..at + size])),
+                        _ => any_number(&data[at..at + size]),
+                    };
+                    at += step;
                 }
-                Type::S(_) => parts.for_each(|(lane, at)| row[lane] = self.ty.extend(any_number(&data[at..at + size]))),
-                _ => parts.for_each(|(lane, at)| row[lane] = any_number(&data[at..at + size])),
             }
         }
     }
@@ -369,13 +393,21 @@ impl Transfer {
     /// Puts the value with the number `i` of a run's lanes where it is written.
     fn gather(&self, data: &mut [u8], run: &Run, i: usize, row: &Row) {
         let size = self.ty.bytes();
-        for (k, lane) in lanes_of(run.lanes).enumerate() {
-            let at = k * run.step as usize + i * size;
-            data[at..at + size].copy_from_slice(&row[lane].to_le_bytes()[..size]);
+        let (mut at, step) = (i * size, run.step as usize);
+        for lane in 0..32 {
+            if run.lanes >> lane & 1 == 1 {
+                let bytes = row[lane].to_le_bytes();
+                match size {
+                    4 => data[at..at + 4].copy_from_slice(&bytes[..4]),
+                    _ => data[at..at + size].copy_from_slice(&bytes[..size]),
+                }
+                at += step;
+            }
         }
     }
 }
 
+#[inline]
 fn number<const N: usize>(bytes: &[u8]) -> u64 {
     let mut all = [0; 8];
     all[..N].copy_from_slice(bytes);
@@ -383,6 +415,7 @@ fn number<const N: usize>(bytes: &[u8]) -> u64 {
 }
 
 /// Little-endian bytes, eight at most.
+#[inline]
 pub(super) fn any_number(bytes: &[u8]) -> u64 {
     match bytes.len() {
         1 => number::<1>(bytes),
@@ -393,6 +426,7 @@ pub(super) fn any_number(bytes: &[u8]) -> u64 {
 }
 
 /// The space and address of a place for one lane, generic addresses resolved.
+#[inline]
 pub(super) fn locate(cx: &Context<'_>, place: &Place, space: Space, lane: usize) -> (Space, u64) {
     let known = if space == Space::Generic { cx.space_of(&place.base) } else { None };
     match known.unwrap_or(space) {
@@ -402,6 +436,7 @@ pub(super) fn locate(cx: &Context<'_>, place: &Place, space: Space, lane: usize)
 }
 
 /// Whether the address is a multiple of the access's size.
+#[inline]
 pub(super) fn aligned(access: &'static str, space: Space, address: u64, bytes: u64) -> Result<(), FaultKind> {
     match address % bytes {
         0 => Ok(()),

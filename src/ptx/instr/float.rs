@@ -119,7 +119,7 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
 
 /// A function of numbers as one of their bits.
 fn doubles(f: impl Fn([f64; 3]) -> f64) -> impl Fn([u64; 3]) -> u64 {
-    move |v| f(v.map(f64::from_bits)).to_bits()
+    move |[a, b, c]| f([f64::from_bits(a), f64::from_bits(b), f64::from_bits(c)]).to_bits()
 }
 
 /// An instruction in f32 that rounds to nearest: what the CPU does itself, it does in f32. `flushes` turns subnormal operands
@@ -153,15 +153,16 @@ fn single(
         "sqrt" => with!(|[a, ..]: [f32; 3]| a.sqrt()),
         "min" => with!(|[a, b, _]: [f32; 3]| least(a.into(), b.into()) as f32),
         "max" => with!(|[a, b, _]: [f32; 3]| -least((-a).into(), (-b).into()) as f32),
-        _ => with!(move |v: [f32; 3]| f(v.map(f64::from)) as f32),
+        _ => with!(move |[a, b, c]: [f32; 3]| f([a.into(), b.into(), c.into()]) as f32),
     }
 }
 
 /// A function of numbers as one of their bits; NaN is the one that hardware makes.
 fn singles<const FLUSHES: bool>(f: impl Fn([f32; 3]) -> f32) -> impl Fn([u64; 3]) -> u64 {
     let flush = |x: f32| if FLUSHES && x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x };
-    move |v| {
-        let x = flush(f(v.map(|v| flush(f32::from_bits(v as u32)))));
+    let read = move |v: u64| flush(f32::from_bits(v as u32));
+    move |[a, b, c]| {
+        let x = flush(f([read(a), read(b), read(c)]));
         if x.is_nan() { 0x7fff_ffff } else { x.to_bits().into() }
     }
 }

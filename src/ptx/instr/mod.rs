@@ -21,7 +21,7 @@ use std::fmt;
 use super::check::Trap;
 use super::count::Class;
 use super::machine::{Context, Row, immediate};
-use super::module::{Operand, Type};
+use super::module::{Operand, Special, Type};
 
 /// What happens after an instruction.
 pub(super) enum Flow {
@@ -201,6 +201,7 @@ impl Source {
         match (&self.number, &self.operand) {
             (Some(row), _) => Values::There(row),
             (_, Operand::Register(slot)) => Values::There(&cx.warp.registers[*slot as usize]),
+            (_, Operand::Special(Special::Tid(axis))) => Values::There(&cx.warp.threads[*axis]),
             (_, operand) => Values::Here(Box::new(cx.values(operand, self.ty))),
         }
     }
