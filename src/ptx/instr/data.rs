@@ -226,8 +226,15 @@ impl Iterator for Runs<'_> {
 }
 
 /// The lanes of a mask, in order.
-fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
-    (0..32).filter(move |lane| mask >> lane & 1 == 1)
+#[inline]
+fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = mask.trailing_zeros() as usize;
+        (lane < 32).then(|| {
+            mask &= mask - 1;
+            lane
+        })
+    })
 }
 
 impl Execute for Transfer {
@@ -264,15 +271,12 @@ impl Transfer {
         let bytes = (self.ty.bytes() * self.values.len()) as u64;
         let name = if self.store { "store" } else { "load" };
         let mut accesses = [(0, 0); 32];
-        let mut count = 0;
         let mut odd = 0;
-        for lane in 0..32 {
-            if mask >> lane & 1 == 1 {
-                odd |= addresses[lane] & (bytes - 1);
-                accesses[count] = (addresses[lane], bytes);
-                count += 1;
-            }
-        }
+        let active = lanes_of(mask).zip(&mut accesses).map(|(lane, access)| {
+            odd |= addresses[lane] & (bytes - 1);
+            *access = (addresses[lane], bytes);
+        });
+        let count = active.count();
         if odd != 0 {
             for lane in lanes_of(mask) {
                 aligned(name, space, addresses[lane], bytes).map_err(|kind| Trap::new(lane, kind))?;
@@ -372,57 +376,87 @@ impl Transfer {
 
     /// Puts what a run has read into the registers.
     fn spread(&self, registers: &mut [Row], run: &Run, data: &[u8]) {
-        let size = self.ty.bytes();
-        for (i, value) in self.values.iter().enumerate() {
+        for (value, data) in self.values.iter().zip(data.chunks(self.ty.bytes())) {
             let Operand::Register(slot) = value else { continue };
             let row = &mut registers[*slot as usize];
-            let (mut at, step) = (i * size, run.step as usize);
-            for lane in 0..32 {
-                if run.lanes >> lane & 1 == 1 {
-                    row[lane] = match self.ty {
-                        Type::U(32) | Type::B(32) | Type::F(32) => number::<4>(&data[at..at + 4]),
-                        Type::S(_) => self.ty.extend(any_number(&data[at..at + size])),
-                        _ => any_number(&data[at..at + size]),
-                    };
-                    at += step;
-                }
+            let number = self.ty.extend(any_number(data));
+            if run.step == 0 && run.lanes == u32::MAX {
+                row.fill(number);
+            } else if run.step == 0 {
+                lanes_of(run.lanes).for_each(|lane| row[lane] = number);
+            }
+        }
+        if run.step == 0 {
+            return;
+        }
+        for (i, value) in self.values.iter().enumerate() {
+            let Operand::Register(slot) = value else { continue };
+            let (row, data) = (&mut registers[*slot as usize], &data[i * self.ty.bytes()..]);
+            match self.ty.bytes() {
+                1 => spread::<1>(row, run, data),
+                2 => spread::<2>(row, run, data),
+                4 => spread::<4>(row, run, data),
+                _ => spread::<8>(row, run, data),
+            }
+            if let Type::S(8 | 16 | 32) = self.ty {
+                lanes_of(run.lanes).for_each(|lane| row[lane] = self.ty.extend(row[lane]));
             }
         }
     }
 
     /// Puts the value with the number `i` of a run's lanes where it is written.
     fn gather(&self, data: &mut [u8], run: &Run, i: usize, row: &Row) {
-        let size = self.ty.bytes();
-        let (mut at, step) = (i * size, run.step as usize);
-        for lane in 0..32 {
-            if run.lanes >> lane & 1 == 1 {
-                let bytes = row[lane].to_le_bytes();
-                match size {
-                    4 => data[at..at + 4].copy_from_slice(&bytes[..4]),
-                    _ => data[at..at + size].copy_from_slice(&bytes[..size]),
-                }
-                at += step;
-            }
+        let data = &mut data[i * self.ty.bytes()..];
+        match self.ty.bytes() {
+            1 => gather::<1>(row, run, data),
+            2 => gather::<2>(row, run, data),
+            4 => gather::<4>(row, run, data),
+            _ => gather::<8>(row, run, data),
         }
     }
 }
 
+/// Numbers of `N` bytes at the steps of a run, into its lanes.
+fn spread<const N: usize>(row: &mut Row, run: &Run, data: &[u8]) {
+    let chunks = data.chunks(run.step as usize).filter_map(|chunk| chunk.first_chunk::<N>());
+    if run.lanes == u32::MAX {
+        row.iter_mut().zip(chunks).for_each(|(value, bytes)| *value = number(bytes));
+    } else {
+        lanes_of(run.lanes).zip(chunks).for_each(|(lane, bytes)| row[lane] = number(bytes));
+    }
+}
+
+/// The low `N` bytes of a run's lanes, at its steps. Where all go to one place, the last one stays.
+fn gather<const N: usize>(row: &Row, run: &Run, data: &mut [u8]) {
+    let put = |chunk: &mut [u8], value: u64| {
+        if let (Some(chunk), Some(bytes)) = (chunk.first_chunk_mut::<N>(), value.to_le_bytes().first_chunk::<N>()) {
+            *chunk = *bytes;
+        }
+    };
+    if run.step == 0 {
+        put(data, row[31 - run.lanes.leading_zeros() as usize]);
+        return;
+    }
+    let chunks = data.chunks_mut(run.step as usize);
+    if run.lanes == u32::MAX {
+        row.iter().zip(chunks).for_each(|(value, chunk)| put(chunk, *value));
+    } else {
+        lanes_of(run.lanes).zip(chunks).for_each(|(lane, chunk)| put(chunk, row[lane]));
+    }
+}
+
 #[inline]
-fn number<const N: usize>(bytes: &[u8]) -> u64 {
+fn number<const N: usize>(bytes: &[u8; N]) -> u64 {
     let mut all = [0; 8];
-    all[..N].copy_from_slice(bytes);
+    for i in 0..N {
+        all[i] = bytes[i];
+    }
     u64::from_le_bytes(all)
 }
 
 /// Little-endian bytes, eight at most.
-#[inline]
 pub(super) fn any_number(bytes: &[u8]) -> u64 {
-    match bytes.len() {
-        1 => number::<1>(bytes),
-        2 => number::<2>(bytes),
-        4 => number::<4>(bytes),
-        _ => number::<8>(bytes),
-    }
+    bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 /// The space and address of a place for one lane, generic addresses resolved.
