@@ -24,9 +24,20 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
             let wanted = space(op).ok_or_else(|| op.unknown())?;
             alu(op, Class::Integer, 0, operands, &[Type::U(64)], move |[a, ..]| u64::from(resolve(a).0 == wanted))
         }
+        // A cluster has one block, whose addresses stay as they are.
+        "mapa" => {
+            let ty = match space(op) {
+                Some(Space::Shared) | None => op.ty()?,
+                Some(_) => return Err(op.unknown()),
+            };
+            if !matches!(ty, Type::U(32 | 64)) {
+                return Err(op.unknown());
+            }
+            alu(op, Class::Integer, 0, operands, &[ty, Type::U(32)], |[a, ..]| a)
+        }
         "prefetch" | "prefetchu" => {
             space(op);
-            op.one_of(&["L1", "L2"]).ok_or_else(|| op.unknown())?;
+            op.one_of(&["L1", "L2", "tensormap"]).ok_or_else(|| op.unknown())?;
             op.operands::<1>(operands)?;
             decoded(Class::Global, super::control::Nothing)
         }
@@ -448,9 +459,7 @@ fn gather<const N: usize>(row: &Row, run: &Run, data: &mut [u8]) {
 #[inline]
 fn number<const N: usize>(bytes: &[u8; N]) -> u64 {
     let mut all = [0; 8];
-    for i in 0..N {
-        all[i] = bytes[i];
-    }
+    all.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
     u64::from_le_bytes(all)
 }
 

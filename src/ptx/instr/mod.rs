@@ -14,6 +14,7 @@ mod integer;
 mod matrix;
 mod rounding;
 mod warp;
+pub(super) mod wgmma;
 
 use std::cell::Cell;
 use std::fmt;
@@ -156,12 +157,13 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         }
         "setp" | "set" | "selp" | "slct" => compare::decode,
         "cvt" => convert::decode,
-        "mov" | "ld" | "ldu" | "st" | "cvta" | "prefetch" | "prefetchu" | "isspacep" => data::decode,
+        "mov" | "ld" | "ldu" | "st" | "cvta" | "prefetch" | "prefetchu" | "isspacep" | "mapa" => data::decode,
         "atom" | "red" => atomic::decode,
         "bra" | "ret" | "exit" | "trap" | "nanosleep" | "setmaxnreg" | "griddepcontrol" => control::decode,
         "bar" | "barrier" | "membar" | "fence" | "mbarrier" => barrier::decode,
         "shfl" | "vote" | "match" | "activemask" | "redux" | "elect" => warp::decode,
         "ldmatrix" | "stmatrix" | "mma" => matrix::decode,
+        "wgmma" => wgmma::decode,
         "cp" => copy::decode,
         _ => return Err(op.unknown()),
     };
