@@ -266,6 +266,11 @@ impl Execute for Transfer {
             self.access(cx, space, &addresses, cx.mask)?;
             return Ok(Flow::Next);
         }
+        if let (Some(space), Operand::Variable(..) | Operand::Integer(_)) = (space, &self.place.base) {
+            let address = cx.address(&self.place.base, self.place.offset, 0, space);
+            self.access(cx, space, &[address; 32], cx.mask)?;
+            return Ok(Flow::Next);
+        }
         let mut spaces = [self.space; 32];
         for lane in cx.lanes() {
             (spaces[lane], addresses[lane]) = locate(cx, &self.place, self.space, lane);
