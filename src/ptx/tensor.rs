@@ -212,7 +212,7 @@ impl TensorMap {
             }
             if inside {
                 let start = row * self.row_bytes() + (first - at[0]) as u64 * size;
-                out.push((start, address + first as u64 * size, (last - first) as u64 * size));
+                out.push((start, address.wrapping_add(first as u64 * size), (last - first) as u64 * size));
             }
         }
         out
