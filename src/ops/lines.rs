@@ -74,7 +74,7 @@ mod tests {
             let [size, factor, shift] = divisor(d as usize).map(|v| u64::from(u32::try_from(v).unwrap()));
             for n in edges.into_iter().chain(high).flat_map(|n| [n, n * d, (n * d).saturating_sub(1)]) {
                 let n = n & 0xffff_ffff;
-                assert_eq!(((n * factor >> 32) + n) >> shift, n / size, "{n} / {size}");
+                assert_eq!((((n * factor) >> 32) + n) >> shift, n / size, "{n} / {size}");
             }
         }
     }
