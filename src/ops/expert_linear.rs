@@ -2,10 +2,10 @@
 
 use super::embedding::expect_i32;
 use super::linear::expect_weight;
-use super::product::Tiling;
+use super::product::{Blocks, Tiling, expert_blocks, threads};
 use super::{TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{Epilogue, Matrix, gemm_part, weight_grad_part};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -81,7 +81,13 @@ impl Op for ExpertLinear {
         let [rows, k, n] = [io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols()];
         let experts = io.inputs[2].elements() - 1;
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Cuda(target) => {
+                let (size, tiles) = expert_blocks(experts, rows, n, target);
+                let kernel = Ptx::new(self.name(), ptx!("expert_linear"), DType::F32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                Launch::ptx(kernel.entry(format!("expert_linear_{size}_f32")), [tiles, 1, 1], threads(size), args)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
@@ -146,7 +152,14 @@ impl Op for ExpertLinearWeightGrad {
         let [rows, k, n] = [io.inputs[0].rows(), io.inputs[0].cols(), io.inputs[1].cols()];
         let experts = io.inputs[2].elements() - 1;
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Cuda(target) => {
+                let Blocks { size, tiles, .. } = Blocks::new(experts, [k, n, rows / experts], target);
+                let kernel = Ptx::new(self.name(), ptx!("expert_linear_weight_grad"), DType::F32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                let entry = format!("expert_linear_weight_grad_{size}_f32");
+                Launch::ptx(kernel.entry(entry), [tiles, 1, 1], threads(size), args)
+            }
             Target::Cpu => Launch::cpu(self.name(), weight_grad_kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
