@@ -13,13 +13,11 @@ __device__ __forceinline__ void sum_parts(const f32* parts, u32 count, const Epi
     float sum[4] = {};
 #pragma unroll 4
     for (u32 part = 0; part < count; part++) {
-        float term[4];
-        load_quad(term, from, n - col, n % 4 == 0);
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] += term[i];
+        n % 4 == 0 ? add_quad<true>(sum, from, n - col) : add_quad<false>(sum, from, n - col);
         from += u64(m) * n;
     }
-    epilogue.store(row, col, sum);
+    if (epilogue.activates()) epilogue.activated(row, col, sum);
+    epilogue.wide() ? epilogue.template store<true>(row, col, sum) : epilogue.template store<false>(row, col, sum);
 }
 
 #define ENTRY(T)                                                                                                                          \

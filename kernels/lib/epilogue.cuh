@@ -2,44 +2,53 @@
 #pragma once
 #include "activation.cuh"
 
-// Four neighbouring numbers of a row, of which `count` exist (the others are 0); in one access if `wide`.
-template <class T>
-__device__ __forceinline__ void load_quad(float (&out)[4], const T* from, u32 count, bool wide) {
-    if (wide) {
+// Four neighbouring numbers, of which `count` exist (the others are 0); in one access if `WIDE`.
+template <bool WIDE, class T>
+__device__ __forceinline__ void load_quad(float (&out)[4], const T* from, u32 count) {
+    if constexpr (WIDE) {
         Pack<T, 4> pack = *(const Pack<T, 4>*)from;
 #pragma unroll
         for (int i = 0; i < 4; i++) out[i] = widen(pack.at[i]);
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++) out[i] = i < count ? widen(from[i]) : 0.0f;
+        for (int i = 0; i < 4; i++) out[i] = i < count ? widen(from[i]) : 0.0f;
+    }
 }
 
-template <class T>
-__device__ __forceinline__ void store_quad(T* to, const float (&v)[4], u32 count, bool wide) {
-    Pack<T, 4> pack;
+template <bool WIDE, class T>
+__device__ __forceinline__ void add_quad(float (&v)[4], const T* from, u32 count) {
+    float term[4];
+    load_quad<WIDE>(term, from, count);
 #pragma unroll
-    for (int i = 0; i < 4; i++) pack.at[i] = narrow<T>(v[i]);
-    if (wide) {
+    for (int i = 0; i < 4; i++) v[i] += term[i];
+}
+
+template <bool WIDE, class T>
+__device__ __forceinline__ void store_quad(T* to, const float (&v)[4], u32 count) {
+    if constexpr (WIDE) {
+        Pack<T, 4> pack;
+#pragma unroll
+        for (int i = 0; i < 4; i++) pack.at[i] = narrow<T>(v[i]);
         *(Pack<T, 4>*)to = pack;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (i < count) to[i] = pack.at[i];
+        for (int i = 0; i < 4; i++)
+            if (i < count) to[i] = narrow<T>(v[i]);
+    }
 }
 
-// A matrix [m, n] in rows, finished quad by quad.
+// What follows are ends of a product. Their `store` takes four sums of a row, those of the columns from `col` on, and leaves out what is outside of
+// the matrix; `WIDE` if `wide()`. If they `activate()`, `activated` was called before with the same four.
+
+// A matrix [m, n] in rows with an epilogue.
 template <class T>
 struct Epilogue {
     const T *bias, *sample_bias, *residual;
     T* y;
     u32 m, n, per_sample;
-    bool has_bias, has_sample_bias, has_residual;
+    bool has_bias, has_sample_bias, has_residual, is_wide;
     u32 activation;
     float scale;
-    // All that is read and written may be taken four numbers at once.
-    bool wide;
 
     // Operands that are absent are not read.
     __device__ __forceinline__ Epilogue(const T* bias, const T* sample_bias, const T* residual, T* y, u32 m, u32 n, u32 per_sample,
@@ -47,38 +56,35 @@ struct Epilogue {
         : bias(bias), sample_bias(sample_bias), residual(residual), y(y), m(m), n(n), per_sample(per_sample), has_bias(has_bias),
           has_sample_bias(has_sample_bias), has_residual(has_residual), activation(activation), scale(scale) {
         constexpr u32 QUAD = 4 * sizeof(T);
-        wide = n % 4 == 0 && is_aligned(y, QUAD) && (!has_bias || is_aligned(bias, QUAD)) &&
-               (!has_sample_bias || is_aligned(sample_bias, QUAD)) && (!has_residual || is_aligned(residual, QUAD));
+        is_wide = n % 4 == 0 && is_aligned(y, QUAD) && (!has_bias || is_aligned(bias, QUAD)) &&
+                  (!has_sample_bias || is_aligned(sample_bias, QUAD)) && (!has_residual || is_aligned(residual, QUAD));
     }
 
-    // Columns col..col + 4 of a row; what is outside of the matrix is left out.
+    __device__ __forceinline__ bool wide() const { return is_wide; }
+    __device__ __forceinline__ bool activates() const { return activation != IDENTITY; }
+
+    template <bool WIDE>
+    __device__ __forceinline__ void add_biases(u32 row, u32 col, float (&v)[4]) const {
+        if (has_bias) add_quad<WIDE>(v, bias + col, n - col);
+        if (has_sample_bias) add_quad<WIDE>(v, sample_bias + u64(row / per_sample) * n + col, n - col);
+    }
+
+    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const {
+        if (row >= m || col >= n) return;
+        add_biases<false>(row, col, v);
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = act(activation, v[i]);
+    }
+
+    template <bool WIDE>
     __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
         if (row >= m || col >= n) return;
-        u32 count = n - col;
-        float term[4];
-        if (has_bias) {
-            load_quad(term, bias + col, count, wide);
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] += term[i];
-        }
-        if (has_sample_bias) {
-            load_quad(term, sample_bias + u64(row / per_sample) * n + col, count, wide);
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] += term[i];
-        }
-        if (activation != IDENTITY) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] = act(activation, v[i]);
-        }
         u64 at = u64(row) * n + col;
-        if (has_residual) {
-            load_quad(term, residual + at, count, wide);
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] += term[i];
-        }
+        if (!activates()) add_biases<WIDE>(row, col, v);
+        if (has_residual) add_quad<WIDE>(v, residual + at, n - col);
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] *= scale;
-        store_quad(y + at, v, count, wide);
+        store_quad<WIDE>(y + at, v, n - col);
     }
 };
 
@@ -88,12 +94,17 @@ struct Finish {
     const Epilogue<T>& epilogue;
     f32* parts;
 
+    __device__ __forceinline__ bool wide() const { return gridDim.y == 1 ? epilogue.wide() : epilogue.n % 4 == 0; }
+    __device__ __forceinline__ bool activates() const { return gridDim.y == 1 && epilogue.activates(); }
+    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { epilogue.activated(row, col, v); }
+
+    template <bool WIDE>
     __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
         u32 m = epilogue.m, n = epilogue.n;
         if (gridDim.y == 1) {
-            epilogue.store(row, col, v);
+            epilogue.template store<WIDE>(row, col, v);
         } else if (row < m && col < n) {
-            store_quad(parts + (u64(blockIdx.y) * m + row) * n + col, v, n - col, n % 4 == 0);
+            store_quad<WIDE>(parts + (u64(blockIdx.y) * m + row) * n + col, v, n - col);
         }
     }
 };
@@ -106,13 +117,18 @@ struct RowStore {
     u64 elements;
     u32 m, n;
 
+    __device__ __forceinline__ bool wide() const { return n % 4 == 0 && (gridDim.y > 1 || is_aligned(y, 4 * sizeof(T))); }
+    __device__ __forceinline__ bool activates() const { return false; }
+    __device__ __forceinline__ void activated(u32, u32, float (&)[4]) const {}
+
+    template <bool WIDE>
     __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
         if (row >= m || col >= n) return;
         u64 at = u64(row) * n + col;
         if (gridDim.y == 1) {
-            store_quad(y + at, v, n - col, n % 4 == 0 && is_aligned(y, 4 * sizeof(T)));
+            store_quad<WIDE>(y + at, v, n - col);
         } else {
-            store_quad(parts + blockIdx.y * elements + at, v, n - col, n % 4 == 0);
+            store_quad<WIDE>(parts + blockIdx.y * elements + at, v, n - col);
         }
     }
 };
@@ -122,7 +138,44 @@ struct PanelStore {
     f32* y;
     u32 m, n, rows;
 
+    __device__ __forceinline__ bool wide() const { return true; }
+    __device__ __forceinline__ bool activates() const { return false; }
+    __device__ __forceinline__ void activated(u32, u32, float (&)[4]) const {}
+
+    template <bool WIDE>
     __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
-        if (row < m && col < (n + 15) / 16 * 16) store_quad(y + (u64(col / 16) * rows + row) * 16 + col % 16, v, 4, true);
+        if (row < m && col < (n + 15) / 16 * 16) store_quad<WIDE>(y + (u64(col / 16) * rows + row) * 16 + col % 16, v, 4);
     }
 };
+
+// Sends a warp's sums, [ROWS, COLS] in shared memory, to their end; the first is that of (row, col). Activations, of which there is much code, are a
+// pass of their own; behind it four stores are under way at a time.
+template <int ROWS, int COLS, int PITCH, class Out>
+__device__ __forceinline__ void send_sums(f32* sums, u32 row, u32 col, const Out& out) {
+    constexpr int QUADS = COLS / 4, STEP = 32 / QUADS;
+    u32 first = threadIdx.x % 32 / QUADS, c = threadIdx.x % QUADS * 4;
+    f32* from = sums + first * PITCH + c;
+    row += first;
+    col += c;
+    if (out.activates()) {
+#pragma unroll 1
+        for (int r = 0; r < ROWS; r += STEP) {
+            Wide<f32> quad = *(const Wide<f32>*)(from + r * PITCH);
+            out.activated(row + r, col, quad.at);
+            *(Wide<f32>*)(from + r * PITCH) = quad;
+        }
+    }
+    if (out.wide()) {
+#pragma unroll 4
+        for (int r = 0; r < ROWS; r += STEP) {
+            Wide<f32> quad = *(const Wide<f32>*)(from + r * PITCH);
+            out.template store<true>(row + r, col, quad.at);
+        }
+    } else {
+#pragma unroll 1
+        for (int r = 0; r < ROWS; r += STEP) {
+            Wide<f32> quad = *(const Wide<f32>*)(from + r * PITCH);
+            out.template store<false>(row + r, col, quad.at);
+        }
+    }
+}

@@ -99,15 +99,6 @@ struct Panels {
     }
 };
 
-// What a block knows of each line of a convolution, in shared memory, since registers are short.
-template <class Line, int LINES, int WARPS, class F>
-__device__ __forceinline__ const Line* describe_lines(F line) {
-    __shared__ Line lines[LINES];
-    for (int i = threadIdx.x; i < LINES; i += 32 * WARPS) lines[i] = line(i);
-    __syncthreads();
-    return lines;
-}
-
 // Rows of a convolution: line m is an output pixel, k runs over the terms of its window. As `Rows`, 4 lines of 8 terms a warp.
 template <int LINES, int WARPS>
 struct Patches {
@@ -122,7 +113,7 @@ struct Patches {
     __device__ __forceinline__ Patches(const f32* x, const Window& w, u32 first, u32 pixels, Terms terms)
         : x(x), w(w), term(w, terms.first + lane_id() % 8) {
         u32 line = 4 * warp_id() + lane_id() / 8, k = lane_id() % 8;
-        corners = describe_lines<Corner, LINES, WARPS>([&](int i) { return Corner(w, first + i, pixels); }) + line;
+        corners = describe_lines<Corner, LINES, 32 * WARPS>([&](int i) { return Corner(w, first + i, pixels); }) + line;
         to = k * PITCH + line;
         depth = int(terms.end - terms.first) - int(k);
     }
@@ -156,13 +147,13 @@ struct PatchColumns {
 
     __device__ __forceinline__ PatchColumns(const f32* x, const Window& w, u32 first, Terms terms)
         : x(x), w(w), pixel(w, terms.first + warp_id()) {
-        taps = describe_lines<Tap, LINES, WARPS>([&](int i) { return Tap(w, Term(w, first + i)); }) + lane_id();
+        taps = describe_lines<Tap, LINES, 32 * WARPS>([&](int i) { return Tap(w, Term(w, first + i)); }) + lane_id();
         to = warp_id() * PITCH + lane_id();
         depth = int(terms.end - terms.first) - int(warp_id());
     }
 
     __device__ __forceinline__ void fetch(f32* tile) {
-#pragma unroll
+#pragma unroll 1
         for (int k = 0; k < DEPTH; k += WARPS) {
             u32 image = pixel.image * w.height * w.width;
             int top = int(pixel.y * w.stride), left = int(pixel.x * w.stride);
@@ -182,6 +173,7 @@ struct PatchColumns {
 // Tiles of `32 WARPS_M` rows and `64 WARPS_N` columns.
 template <int WARPS_M, int WARPS_N>
 struct Ffma {
+    static constexpr int DEPTH = 16;
     static constexpr int WARPS = WARPS_M * WARPS_N, ROWS = 32 * WARPS_M, COLS = 64 * WARPS_N, STAGES = 2;
     // A warp's 16 rows of sums on their way out, with a gap so that they meet 32 banks.
     static constexpr int OUT_PITCH = 68, OUT = 16 * OUT_PITCH;
@@ -233,12 +225,7 @@ struct Ffma {
                     *(Wide<f32>*)(mine + (4 * lane_row + i) * OUT_PITCH + 32 * j + 4 * lane_col) = quad;
                 }
             __syncwarp();
-#pragma unroll 1
-            for (int q = lane; q < 16 * 16; q += 32) {
-                int r = q / 16, c = q % 16 * 4;
-                Wide<f32> quad = *(const Wide<f32>*)(mine + r * OUT_PITCH + c);
-                out.store(row + warp_row + 16 * half + r, col + warp_col + c, quad.at);
-            }
+            send_sums<16, 64, OUT_PITCH>(mine, row + warp_row + 16 * half, col + warp_col, out);
             __syncwarp();
         }
     }

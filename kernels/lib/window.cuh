@@ -99,3 +99,12 @@ struct Pixel {
         }
     }
 };
+
+// What a block knows of each line of a convolution, in shared memory, since registers are short.
+template <class Line, int LINES, int THREADS, class F>
+__device__ __forceinline__ const Line* describe_lines(F line) {
+    __shared__ Line lines[LINES];
+    for (int i = threadIdx.x; i < LINES; i += THREADS) lines[i] = line(i);
+    __syncthreads();
+    return lines;
+}

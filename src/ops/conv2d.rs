@@ -157,7 +157,6 @@ impl Op for Conv2d {
         let w = self.window(self.name(), &io.inputs[0])?;
         let n = io.outputs[0].cols();
         Ok(match target {
-            Target::Cuda(_) if io.inputs[0].dtype != DType::F32 => return target.lacks(self.name()),
             Target::Cuda(target) => {
                 let pointwise = self.is_pointwise();
                 let product = Product {
@@ -351,6 +350,8 @@ impl Op for Conv2dWeightGrad {
                     name: self.name(),
                     file: ptx!("weight_grad"),
                     entry: if pointwise { "linear_weight_grad" } else { self.name() },
+                    dtype: DType::F32,
+                    largest: 128,
                     batch: 1,
                     sizes: [w.taps() * w.channels, io.inputs[1].cols(), io.inputs[1].rows()],
                     stored: [io.outputs[0].stored(), PANEL],

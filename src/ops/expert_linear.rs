@@ -2,10 +2,10 @@
 
 use super::embedding::expect_i32;
 use super::linear::expect_weight;
-use super::product::{Blocks, Tiling, expert_blocks, threads};
+use super::product::{Blocks, Tiling};
 use super::{TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{Epilogue, Matrix, gemm_part, weight_grad_part};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -83,10 +83,9 @@ impl Op for ExpertLinear {
         let launch = match target {
             Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Cuda(target) => {
-                let (size, tiles) = expert_blocks(experts, rows, n, target);
-                let kernel = Ptx::new(self.name(), ptx!("expert_linear"), DType::F32);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
-                Launch::ptx(kernel.entry(format!("expert_linear_{size}_f32")), [tiles, 1, 1], threads(size), args)
+                let blocks = Blocks::grouped(experts, rows, n, target);
+                blocks.launch(self.name(), ptx!("expert_linear"), self.name(), DType::F32, &args)
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
@@ -154,11 +153,9 @@ impl Op for ExpertLinearWeightGrad {
         let launch = match target {
             Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Cuda(target) => {
-                let Blocks { size, tiles, .. } = Blocks::new(experts, [k, n, rows / experts], target);
-                let kernel = Ptx::new(self.name(), ptx!("expert_linear_weight_grad"), DType::F32);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
-                let entry = format!("expert_linear_weight_grad_{size}_f32");
-                Launch::ptx(kernel.entry(entry), [tiles, 1, 1], threads(size), args)
+                let blocks = Blocks { parts: 1, ..Blocks::new(experts, [k, n, rows / experts], 128, target) };
+                blocks.launch(self.name(), ptx!("expert_linear_weight_grad"), self.name(), DType::F32, &args)
             }
             Target::Cpu => Launch::cpu(self.name(), weight_grad_kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),

@@ -213,7 +213,6 @@ impl Op for Linear {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
         Ok(match target {
-            Target::Cuda(_) if io.inputs[0].dtype != DType::F32 => return target.lacks(self.name()),
             Target::Cuda(target) => {
                 let product = Product {
                     name: self.name(),
@@ -310,6 +309,8 @@ impl Op for LinearWeightGrad {
                     name: self.name(),
                     file: ptx!("weight_grad"),
                     entry: self.name(),
+                    dtype: DType::F32,
+                    largest: 128,
                     batch: 1,
                     sizes: [k, n, m],
                     stored: [io.outputs[0].stored(), PANEL],

@@ -73,7 +73,6 @@ impl Op for BatchedMatmul {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let Some([batch, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
         Ok(match target {
-            Target::Cuda(_) if io.inputs[0].dtype != DType::F32 => return target.lacks(self.name()),
             Target::Cuda(target) => {
                 let entry = match (self.transpose_a, self.transpose_b) {
                     (false, false) => "matmul_nn",
@@ -85,6 +84,8 @@ impl Op for BatchedMatmul {
                     name: self.name(),
                     file: ptx!("matmul"),
                     entry,
+                    dtype: io.inputs[0].dtype,
+                    largest: if io.inputs[0].dtype == DType::F32 { 128 } else { 64 },
                     batch,
                     sizes: [m, n, k],
                     stored: [io.outputs[0].elements(), n],

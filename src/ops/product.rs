@@ -62,22 +62,41 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// For `batch` products of that size.
+    /// For `batch` products of that size, in tiles of `largest` at most.
     ///
     /// Tiles of 128 read the least for a FLOP, and two of them run on a multiprocessor at a time. Where there is not one for
     /// each, tiles of 64 spread the work four times as wide. Where those are fewer than two a multiprocessor, as for a few rows or
     /// the weights of a layer, k is cut until there are four: their sums cost a second launch and the parts' bytes, so that a
     /// part has [`PART_TERMS`] at least.
-    pub fn new(batch: usize, [m, n, k]: [usize; 3], target: &CudaTarget) -> Blocks {
+    pub fn new(batch: usize, [m, n, k]: [usize; 3], largest: usize, target: &CudaTarget) -> Blocks {
         let of = |size: usize| batch * m.div_ceil(size) * n.div_ceil(size);
         let wave = target.multiprocessors as usize;
-        let size = if of(128) >= wave { 128 } else { 64 };
+        let size = if largest >= 128 && of(128) >= wave { 128 } else { 64 };
         let tiles = of(size);
         let wanted = if tiles < 2 * wave { (4 * wave).div_ceil(tiles.max(1)).min(k / PART_TERMS) } else { 1 };
         let most = PART_BYTES / (4 * batch * m * n).max(1);
         let parts = wanted.max(k.div_ceil(MOST_TERMS)).min(most).max(1);
         let part = k.div_ceil(parts).next_multiple_of(64).max(64);
         Blocks { size, tiles, part, parts: k.div_ceil(part).max(1) }
+    }
+
+    /// For a product of `rows` in all, in groups of rows whose sizes only the device knows: as many tiles as the worst case has, in which
+    /// every group ends within one.
+    pub fn grouped(groups: usize, rows: usize, n: usize, target: &CudaTarget) -> Blocks {
+        let of = |size: usize| (rows / size + groups) * n.div_ceil(size);
+        let large = rows / groups.max(1) >= 128 && of(128) >= target.multiprocessors as usize;
+        let size = if large { 128 } else { 64 };
+        Blocks { size, tiles: of(size), part: usize::MAX, parts: 1 }
+    }
+
+    /// A launch of the entry for these tiles.
+    pub fn launch(&self, name: &'static str, file: PtxFile, entry: &str, dtype: DType, args: &[Arg]) -> Launch {
+        let Blocks { size, tiles, parts, .. } = *self;
+        let kernel = Ptx::new(name, file, dtype).entry(format!("{entry}_{size}_{dtype}"));
+        // A thread has 64 sums in f32. In half of that, four warps share a tile, and three stages of 64 terms of both operands are its
+        // shared memory.
+        let (threads, shared) = if dtype == DType::F32 { (size * size / 64, 0) } else { (128, 3 * 2 * size * 64 * 2) };
+        Launch::ptx(kernel.shared(shared), [tiles, parts, 1], threads, args.iter().copied())
     }
 }
 
@@ -102,16 +121,10 @@ impl Product<'_> {
         if m * n == 0 {
             return vec![];
         }
-        let blocks = Blocks::new(1, self.sizes, target);
+        let blocks = Blocks::new(1, self.sizes, 128, target);
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
-        let kernel = self.kernel(blocks.size);
         let sums = |args: &[Arg]| {
-            let launch = Launch::ptx(
-                kernel.clone(),
-                [blocks.tiles, blocks.parts, 1],
-                threads(blocks.size),
-                args.iter().copied(),
-            );
+            let launch = blocks.launch(self.name, self.file, self.file.name, self.dtype, args);
             let launch = launch.scalars(self.scalars.iter().copied());
             self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, blocks.part]))
         };
@@ -124,18 +137,17 @@ impl Product<'_> {
             self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
         ]
     }
-
-    fn kernel(&self, size: usize) -> Ptx {
-        Ptx::new(self.name, self.file, self.dtype).entry(format!("{}_{size}_{}", self.file.name, self.dtype))
-    }
 }
 
-/// A product in f32 without epilogue on a GPU, whose entries are named as the op: `batch` times `m` by `k` and `k` by `n`.
+/// A product without epilogue on a GPU: `batch` times `m` by `k` and `k` by `n`.
 pub(super) struct PlainProduct<'a> {
     pub name: &'static str,
     pub file: PtxFile,
-    /// The entries' name without the size of their tiles.
+    /// The entries' name without the size of their tiles and the type of their numbers.
     pub entry: &'a str,
+    pub dtype: DType,
+    /// The largest tiles that there are entries for.
+    pub largest: usize,
     pub batch: usize,
     pub sizes: [usize; 3],
     /// Numbers of the output as they are stored, and the width of its rows.
@@ -151,37 +163,21 @@ impl PlainProduct<'_> {
         if elements == 0 {
             return vec![];
         }
-        let blocks = Blocks::new(self.batch, self.sizes, target);
-        let kernel = Ptx::new(self.name, self.file, DType::F32).entry(format!("{}_{}_f32", self.entry, blocks.size));
+        let blocks = Blocks::new(self.batch, self.sizes, self.largest, target);
         let sums = |args: &[Arg]| {
-            let grid = [blocks.tiles, blocks.parts, 1];
-            let launch = Launch::ptx(kernel.clone(), grid, threads(blocks.size), args.iter().copied());
+            let launch = blocks.launch(self.name, self.file, self.entry, self.dtype, args);
             launch.scalars(self.scalars.iter().copied()).scalars(self.sizes).scalar(blocks.part)
         };
         let [x, w, y] = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
         if blocks.parts == 1 {
             return vec![sums(&[x, w, y, x])];
         }
-        let finish = sum_parts(self.name, DType::F32, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
+        let finish = sum_parts(self.name, self.dtype, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
         vec![
             sums(&[x, w, x]).with_scratch(blocks.parts * elements),
             Epilogue::default().scalars(finish.scalars([elements / n, n, 1, blocks.parts])),
         ]
     }
-}
-
-/// The size of tiles for a product of `rows` in all, in groups of rows whose sizes only the device knows, by `n` columns; and as many
-/// tiles as the worst case has, in which every group ends within one.
-pub(super) fn expert_blocks(groups: usize, rows: usize, n: usize, target: &CudaTarget) -> (usize, usize) {
-    let of = |size: usize| (rows / size + groups) * n.div_ceil(size);
-    let large = rows / groups.max(1) >= 128 && rows.div_ceil(128) * n.div_ceil(128) >= target.multiprocessors as usize;
-    let size = if large { 128 } else { 64 };
-    (size, of(size))
-}
-
-/// Threads of a block of a tile of f32.
-pub(super) fn threads(size: usize) -> usize {
-    size * size / 64
 }
 
 /// The launch that adds up the parts that the first one left, over so many groups of four columns.
