@@ -13,7 +13,7 @@ __device__ __forceinline__ void conv2d(const T* x, const Window& window, const T
     Terms terms = terms_of(k, part);
     A a(x, window, row, m, terms);
     B b(w, k, col, n, terms);
-    Tile::run(a, b, terms.tiles(Tile::DEPTH), row, col, Finish<T>{epilogue, parts});
+    Tile::run(a, b, terms, row, col, Finish<T>{epilogue, parts});
 }
 
 #define CONV2D(T, SIZE, THREADS, BLOCKS, ...)                                                                                             \
@@ -23,12 +23,12 @@ __device__ __forceinline__ void conv2d(const T* x, const Window& window, const T
         Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);      \
         conv2d<__VA_ARGS__>(x, Window{WINDOW_ARGUMENTS}, w, parts, k, part, e);                                                           \
     }
-#define CONV2D_F32(SIZE, WARPS_M, WARPS_N, BLOCKS)                                                                                        \
-    CONV2D(f32, SIZE, 32 * WARPS_M * WARPS_N, BLOCKS, Ffma<WARPS_M, WARPS_N>, Patches<SIZE, WARPS_M * WARPS_N>,                           \
+#define CONV2D_F32(SIZE, WARPS_M, WARPS_N, UNROLL, BLOCKS)                                                                                        \
+    CONV2D(f32, SIZE, 32 * WARPS_M * WARPS_N, BLOCKS, Ffma<WARPS_M, WARPS_N, UNROLL>, Patches<SIZE, WARPS_M * WARPS_N>,                           \
            Panels<SIZE, WARPS_M * WARPS_N>)
 #define CONV2D_HALF(T, SIZE, BLOCKS) CONV2D(T, SIZE, HALF_THREADS, BLOCKS, Mma<T, SIZE>, HalfPatches<T, SIZE>, HalfPanels<T, SIZE>)
-CONV2D_F32(128, 4, 2, 2)
-CONV2D_F32(64, 2, 1, 8)
+CONV2D_F32(128, 4, 2, 16, 2)
+CONV2D_F32(64, 2, 1, 2, 8)
 CONV2D_HALF(f16, 128, 2)
 CONV2D_HALF(f16, 64, 4)
 CONV2D_HALF(bf16, 128, 2)

@@ -13,7 +13,7 @@ __device__ __forceinline__ void linear(const T* x, const T* w, f32* parts, u32 k
     Terms terms = terms_of(k, part);
     A a(x, k, row, m, terms);
     B b(w, k, col, n, terms);
-    Tile::run(a, b, terms.tiles(Tile::DEPTH), row, col, Finish<T>{epilogue, parts});
+    Tile::run(a, b, terms, row, col, Finish<T>{epilogue, parts});
 }
 
 #define LINEAR(T, SIZE, THREADS, BLOCKS, ...)                                                                                             \
@@ -23,11 +23,11 @@ __device__ __forceinline__ void linear(const T* x, const T* w, f32* parts, u32 k
         Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);      \
         linear<__VA_ARGS__>(x, w, parts, k, part, e);                                                                                     \
     }
-#define LINEAR_F32(SIZE, WARPS_M, WARPS_N, BLOCKS)                                                                                        \
-    LINEAR(f32, SIZE, 32 * WARPS_M * WARPS_N, BLOCKS, Ffma<WARPS_M, WARPS_N>, Rows<SIZE, WARPS_M * WARPS_N>, Panels<SIZE, WARPS_M * WARPS_N>)
+#define LINEAR_F32(SIZE, WARPS_M, WARPS_N, UNROLL, BLOCKS)                                                                                        \
+    LINEAR(f32, SIZE, 32 * WARPS_M * WARPS_N, BLOCKS, Ffma<WARPS_M, WARPS_N, UNROLL>, Rows<SIZE, WARPS_M * WARPS_N>, Panels<SIZE, WARPS_M * WARPS_N>)
 #define LINEAR_HALF(T, SIZE, BLOCKS) LINEAR(T, SIZE, HALF_THREADS, BLOCKS, Mma<T, SIZE>, HalfRows<T, SIZE>, HalfPanels<T, SIZE>)
-LINEAR_F32(128, 4, 2, 2)
-LINEAR_F32(64, 2, 1, 8)
+LINEAR_F32(128, 4, 2, 16, 2)
+LINEAR_F32(64, 2, 1, 2, 8)
 LINEAR_HALF(f16, 128, 2)
 LINEAR_HALF(f16, 64, 4)
 LINEAR_HALF(bf16, 128, 2)

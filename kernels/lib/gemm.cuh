@@ -19,27 +19,42 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
     }
 }
 
-// `fetch(stage)` begins to fill a stage of shared memory with the next tile of k, `multiply(stage)` takes it. Copies run `STAGES - 1` tiles
-// ahead. One barrier a tile: behind it all have its numbers, and none needs the stage before it, which is the next to be filled. The first
-// rounds only fetch, so that the code of a fetch is there once.
-template <int STAGES, class Fetch, class Multiply>
-__device__ __forceinline__ void pipeline(int tiles, Fetch fetch, Multiply multiply) {
-    int put = 0, take = 0;
+// `lines * stride` numbers behind `at`. One instruction, where the compiler would keep the products in registers for all of a loop.
+template <class T>
+__device__ __forceinline__ const T* ahead(const T* at, u32 lines, u32 stride) {
+    u64 out;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(out) : "r"(stride), "r"(u32(lines * sizeof(T))), "l"(at));
+    return (const T*)out;
+}
+
+// Sums to shared memory in one access, which the compiler would split.
+__device__ __forceinline__ void store_shared(f32* to, float a, float b) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(u32(__cvta_generic_to_shared(to))), "f"(a), "f"(b) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(f32* to, float a, float b, float c, float d) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(u32(__cvta_generic_to_shared(to))), "f"(a), "f"(b), "f"(c), "f"(d)
+                 : "memory");
+}
+
+// The sum over `terms` terms in tiles of DEPTH. `fetch(stage, left)` begins to fill a stage of shared memory with the next tile of `left` terms;
+// `multiply(stage)` takes it. Copies run `STAGES - 1` tiles ahead. One barrier a tile: behind it all have its numbers, and none needs the stage
+// before it, which is the next to be filled. The first rounds only fetch, so that the code of a fetch is there once.
+template <int STAGES, int DEPTH, class Fetch, class Multiply>
+__device__ __forceinline__ void pipeline(u32 terms, Fetch fetch, Multiply multiply) {
+    int tiles = (terms + DEPTH - 1) / DEPTH, stage = 0;
 #pragma unroll 1
     for (int t = 1 - STAGES; t < tiles; t++) {
         if (t >= 0) {
             asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
             __syncthreads();
         }
-        if (t + STAGES - 1 < tiles) {
-            fetch(put);
-            put = put == STAGES - 1 ? 0 : put + 1;
-        }
+        // The stage of tile t + STAGES - 1; that of tile t comes after it.
+        int next = stage == STAGES - 1 ? 0 : stage + 1;
+        if (t + STAGES - 1 < tiles) fetch(stage, int(terms) - (t + STAGES - 1) * DEPTH);
         asm volatile("cp.async.commit_group;" ::: "memory");
-        if (t >= 0) {
-            multiply(take);
-            take = take == STAGES - 1 ? 0 : take + 1;
-        }
+        if (t >= 0) multiply(next);
+        stage = next;
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
@@ -65,7 +80,7 @@ struct TilePlace {
 struct Terms {
     u32 first, end;
 
-    __device__ __forceinline__ int tiles(u32 depth) const { return (end - first + depth - 1) / depth; }
+    __device__ __forceinline__ u32 count() const { return end - first; }
 };
 
 // Part `blockIdx.y` of k, of `part` terms.

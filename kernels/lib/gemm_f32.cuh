@@ -20,7 +20,7 @@ struct Rows {
     static constexpr int PITCH = LINES + 4, STEP = 4 * WARPS;
     const f32* at;
     u32 stride, to;
-    int lines, depth;
+    int lines;
 
     // Lines from `first` on, of `count`, each `stride` behind the last.
     __device__ __forceinline__ Rows(const f32* x, u32 stride, u32 first, u32 count, Terms terms) : stride(stride) {
@@ -28,19 +28,18 @@ struct Rows {
         at = x + u64(first + line) * stride + terms.first + k;
         to = k * PITCH + line;
         lines = int(count) - int(first + line);
-        depth = int(terms.end - terms.first) - int(k);
     }
 
-    __device__ __forceinline__ void fetch(f32* tile) {
-#pragma unroll
-        for (int i = 0; i < LINES / STEP; i++) {
-            const f32* from = at + u64(i * STEP) * stride;
-            bool there = i * STEP < lines;
-            copy_async<4>(tile + to + i * STEP, from, there && depth > 0);
-            copy_async<4>(tile + to + i * STEP + 8 * PITCH, from + 8, there && depth > 8);
+    __device__ __forceinline__ void fetch(f32* tile, int left) {
+        int depth = left - int(lane_id() % 8);
+        // Few at a time: registers are short.
+#pragma unroll 2
+        for (int i = 0; i < LINES; i += STEP) {
+            const f32* from = ahead(at, i, stride);
+            copy_async<4>(tile + to + i, from, i < lines && depth > 0);
+            copy_async<4>(tile + to + i + 8 * PITCH, from + 8, i < lines && depth > 8);
         }
         at += DEPTH;
-        depth -= DEPTH;
     }
 };
 
@@ -50,7 +49,7 @@ struct Columns {
     static constexpr int PITCH = LINES;
     const f32* at;
     u32 stride, to;
-    int lines, depth;
+    int lines;
 
     // Lines from `first` on, of `count`; from one k to the next it is `stride`.
     __device__ __forceinline__ Columns(const f32* x, u32 stride, u32 first, u32 count, Terms terms) : stride(stride) {
@@ -58,16 +57,15 @@ struct Columns {
         at = x + u64(terms.first + k) * stride + first + line;
         to = k * PITCH + line;
         lines = int(count) - int(first + line);
-        depth = int(terms.end - terms.first) - int(k);
     }
 
-    __device__ __forceinline__ void fetch(f32* tile) {
+    __device__ __forceinline__ void fetch(f32* tile, int left) {
+        int depth = left - int(warp_id());
 #pragma unroll
         for (int j = 0; j < DEPTH; j += WARPS) {
 #pragma unroll
-            for (int i = 0; i < LINES; i += 32) copy_async<4>(tile + to + j * PITCH + i, at + i, i < lines && depth > 0);
-            at += u64(WARPS) * stride;
-            depth -= WARPS;
+            for (int i = 0; i < LINES; i += 32) copy_async<4>(tile + to + j * PITCH + i, at + i, i < lines && j < depth);
+            at = ahead(at, WARPS, stride);
         }
     }
 };
@@ -78,24 +76,22 @@ struct Panels {
     // Two rows of 16 columns meet 32 banks.
     static constexpr int PITCH = LINES + 16, STEP = WARPS / 2;
     const f32* at;
-    u64 stride;
-    u32 to;
-    int panels, depth;
+    u32 rows, to;
+    int panels;
 
     // Columns from `first` on, a multiple of 16, of `count`, of a weight whose panels have `rows`; w is the first of the rows in use.
-    __device__ __forceinline__ Panels(const f32* w, u32 rows, u32 first, u32 count, Terms terms) : stride(u64(rows) * 16) {
+    __device__ __forceinline__ Panels(const f32* w, u32 rows, u32 first, u32 count, Terms terms) : rows(rows) {
         u32 panel = threadIdx.x / 64, k = threadIdx.x % 64 / 4, col = threadIdx.x % 4 * 4;
-        at = w + (first / 16 + panel) * stride + u64(terms.first + k) * 16 + col;
+        at = w + (u64(first / 16 + panel) * rows + terms.first + k) * 16 + col;
         to = k * PITCH + 16 * panel + col;
         panels = int((count + 15) / 16) - int(first / 16 + panel);
-        depth = int(terms.end - terms.first) - int(k);
     }
 
-    __device__ __forceinline__ void fetch(f32* tile) {
+    __device__ __forceinline__ void fetch(f32* tile, int left) {
+        bool there = int(threadIdx.x % 64 / 4) < left;
 #pragma unroll
-        for (int i = 0; i < LINES / 16; i += STEP) copy_async<16>(tile + to + 16 * i, at + i * stride, i < panels && depth > 0);
+        for (int i = 0; i < LINES / 16; i += STEP) copy_async<16>(tile + to + 16 * i, ahead(at, 16 * i, rows), i < panels && there);
         at += 16 * DEPTH;
-        depth -= DEPTH;
     }
 };
 
@@ -108,17 +104,16 @@ struct Patches {
     const Corner* corners;
     Term term;
     u32 to;
-    int depth;
 
     __device__ __forceinline__ Patches(const f32* x, const Window& w, u32 first, u32 pixels, Terms terms)
         : x(x), w(w), term(w, terms.first + lane_id() % 8) {
         u32 line = 4 * warp_id() + lane_id() / 8, k = lane_id() % 8;
         corners = describe_lines<Corner, LINES, 32 * WARPS>([&](int i) { return Corner(w, first + i, pixels); }) + line;
         to = k * PITCH + line;
-        depth = int(terms.end - terms.first) - int(k);
     }
 
-    __device__ __forceinline__ void fetch(f32* tile) {
+    __device__ __forceinline__ void fetch(f32* tile, int left) {
+        int depth = left - int(lane_id() % 8);
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 8) {
 #pragma unroll
@@ -126,10 +121,9 @@ struct Patches {
                 Corner corner = corners[i];
                 u32 pixel;
                 bool there = w.pixel(corner.first, corner.y + int(term.ky), corner.x + int(term.kx), pixel);
-                copy_async<4>(tile + to + k * PITCH + i, x + (u64(pixel) * w.channels + term.c), there && depth > 0);
+                copy_async<4>(tile + to + k * PITCH + i, x + (u64(pixel) * w.channels + term.c), there && k < depth);
             }
             term.advance(w, 8);
-            depth -= 8;
         }
     }
 };
@@ -143,16 +137,15 @@ struct PatchColumns {
     const Tap* taps;
     Pixel pixel;
     u32 to;
-    int depth;
 
     __device__ __forceinline__ PatchColumns(const f32* x, const Window& w, u32 first, Terms terms)
         : x(x), w(w), pixel(w, terms.first + warp_id()) {
         taps = describe_lines<Tap, LINES, 32 * WARPS>([&](int i) { return Tap(w, Term(w, first + i)); }) + lane_id();
         to = warp_id() * PITCH + lane_id();
-        depth = int(terms.end - terms.first) - int(warp_id());
     }
 
-    __device__ __forceinline__ void fetch(f32* tile) {
+    __device__ __forceinline__ void fetch(f32* tile, int left) {
+        int depth = left - int(warp_id());
 #pragma unroll 1
         for (int k = 0; k < DEPTH; k += WARPS) {
             u32 image = pixel.image * w.height * w.width;
@@ -162,16 +155,15 @@ struct PatchColumns {
                 Tap tap = taps[i];
                 u32 number;
                 bool there = w.pixel(image, top + tap.y, left + tap.x, number);
-                copy_async<4>(tile + to + k * PITCH + i, x + (u64(number) * w.channels + tap.c), there && depth > 0);
+                copy_async<4>(tile + to + k * PITCH + i, x + (u64(number) * w.channels + tap.c), there && k < depth);
             }
             pixel.advance(w, WARPS);
-            depth -= WARPS;
         }
     }
 };
 
-// Tiles of `32 WARPS_M` rows and `64 WARPS_N` columns.
-template <int WARPS_M, int WARPS_N>
+// Tiles of `32 WARPS_M` rows and `64 WARPS_N` columns. UNROLL terms are written out, all 16 where it pays: at 4 and 8, ptxas spills.
+template <int WARPS_M, int WARPS_N, int UNROLL = 2>
 struct Ffma {
     static constexpr int DEPTH = 16;
     static constexpr int WARPS = WARPS_M * WARPS_N, ROWS = 32 * WARPS_M, COLS = 64 * WARPS_N, STAGES = 2;
@@ -179,7 +171,7 @@ struct Ffma {
     static constexpr int OUT_PITCH = 68, OUT = 16 * OUT_PITCH;
 
     template <class A, class B, class Out>
-    static __device__ __forceinline__ void run(A a, B b, int tiles, u32 row, u32 col, const Out& out) {
+    static __device__ __forceinline__ void run(A a, B b, Terms terms, u32 row, u32 col, const Out& out) {
         constexpr int A_TILE = DEPTH * A::PITCH, STAGE = A_TILE + DEPTH * B::PITCH;
         constexpr int BUFFERS = STAGES * STAGE, FLOATS = BUFFERS > WARPS * OUT ? BUFFERS : WARPS * OUT;
         __shared__ __align__(16) f32 shared[FLOATS];
@@ -190,12 +182,12 @@ struct Ffma {
         const f32* b_from = shared + A_TILE + warp_col + 4 * lane_col;
 
         float sums[8][8] = {};
-        auto fetch = [&](int stage) {
-            a.fetch(shared + stage * STAGE);
-            b.fetch(shared + stage * STAGE + A_TILE);
+        auto fetch = [&](int stage, int left) {
+            a.fetch(shared + stage * STAGE, left);
+            b.fetch(shared + stage * STAGE + A_TILE, left);
         };
         auto multiply = [&](int stage) {
-#pragma unroll 4
+#pragma unroll UNROLL
             for (int k = 0; k < DEPTH; k++) {
                 Wide<f32> u[2], v[2];
 #pragma unroll
@@ -209,7 +201,7 @@ struct Ffma {
                     for (int j = 0; j < 8; j++) sums[i][j] += u[i / 4].at[i % 4] * v[j / 4].at[j % 4];
             }
         };
-        pipeline<STAGES>(tiles, fetch, multiply);
+        pipeline<STAGES, DEPTH>(terms.count(), fetch, multiply);
 
         // Through shared memory, so that a warp stores whole rows, and the code of the epilogue is there once.
         f32* mine = shared + warp_id() * OUT;
@@ -219,10 +211,9 @@ struct Ffma {
             for (int i = 0; i < 4; i++)
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    Wide<f32> quad;
-#pragma unroll
-                    for (int e = 0; e < 4; e++) quad.at[e] = half ? sums[4 + i][4 * j + e] : sums[i][4 * j + e];
-                    *(Wide<f32>*)(mine + (4 * lane_row + i) * OUT_PITCH + 32 * j + 4 * lane_col) = quad;
+                    f32* to = mine + (4 * lane_row + i) * OUT_PITCH + 32 * j + 4 * lane_col;
+                    auto pick = [&](int e) { return half ? sums[4 + i][4 * j + e] : sums[i][4 * j + e]; };
+                    store_shared(to, pick(0), pick(1), pick(2), pick(3));
                 }
             __syncwarp();
             send_sums<16, 64, OUT_PITCH>(mine, row + warp_row + 16 * half, col + warp_col, out);

@@ -53,7 +53,7 @@ struct HalfRows {
     using Layout = TermRuns;
     const T* at;
     u32 stride, to;
-    int lines, depth;
+    int lines;
     bool wide;
 
     // Lines from `first` on, of `count`, each `stride` behind the last.
@@ -62,21 +62,20 @@ struct HalfRows {
         at = x + u64(first + line) * stride + terms.first + 8 * chunk;
         to = line * 128 + ((chunk ^ line & 7) << 4);
         lines = int(count) - int(first + line);
-        depth = int(terms.end - terms.first) - int(8 * chunk);
         wide = stride % 8 == 0 && is_aligned(x);
     }
 
-    __device__ __forceinline__ void fetch(char* tile) {
+    __device__ __forceinline__ void fetch(char* tile, int left) {
+        int depth = left - int(threadIdx.x % 8 * 8);
         if (wide) {
 #pragma unroll
-            for (int i = 0; i < LINES; i += 16) copy_async<16>(tile + to + i * 128, at + u64(i) * stride, i < lines && depth > 0);
+            for (int i = 0; i < LINES; i += 16) copy_async<16>(tile + to + i * 128, ahead(at, i, stride), i < lines && depth > 0);
         } else {
 #pragma unroll 1
             for (int i = 0; i < LINES; i += 16)
                 gather_chunk<T>(tile + to + i * 128, [&](int e) { return i < lines && e < depth ? at[u64(i) * stride + e] : T{0}; });
         }
         at += HALF_DEPTH;
-        depth -= HALF_DEPTH;
     }
 };
 
@@ -88,7 +87,7 @@ struct HalfColumns {
     static constexpr int CHUNKS = LINES / 8, STEP = HALF_THREADS / CHUNKS;
     const T* at;
     u32 stride, to;
-    int lines, depth;
+    int lines;
     bool wide;
 
     // Lines from `first` on, of `count`; from one term to the next it is `stride`.
@@ -97,21 +96,20 @@ struct HalfColumns {
         at = x + u64(terms.first + term) * stride + first + 8 * chunk;
         to = LineRuns::chunk(chunk / 2, term, chunk % 2);
         lines = int(count) - int(first + 8 * chunk);
-        depth = int(terms.end - terms.first) - int(term);
         wide = stride % 8 == 0 && is_aligned(x);
     }
 
-    __device__ __forceinline__ void fetch(char* tile) {
+    __device__ __forceinline__ void fetch(char* tile, int left) {
+        int depth = left - int(threadIdx.x / CHUNKS);
         if (wide) {
 #pragma unroll
-            for (int i = 0; i < HALF_DEPTH; i += STEP) copy_async<16>(tile + to + i * 32, at + u64(i) * stride, lines > 0 && i < depth);
+            for (int i = 0; i < HALF_DEPTH; i += STEP) copy_async<16>(tile + to + i * 32, ahead(at, i, stride), lines > 0 && i < depth);
         } else {
 #pragma unroll 1
             for (int i = 0; i < HALF_DEPTH; i += STEP)
                 gather_chunk<T>(tile + to + i * 32, [&](int e) { return e < lines && i < depth ? at[u64(i) * stride + e] : T{0}; });
         }
-        at += u64(HALF_DEPTH) * stride;
-        depth -= HALF_DEPTH;
+        at = ahead(at, HALF_DEPTH, stride);
     }
 };
 
@@ -120,24 +118,22 @@ template <class T, int LINES>
 struct HalfPanels {
     using Layout = LineRuns;
     const T* at;
-    u64 stride;
-    u32 to;
-    int panels, depth;
+    u32 rows, to;
+    int panels;
 
     // Columns from `first` on, a multiple of 16, of `count`, of a weight whose panels have `rows`.
-    __device__ __forceinline__ HalfPanels(const T* w, u32 rows, u32 first, u32 count, Terms terms) : stride(u64(rows) * 16) {
+    __device__ __forceinline__ HalfPanels(const T* w, u32 rows, u32 first, u32 count, Terms terms) : rows(rows) {
         u32 term = threadIdx.x / 2, half = threadIdx.x % 2;
-        at = w + first / 16 * stride + u64(terms.first + term) * 16 + 8 * half;
+        at = w + (u64(first / 16) * rows + terms.first + term) * 16 + 8 * half;
         to = LineRuns::chunk(0, term, half);
         panels = int((count + 15) / 16) - int(first / 16);
-        depth = int(terms.end - terms.first) - int(term);
     }
 
-    __device__ __forceinline__ void fetch(char* tile) {
+    __device__ __forceinline__ void fetch(char* tile, int left) {
+        bool there = int(threadIdx.x / 2) < left;
 #pragma unroll
-        for (int i = 0; i < LINES / 16; i++) copy_async<16>(tile + LineRuns::at(to, 0, i), at + i * stride, i < panels && depth > 0);
+        for (int i = 0; i < LINES / 16; i++) copy_async<16>(tile + LineRuns::at(to, 0, i), ahead(at, 16 * i, rows), i < panels && there);
         at += 16 * HALF_DEPTH;
-        depth -= HALF_DEPTH;
     }
 };
 
@@ -150,7 +146,6 @@ struct HalfPatches {
     const Corner* corners;
     Term term;
     u32 to;
-    int depth;
     bool wide;
 
     __device__ __forceinline__ HalfPatches(const T* x, const Window& w, u32 first, u32 pixels, Terms terms)
@@ -158,7 +153,6 @@ struct HalfPatches {
         u32 line = threadIdx.x / 8, chunk = threadIdx.x % 8;
         corners = describe_lines<Corner, LINES, HALF_THREADS>([&](int i) { return Corner(w, first + i, pixels); }) + line;
         to = line * 128 + ((chunk ^ line & 7) << 4);
-        depth = int(terms.end - terms.first) - int(8 * chunk);
         wide = w.channels % 8 == 0 && is_aligned(x);
     }
 
@@ -170,7 +164,8 @@ struct HalfPatches {
         return there;
     }
 
-    __device__ __forceinline__ void fetch(char* tile) {
+    __device__ __forceinline__ void fetch(char* tile, int left) {
+        int depth = left - int(threadIdx.x % 8 * 8);
         if (wide) {
 #pragma unroll
             for (int i = 0; i < LINES; i += 16) {
@@ -191,7 +186,6 @@ struct HalfPatches {
             }
         }
         term.advance(w, HALF_DEPTH);
-        depth -= HALF_DEPTH;
     }
 };
 
@@ -228,7 +222,7 @@ struct Mma {
     static constexpr int OUT_PITCH = WARP + 8;
 
     template <class A, class B, class Out>
-    static __device__ __forceinline__ void run(A a, B b, int tiles, u32 row, u32 col, const Out& out) {
+    static __device__ __forceinline__ void run(A a, B b, Terms terms, u32 row, u32 col, const Out& out) {
         extern __shared__ __align__(128) char shared[];
         static_assert(4 * WARP * OUT_PITCH * 4 <= STAGES * 2 * TILE);
         using AL = typename A::Layout;
@@ -238,9 +232,9 @@ struct Mma {
         u32 a_place = AL::a_place(lane, warp_row), b_place = BL::b_place(lane, warp_col);
 
         float sums[WARP / 16][WARP / 8][4] = {};
-        auto fetch = [&](int stage) {
-            a.fetch(shared + stage * 2 * TILE);
-            b.fetch(shared + stage * 2 * TILE + TILE);
+        auto fetch = [&](int stage, int left) {
+            a.fetch(shared + stage * 2 * TILE, left);
+            b.fetch(shared + stage * 2 * TILE + TILE, left);
         };
         auto multiply = [&](int stage) {
             u32 from = base + stage * 2 * TILE;
@@ -258,7 +252,7 @@ struct Mma {
                     for (int j = 0; j < WARP / 8; j++) multiply_fragments(sums[i][j], u[i], v[j / 2][j % 2 * 2], v[j / 2][j % 2 * 2 + 1], T{});
             }
         };
-        pipeline<STAGES>(tiles, fetch, multiply);
+        pipeline<STAGES, DEPTH>(terms.count(), fetch, multiply);
 
         f32* mine = (f32*)shared + warp_id() * WARP * OUT_PITCH;
         f32* to = mine + lane / 4 * OUT_PITCH + lane % 4 * 2;
@@ -267,12 +261,8 @@ struct Mma {
 #pragma unroll
             for (int j = 0; j < WARP / 8; j++)
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    Pack<f32, 2> pair;
-                    pair.at[0] = sums[i][j][2 * h];
-                    pair.at[1] = sums[i][j][2 * h + 1];
-                    *(Pack<f32, 2>*)(to + (16 * i + 8 * h) * OUT_PITCH + 8 * j) = pair;
-                }
+                for (int h = 0; h < 2; h++)
+                    store_shared(to + (16 * i + 8 * h) * OUT_PITCH + 8 * j, sums[i][j][2 * h], sums[i][j][2 * h + 1]);
         __syncwarp();
         send_sums<WARP, WARP, OUT_PITCH>(mine, row + warp_row, col + warp_col, out);
     }
