@@ -69,6 +69,7 @@ pub mod features;
 pub mod files;
 pub mod graph;
 pub mod image;
+pub mod lab;
 pub mod methods;
 pub mod model;
 pub mod nn;

@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["model"],
     &["features"],
     &["sampler", "trainer", "bench"],
+    &["lab"],
     &["run"],
     &["classifier"],
     &["evaluator"],

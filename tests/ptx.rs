@@ -197,6 +197,46 @@ fn bits() {
 }
 
 #[test]
+fn carries() {
+    // Words of two and three times the width: the flag goes from one instruction to the next.
+    check(&[
+        ("add.cc.u32 %r8, %r0, 1;\naddc.u32 %r9, %r1, %r2;", [0xffff_ffff, 5, 7], 13),
+        ("add.cc.u32 %r8, %r0, 1;\naddc.u32 %r9, %r1, %r2;", [0xffff_fffe, 5, 7], 12),
+        ("add.cc.u32 %r8, %r0, 1;\naddc.cc.u32 %r8, %r1, 0;\naddc.u32 %r9, %r2, 0;", [0xffff_ffff, 0xffff_ffff, 7], 8),
+        ("sub.cc.u32 %r8, %r0, 1;\nsubc.u32 %r9, %r1, %r2;", [0, 9, 7], 1),
+        ("sub.cc.s32 %r8, %r0, 1;\nsubc.cc.s32 %r9, %r1, %r2;", [1, 9, 7], 2),
+        ("mad.lo.cc.u32 %r8, %r0, %r0, %r1;\nmadc.hi.u32 %r9, %r0, %r0, 0;", [0x1_0001, 0xfffd_ffff, 0], 2),
+        ("mad.lo.cc.u32 %r8, %r0, 4, 1;\nmadc.hi.s32 %r9, %r0, 4, 10;", [s(-3), 0, 0], 9),
+        ("add.cc.u64 %d8, %d0, 1;\naddc.u64 %d9, %d1, 0;", [u64::MAX, 5, 0], 6),
+    ]);
+    // Each thread has its own flag.
+    let got = threads(
+        "sub.u32 %r0, %r30, 2;\nadd.cc.u32 %r0, %r0, 2;\nsetp.gt.u32 %p0, %r30, 2;\n@%p0 add.cc.u32 %r0, 0, 0;\naddc.u32 %r9, 0, 0;",
+        4,
+    );
+    assert_eq!(got, [1, 1, 0, 0]);
+}
+
+#[test]
+fn functions() {
+    // The result of a loop that each thread leaves at its own time, by way of a structure.
+    let globals = ".func (.param .b32 sum) power(.param .b32 base, .param .align 4 .b8 exponent[8]);\n\
+        .func (.param .b32 sum) twice(.param .b32 x)\n{\n.reg .b32 %r<3>;\nld.param.u32 %r0, [x];\n{\n.param .b32 a;\n.param .align 4 .b8 b[8];\n\
+        .param .b32 c;\nst.param.b32 [a+0], %r0;\nst.param.b32 [b+4], 1;\nst.param.b32 [b], 0;\ncall (c), power, (a, b);\n\
+        ld.param.u32 %r1, [c];\n}\nadd.u32 %r1, %r1, %r0;\nst.param.b32 [sum], %r1;\nret;\n}\n\
+        .func (.param .b32 sum) power(.param .b32 base, .param .align 4 .b8 exponent[8])\n{\n.reg .pred %p<2>;\n.reg .b32 %r<4>;\n.reg .b64 %rd0;\n\
+        ld.param.u32 %r0, [base];\nmov.b64 %rd0, exponent;\nld.param.u32 %r1, [%rd0+4];\nmov.u32 %r2, 1;\nL:\nst.param.b32 [sum], %r2;\n\
+        setp.eq.u32 %p1, %r1, 0;\n@%p1 ret;\nmul.lo.u32 %r2, %r2, %r0;\nsub.u32 %r1, %r1, 1;\nbra.uni L;\n}";
+    let body = "mov.u32 %r30, %tid.x;\nmov.u32 %r9, 0;\nsetp.ne.u32 %p0, %r30, 3;\n{\n.param .b32 base;\n.param .align 8 .b8 exponent[8];\n\
+        .param .b32 out1;\nst.param.b32 [base], 3;\nst.param.v2.b32 [exponent], {7, %r30};\ncall.uni (out1), power, (base, exponent);\n\
+        ld.param.b32 %r9, [out1+0];\n}\n{\n.param .b32 x;\n.param .b32 y;\nst.param.b32 [x], %r9;\nst.param.b32 [y], 1000;\n\
+        @%p0 call (y), twice, (x);\nld.param.b32 %r9, [y];\n}\nbar.warp.sync -1;\nmul.wide.u32 %d18, %r30, 4;\nadd.u64 %d19, %out, %d18;\n\
+        st.global.u32 [%d19], %r9;\nret;";
+    let (out, _) = run(&kernel_with(globals, body), 1, 5, 20, &[]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(words(&out), [2, 6, 18, 1000, 162]);
+}
+
+#[test]
 fn comparisons() {
     let nan = f(f32::NAN);
     check(&[
@@ -217,6 +257,13 @@ fn comparisons() {
         ("setp.gt.or.s32 %p9|%p8, %r0, %r1, !%p2;", [1, 2, 0], 1),
         ("setp.gt.s32 %p8|%p9, %r0, %r1;", [1, 2, 0], 1),
         ("set.lt.u32.s32 %r9, %r0, %r1;", [1, 2, 0], 0xffff_ffff),
+        ("set.eq.f16.f16 %h9, %h0, %h1;", [h(2.0), h(2.0), 0], h(1.0)),
+        ("set.eq.f16.f16 %h9, %h0, %h1;", [h(2.0), h(-2.0), 0], 0),
+        ("setp.lt.s16 %p9, %h0, %h1;", [0xffff, 1, 0], 1),
+        ("setp.lt.u16 %p9, %h0, %h1;", [0xffff, 1, 0], 0),
+        ("setp.geu.f64 %p9, %e0, %e1;", [e(f64::NAN), e(1.0), 0], 1),
+        ("setp.equ.f32 %p9, %f0, %f1;", [f(1.0), f(2.0), 0], 0),
+        ("setp.lt.bf16 %p9, %h0, %h1;", [b(-1.0), b(1.0), 0], 1),
         ("set.lt.f32.s32 %f9, %r0, %r1;", [1, 2, 0], f(1.0)),
         ("testp.subnormal.f32 %p9, %f0;", [1, 0, 0], 1),
         ("testp.notanumber.f32 %p9, %f0;", [nan, 0, 0], 1),
@@ -588,6 +635,80 @@ fn barriers_that_reduce() {
         64,
     );
     assert_eq!(handed[32..], (0..32).collect::<Vec<u32>>());
+}
+
+// --- global memory -------------------------------------------------------------------------------------------------
+
+/// Doubles the words of `in` into `out`, one a thread.
+fn double() -> String {
+    kernel(
+        "mov.u32 %r0, %tid.x;\nmul.wide.u32 %d0, %r0, 4;\nadd.u64 %d1, %in, %d0;\nadd.u64 %d2, %out, %d0;\n\
+         ld.global.u32 %r1, [%d1];\nshl.b32 %r1, %r1, 1;\nst.global.u32 [%d2], %r1;\nret;",
+    )
+}
+
+#[test]
+fn windows_of_an_arena_are_the_bounds() {
+    let module = Module::parse(&double()).unwrap();
+    let entry = module.entry("k").unwrap();
+    let mut memory = Memory::new();
+    let arena = memory.allocate("arena", 256).unwrap();
+    let (x, y) = (arena + 32, arena + 64);
+    memory.slice_mut(x, 16).unwrap().copy_from_slice(bytemuck::cast_slice(&[1u32, 2, 3, 4]));
+    let of = |threads, from: u64, to: u64| Launch::new([1, 1, 1], [threads, 1, 1]).argument(to).argument(from);
+    let good = of(4, x, y).window("x", x, 16, false).window("y", y, 16, true);
+    let counters = entry.launch(&mut memory, &good).unwrap();
+    assert_eq!(words(memory.slice(y, 16).unwrap()), [2, 4, 6, 8]);
+    assert_eq!((counters.loads.distinct_bytes, counters.stores.distinct_bytes), (16, 16));
+    // In place: one address, of which the larger window may be written.
+    let in_place = of(4, y, y).window("y", y, 16, false).window("y again", y, 16, true);
+    let counters = entry.launch(&mut memory, &in_place).unwrap();
+    assert_eq!(words(memory.slice(y, 16).unwrap()), [4, 8, 12, 16]);
+    assert_eq!((counters.loads.distinct_bytes, counters.stores.distinct_bytes), (16, 16));
+
+    let mut kind = |launch: Launch| match entry.launch(&mut memory, &launch) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    // The arena goes on behind both windows.
+    let behind = kind(of(5, x, y).window("x", x, 16, false).window("y", y, 20, true));
+    assert!(behind.to_string().contains("it ends 4 bytes behind `x` of 16 bytes"), "{behind}");
+    let behind = kind(of(5, x, y).window("x", x, 32, false).window("y", y, 16, true));
+    assert!(matches!(behind, FaultKind::Unwritten { ref place, .. } if place == "byte 16 of `x`"), "{behind}");
+    let behind = kind(of(4, x, y).window("x", x, 16, false).window("y", y, 12, true));
+    assert!(matches!(behind, FaultKind::OutOfBounds { access: "store", .. }), "{behind}");
+    let constant = kind(of(4, x, y).window("x", x, 16, true).window("y", y, 16, false));
+    assert_eq!(constant, FaultKind::ReadOnly { place: "`y`".into() });
+    // A later value of the same place has not been written.
+    memory.forget(x + 4, 4).unwrap();
+    let stale = match entry.launch(&mut memory, &good) {
+        Err(Failure::Fault(fault)) => (fault.kind, fault.thread),
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(stale, (FaultKind::Unwritten { ref place, .. }, [1, 0, 0]) if place == "byte 4 of `x`"));
+    assert_eq!([memory.is_written(x, 4), memory.is_written(x, 16)].map(Result::unwrap), [true, false]);
+    let outside = of(4, x, y).window("x", x, 16, false).window("y", arena + 250, 16, true);
+    assert!(matches!(entry.launch(&mut memory, &outside), Err(Failure::Request(_))));
+    assert!(memory.slice(arena + 250, 7).is_err() && memory.slice(0, 1).is_err());
+}
+
+#[test]
+fn variables_belong_to_a_module() {
+    let counting = |start: u32| {
+        kernel_with(
+            &format!(".global .u32 n = {start};"),
+            "atom.global.add.u32 %r0, [n], 1;\nst.global.u32 [%out], %r0;\nret;",
+        )
+    };
+    let modules = [10, 20].map(|start| Module::parse(&counting(start)).unwrap());
+    let mut memory = Memory::new();
+    let out = memory.allocate("out", 4).unwrap();
+    let arguments = Launch::new([1, 1, 1], [1, 1, 1]).argument(out).argument(out).window("out", out, 4, true);
+    let mut next = |module: usize| {
+        modules[module].entry("k").unwrap().launch(&mut memory, &arguments).unwrap();
+        words(memory.slice(out, 4).unwrap())[0]
+    };
+    assert_eq!([next(0), next(1), next(0), next(1)], [10, 20, 11, 21]);
 }
 
 // --- divergence ----------------------------------------------------------------------------------------------------
@@ -992,12 +1113,28 @@ fn bank_conflicts_and_sectors() {
 
 #[test]
 fn mistakes_in_the_text_are_named() {
+    let function = |i: usize| format!(".func f{i}() {{ call f{}; call f{}; }} ", i + 1, i + 1);
+    let doubling = format!(
+        ".version 8.0\n.target sm_80\n.func f60() {{ membar.gl; }}\n.entry k() {{ call f0; }}\n{}",
+        (0..60).map(function).collect::<String>()
+    );
     let cases: &[(&str, u32, &str)] = &[
         ("", 1, "`.version`"),
         (".version 9.0\n.target sm_80", 1, "PTX 9.0 is newer than 8.8"),
         (".version 8.0\n.target sm_42", 2, "the target `sm_42` is not known"),
         (".version 8.0\n.target sm_80\n.address_size 32", 3, "32 bits"),
-        (".version 8.0\n.target sm_80\n\n.func f() {}", 4, "functions are not known"),
+        (".version 8.0\n.target sm_80\n.entry k() {\n call f;\n}", 4, "no function `f` with a body"),
+        (".version 8.0\n.target sm_80\n.func f();\n.entry k() {\n call f;\n}", 5, "no function `f` with a body"),
+        (".version 8.0\n.target sm_80\n.func f() {\n call f;\n}\n.entry k() {\n call f;\n}", 4, "`f` calls itself"),
+        (".version 8.0\n.target sm_80\n.func f() {}\n.func f() {}", 4, "two functions `f`"),
+        (
+            ".version 8.0\n.target sm_80\n.func f(.param .b32 x) {}\n.entry k() {\n .param .b64 y;\n call f, (y);\n}",
+            6,
+            "the arguments of the call of `f` do not fit",
+        ),
+        (".version 8.0\n.target sm_80\n.func f() { ret;", 3, "ends"),
+        // Sixty functions that each call the next one twice.
+        (&doubling, 5, "too long"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob.u32 %r1;\n}", 4, "`%r1` is not declared"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob;\n}", 4, "unknown instruction `frob`"),
         (

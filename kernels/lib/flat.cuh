@@ -17,7 +17,7 @@ __device__ __forceinline__ void flat(u32 n, F f, T* y, const X*... x) {
     u64 start = flat_start(EACH);
     if (start + EACH <= n && (is_aligned(y) && ... && is_aligned(x, sizeof(Pack<X, EACH>)))) {
         Wide<T> out;
-        auto pack = [&](const Pack<X, EACH>&... in) {
+        auto pack = [&](Pack<X, EACH>... in) {
 #pragma unroll
             for (int k = 0; k < EACH; k++) out.at[k] = narrow<T>(f(widen(in.at[k])...));
         };

@@ -46,10 +46,40 @@ __device__ __forceinline__ bf16 narrow(float v) {
     return out;
 }
 
-// `N` elements that move in one access.
+// Bits that move in one access.
+template <int BYTES>
+struct Bits;
+template <>
+struct Bits<2> {
+    using Type = unsigned short;
+};
+template <>
+struct Bits<4> {
+    using Type = unsigned;
+};
+template <>
+struct Bits<8> {
+    using Type = uint2;
+};
+template <>
+struct Bits<16> {
+    using Type = uint4;
+};
+
+// `N` elements that move in one access: copies are of the whole, as elements one by one would be as many loads.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
-    T at[N];
+    using Whole = typename Bits<sizeof(T) * N>::Type;
+    union {
+        T at[N];
+        Whole whole;
+    };
+    __device__ __forceinline__ Pack() {}
+    __device__ __forceinline__ Pack(const Pack& other) : whole(other.whole) {}
+    __device__ __forceinline__ Pack& operator=(const Pack& other) {
+        whole = other.whole;
+        return *this;
+    }
 };
 
 // Elements of 16 bytes, the widest access.

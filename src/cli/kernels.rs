@@ -1,6 +1,6 @@
 //! `langevin kernels`
 
-use super::Output;
+use super::{Output, lab};
 use crate::cpu::philox;
 use crate::files::write_atomic;
 use crate::ptx::module::Type;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// Most elements of an array argument.
 const MAX_ELEMENTS: usize = 1 << 28;
 
-/// Run CUDA kernels without a GPU
+/// The kernel lab: list, check and time kernels; run a kernel of a PTX file without a GPU
 #[derive(Args, Debug)]
 pub struct KernelsArgs {
     #[command(subcommand)]
@@ -25,6 +25,9 @@ pub struct KernelsArgs {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    List(lab::ListArgs),
+    Check(lab::CheckArgs),
+    Bench(lab::BenchArgs),
     Run(RunArgs),
 }
 
@@ -74,7 +77,15 @@ pub struct RunArgs {
 }
 
 pub fn run(args: KernelsArgs, output: Output) -> Result<()> {
-    let Command::Run(args) = args.command;
+    match args.command {
+        Command::List(args) => lab::list(&args, output),
+        Command::Check(args) => lab::check_all(&args, output),
+        Command::Bench(args) => lab::bench(&args, output),
+        Command::Run(args) => run_file(args, output),
+    }
+}
+
+fn run_file(args: RunArgs, output: Output) -> Result<()> {
     let text = std::fs::read_to_string(&args.file).map_err(|e| Error::io(&args.file, e))?;
     let module = Module::parse(&text).map_err(|e| Error::format(&args.file, e.to_string()))?;
     let entry = module.entry(&args.entry).ok_or_else(|| {
@@ -305,17 +316,23 @@ fn report(counters: &Counters, shown: &[&Array], memory: &Memory, output: Output
         text += &format!("\n{} {dtype}[{}]{remark}\n  {}", array.name, array.elements, words.join(" "));
         arrays.insert(array.name.clone(), json!({ "written": written, "values": values }));
     }
+    let mut json = to_json(counters);
+    json["arrays"] = arrays.into();
+    output.result(text, json);
+}
+
+/// Counters as they are printed with `--json`.
+pub(super) fn to_json(counters: &Counters) -> serde_json::Value {
     let instructions: serde_json::Map<_, _> =
         counters.instructions.iter().map(|(class, n)| (class.name().to_owned(), json!(n))).collect();
     let traffic = |t: &crate::ptx::count::Traffic| {
         json!({ "requests": t.requests, "sectors": t.sectors, "least_sectors": t.least_sectors, "bytes": t.bytes,
                 "distinct_bytes": t.distinct_bytes })
     };
-    let json = json!({
+    json!({
         "instructions": instructions, "issued": counters.issued(), "lanes": counters.lanes,
         "divergent_branches": counters.divergent_branches, "flops": counters.flops,
         "loads": traffic(&counters.loads), "stores": traffic(&counters.stores),
-        "shared_wavefronts": counters.shared_wavefronts, "bank_conflicts": counters.bank_conflicts, "arrays": arrays,
-    });
-    output.result(text, json);
+        "shared_wavefronts": counters.shared_wavefronts, "bank_conflicts": counters.bank_conflicts,
+    })
 }

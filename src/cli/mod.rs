@@ -8,6 +8,7 @@ mod eval;
 mod forward;
 mod inspect;
 mod kernels;
+mod lab;
 mod lora;
 mod plan;
 mod progress;
@@ -18,6 +19,7 @@ mod train;
 mod train_classifier;
 
 use crate::collective;
+use crate::graph::{replace_kernel, unused_replacement};
 use crate::tensor::DType;
 use crate::{Device, Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -40,6 +42,9 @@ struct Cli {
     /// Threads of the CPU device [default: all; a share of them where a launcher started several processes]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
+    /// Run another kernel in the place of one: its name, and a .ptx or .wgsl file with the same entries and parameters
+    #[arg(long, global = true, value_name = "KERNEL=FILE")]
+    replace: Vec<String>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -135,7 +140,7 @@ pub fn run() -> ExitCode {
             Ok(())
         }
     });
-    match result {
+    match result.and_then(|()| all_replaced()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Cancelled) => {
             eprintln!("langevin: stopped");
@@ -148,7 +153,23 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Fails if something was to be replaced that did not run.
+fn all_replaced() -> Result<()> {
+    match unused_replacement() {
+        Some(kernel) => {
+            Err(Error::invalid("--replace", format!("nothing that ran has a kernel `{kernel}` of that kind")))
+        }
+        None => Ok(()),
+    }
+}
+
 fn set_up(cli: &Cli) -> Result<()> {
+    for replacement in &cli.replace {
+        let Some((kernel, file)) = replacement.split_once('=') else {
+            return Err(Error::invalid("--replace", format!("`{replacement}` is not of the form KERNEL=FILE")));
+        };
+        replace_kernel(kernel, file.as_ref())?;
+    }
     // A second Ctrl-C ends the process at once. Without a handler Ctrl-C still ends it, only less cleanly.
     let _ = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {

@@ -2,6 +2,7 @@
 
 mod launch;
 mod op;
+mod replace;
 
 pub use launch::{
     Arg, Args, CudaTarget, FLAT_GROUP, FLAT_THREADS, Flat, Kernel, Launch, Ptx, PtxFile, Region, Scalar, Shader,
@@ -9,6 +10,7 @@ pub use launch::{
 };
 pub(crate) use launch::{PLACES, ptx, wgsl, wgsl_with_sums};
 pub use op::{Cost, Op, Signature};
+pub use replace::{replace_kernel, unused_replacement};
 
 use crate::tensor::TensorType;
 use crate::{Error, Result};

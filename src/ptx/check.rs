@@ -102,35 +102,48 @@ pub(super) struct Mark {
 }
 
 /// In place of a lane: several of them.
-const MANY: u8 = u8::MAX;
+pub(super) const MANY: u8 = u8::MAX;
 
-/// Per byte of shared memory who wrote it last, who read it since, and whether a copy is under way.
+/// Of each word of shared memory who wrote it last, who read it since, and whether a copy is under way; of a word that was
+/// accessed in parts, the same of each byte. It serves one block after the other: a mark that is no newer than the block says
+/// nothing.
+#[derive(Default)]
 pub(super) struct Shadow {
-    warps: usize,
-    writes: Vec<Mark>,
-    /// By byte and warp.
-    reads: Vec<Mark>,
+    /// The last tick of the blocks before.
+    start: u32,
+    words: Marks,
+    /// Which words' marks are among `bytes`, which is empty until there are any.
+    split: Vec<bool>,
+    bytes: Marks,
     flying: Vec<bool>,
 }
 
-impl Shadow {
-    /// The shadow of `bytes` that nobody has touched.
-    pub fn new(bytes: usize, warps: usize) -> Self {
-        let none = Mark::default();
-        Shadow { warps, writes: vec![none; bytes], reads: vec![none; bytes * warps], flying: vec![false; bytes] }
+/// Marks of places that are accessed as wholes.
+#[derive(Default)]
+struct Marks {
+    warps: usize,
+    writes: Vec<Mark>,
+    /// By place and warp.
+    reads: Vec<Mark>,
+}
+
+/// Bytes of a word.
+const WORD: usize = 4;
+
+impl Marks {
+    fn new(places: usize, warps: usize) -> Self {
+        Marks { warps, writes: vec![Mark::default(); places], reads: vec![Mark::default(); places * warps] }
     }
 
-    /// A read of byte `at`; `clocks` are those that the reader's warp knows.
-    pub fn read(&mut self, at: usize, who: Mark, clocks: &[u32]) -> Result<(), Conflict> {
-        let write = self.writes[at];
-        if self.flying[at] {
-            return Err(Conflict::InFlight(write));
-        }
-        if write.clock == 0 {
+    /// `conflicts` with whatever is older than `start` says nothing.
+    #[inline]
+    fn read(&mut self, at: usize, who: Mark, clocks: &[u32], start: u32) -> Result<(), Conflict> {
+        let write = &self.writes[at];
+        if write.clock <= start {
             return Err(Conflict::Unwritten);
         }
-        if conflicts(&write, &who, clocks) {
-            return Err(Conflict::Race { here: "reads", there: "wrote", mark: write });
+        if conflicts(write, &who, clocks, start) {
+            return Err(Conflict::Race { here: "reads", there: "wrote", mark: *write });
         }
         let mark = &mut self.reads[at * self.warps + who.warp as usize];
         if mark.clock == who.clock && (mark.lane != who.lane || !mark.strong) {
@@ -144,46 +157,128 @@ impl Shadow {
         Ok(())
     }
 
-    /// Whether a write to byte `at` may happen now.
-    pub fn check_write(&self, at: usize, who: &Mark, clocks: &[u32]) -> Result<(), Conflict> {
-        let write = self.writes[at];
-        if self.flying[at] {
-            return Err(Conflict::InFlight(write));
-        }
-        if conflicts(&write, who, clocks) {
-            return Err(Conflict::Race { here: "writes", there: "wrote", mark: write });
+    #[inline]
+    fn write(&mut self, at: usize, who: Mark, clocks: &[u32], start: u32) -> Result<(), Conflict> {
+        let write = &mut self.writes[at];
+        if conflicts(write, &who, clocks, start) {
+            return Err(Conflict::Race { here: "writes", there: "wrote", mark: *write });
         }
         let reads = &self.reads[at * self.warps..(at + 1) * self.warps];
-        match reads.iter().find(|r| conflicts(r, who, clocks)) {
-            Some(read) => Err(Conflict::Race { here: "writes", there: "read", mark: *read }),
-            None => Ok(()),
+        if let Some(read) = reads.iter().find(|r| conflicts(r, &who, clocks, start)) {
+            return Err(Conflict::Race { here: "writes", there: "read", mark: *read });
         }
-    }
-
-    /// A write to byte `at`.
-    pub fn write(&mut self, at: usize, who: Mark, clocks: &[u32]) -> Result<(), Conflict> {
-        self.check_write(at, &who, clocks)?;
-        self.writes[at] = who;
+        *write = who;
         Ok(())
-    }
-
-    /// A copy to byte `at` begins.
-    pub fn take_off(&mut self, at: usize, who: Mark, clocks: &[u32]) -> Result<(), Conflict> {
-        self.write(at, who, clocks)?;
-        self.flying[at] = true;
-        Ok(())
-    }
-
-    /// The copy to byte `at` is done, and visible to those behind `who`.
-    pub fn land(&mut self, at: usize, who: Mark) {
-        self.flying[at] = false;
-        self.writes[at] = who;
     }
 }
 
-/// Whether nothing orders `who` behind `earlier`.
-fn conflicts(earlier: &Mark, who: &Mark, clocks: &[u32]) -> bool {
-    if earlier.clock == 0 || (earlier.strong && who.strong) {
+impl Shadow {
+    /// The shadow of `bytes` that nobody has touched.
+    pub fn new(bytes: usize, warps: usize) -> Self {
+        let words = bytes.div_ceil(WORD);
+        Shadow {
+            start: 0,
+            words: Marks::new(words, warps),
+            split: vec![false; words],
+            bytes: Marks { warps, ..Marks::default() },
+            flying: vec![false; words],
+        }
+    }
+
+    /// Begins a block whose ticks come after `start`.
+    pub fn next_block(&mut self, start: u32) {
+        self.start = start;
+        self.flying.fill(false);
+    }
+
+    /// A read of `bytes` from `at` on; `clocks` are those that the reader's warp knows.
+    ///
+    /// # Errors
+    /// The byte of the conflict.
+    #[inline]
+    pub fn read(&mut self, at: usize, bytes: usize, who: Mark, clocks: &[u32]) -> Result<(), (usize, Conflict)> {
+        self.access(at, bytes, |marks, place, start| marks.read(place, who, clocks, start))
+    }
+
+    /// A write of `bytes` from `at` on.
+    ///
+    /// # Errors
+    /// The byte of the conflict.
+    #[inline]
+    pub fn write(&mut self, at: usize, bytes: usize, who: Mark, clocks: &[u32]) -> Result<(), (usize, Conflict)> {
+        self.access(at, bytes, |marks, place, start| marks.write(place, who, clocks, start))
+    }
+
+    #[inline]
+    fn access(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        mut f: impl FnMut(&mut Marks, usize, u32) -> Result<(), Conflict>,
+    ) -> Result<(), (usize, Conflict)> {
+        let end = at + bytes;
+        for word in at / WORD..end.div_ceil(WORD) {
+            let (from, to) = (at.max(word * WORD), end.min((word + 1) * WORD));
+            if self.flying[word] {
+                let mark = if self.split[word] { self.bytes.writes[from] } else { self.words.writes[word] };
+                return Err((from, Conflict::InFlight(mark)));
+            }
+            if to - from == WORD && !self.split[word] {
+                f(&mut self.words, word, self.start).map_err(|c| (from, c))?;
+                continue;
+            }
+            self.split(word);
+            for byte in from..to {
+                f(&mut self.bytes, byte, self.start).map_err(|c| (byte, c))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives each byte of the word marks of its own.
+    fn split(&mut self, word: usize) {
+        if std::mem::replace(&mut self.split[word], true) {
+            return;
+        }
+        let warps = self.words.warps;
+        if self.bytes.writes.is_empty() {
+            self.bytes = Marks::new(WORD * self.words.writes.len(), warps);
+        }
+        let reads = &self.words.reads[word * warps..(word + 1) * warps];
+        for byte in word * WORD..(word + 1) * WORD {
+            self.bytes.writes[byte] = self.words.writes[word];
+            self.bytes.reads[byte * warps..(byte + 1) * warps].copy_from_slice(reads);
+        }
+    }
+
+    /// A copy of whole words to `at` begins.
+    ///
+    /// # Errors
+    /// The byte of the conflict.
+    #[inline]
+    pub fn take_off(&mut self, at: usize, bytes: usize, who: Mark, clocks: &[u32]) -> Result<(), (usize, Conflict)> {
+        self.write(at, bytes, who, clocks)?;
+        self.flying[at / WORD..(at + bytes) / WORD].fill(true);
+        Ok(())
+    }
+
+    /// The copy to `at` is done, and visible to those behind `who`.
+    pub fn land(&mut self, at: usize, bytes: usize, who: Mark) {
+        for word in at / WORD..(at + bytes) / WORD {
+            self.flying[word] = false;
+            if self.split[word] {
+                self.bytes.writes[word * WORD..(word + 1) * WORD].fill(who);
+            } else {
+                self.words.writes[word] = who;
+            }
+        }
+    }
+}
+
+/// Whether nothing orders `who` behind `earlier`, which is no mark if its tick is `start` or before.
+#[inline]
+fn conflicts(earlier: &Mark, who: &Mark, clocks: &[u32], start: u32) -> bool {
+    if earlier.clock <= start || (earlier.strong && who.strong) {
         return false;
     }
     if earlier.warp != who.warp {

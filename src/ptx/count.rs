@@ -30,6 +30,24 @@ pub enum Class {
 }
 
 impl Class {
+    /// All classes.
+    pub const ALL: [Class; 14] = [
+        Class::Integer,
+        Class::Float,
+        Class::Special,
+        Class::Convert,
+        Class::Move,
+        Class::Control,
+        Class::Global,
+        Class::Shared,
+        Class::Local,
+        Class::Constant,
+        Class::Async,
+        Class::Warp,
+        Class::Barrier,
+        Class::Matrix,
+    ];
+
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -69,9 +87,36 @@ pub struct Traffic {
 impl Traffic {
     /// Counts one request from the lanes' (address, bytes).
     pub(super) fn request(&mut self, accesses: &[(u64, u64)]) {
-        if accesses.is_empty() {
-            return;
+        let Some(&(first, width)) = accesses.first() else { return };
+        let (mut low, mut high, mut bytes) = (u64::MAX, 0, 0);
+        let (mut rises, mut alike) = (true, true);
+        // Of rising addresses a sector comes again only as the last one.
+        let (mut sectors, mut next) = (0, 0);
+        for &(at, length) in accesses {
+            let end = at + length;
+            rises &= at >= high;
+            alike &= length == width && (at ^ first) % length == 0;
+            let (from, to) = ((at / 32).max(next), end.div_ceil(32));
+            sectors += to.saturating_sub(from);
+            next = next.max(to);
+            (low, high, bytes) = (low.min(at), high.max(end), bytes + length);
         }
+        if rises {
+            self.add(sectors, bytes, bytes);
+        } else if alike && high - low < 128 * width && high / 32 - low / 32 < 128 {
+            // A bit a sector, and a bit a place of this width.
+            let (mut seen, mut places) = (0u128, 0u128);
+            for &(at, _) in accesses {
+                (at / 32..(at + width).div_ceil(32)).for_each(|sector| seen |= 1 << (sector - low / 32));
+                places |= 1 << ((at - low) / width);
+            }
+            self.add(seen.count_ones().into(), width * u64::from(places.count_ones()), bytes);
+        } else {
+            self.scattered(accesses, bytes);
+        }
+    }
+
+    fn scattered(&mut self, accesses: &[(u64, u64)], bytes: u64) {
         let ends = |&(at, bytes): &(u64, u64)| at / 32..=(at + bytes - 1) / 32;
         let mut sectors: Vec<u64> = accesses.iter().flat_map(ends).collect();
         sectors.sort_unstable();
@@ -79,10 +124,14 @@ impl Traffic {
         let mut different = accesses.to_vec();
         different.sort_unstable();
         different.dedup();
+        self.add(sectors.len() as u64, different.iter().map(|a| a.1).sum(), bytes);
+    }
+
+    fn add(&mut self, sectors: u64, different_bytes: u64, bytes: u64) {
         self.requests += 1;
-        self.sectors += sectors.len() as u64;
-        self.least_sectors += different.iter().map(|a| a.1).sum::<u64>().div_ceil(32);
-        self.bytes += accesses.iter().map(|a| a.1).sum::<u64>();
+        self.sectors += sectors;
+        self.least_sectors += different_bytes.div_ceil(32);
+        self.bytes += bytes;
     }
 }
 
@@ -116,17 +165,34 @@ impl Counters {
     pub(super) fn shared(&mut self, accesses: &[(u64, u64)], width: u64) {
         let lanes_a_pass = (128 / width.max(4)).clamp(1, 32) as usize;
         for pass in accesses.chunks(lanes_a_pass) {
-            let words = pass.iter().flat_map(|&(at, bytes)| at / 4..=(at + bytes - 1) / 4);
-            let mut words: Vec<u64> = words.collect();
-            words.sort_unstable();
-            words.dedup();
-            let mut banks = [0u64; 32];
-            words.iter().for_each(|w| banks[(w % 32) as usize] += 1);
-            let passes = banks.into_iter().max().unwrap_or(0);
+            let passes = wavefronts(pass);
             self.shared_wavefronts += passes;
             self.bank_conflicts += passes.saturating_sub(1);
         }
     }
+}
+
+/// The most different words that lie in one bank.
+fn wavefronts(accesses: &[(u64, u64)]) -> u64 {
+    let mut banks = [u64::MAX; 32];
+    let mut conflict = false;
+    for &(at, bytes) in accesses {
+        for word in at / 4..=(at + bytes - 1) / 4 {
+            let held = &mut banks[(word % 32) as usize];
+            conflict |= *held != u64::MAX && *held != word;
+            *held = word;
+        }
+    }
+    if !conflict {
+        return 1;
+    }
+    let words = accesses.iter().flat_map(|&(at, bytes)| at / 4..=(at + bytes - 1) / 4);
+    let mut words: Vec<u64> = words.collect();
+    words.sort_unstable();
+    words.dedup();
+    let mut banks = [0u64; 32];
+    words.iter().for_each(|w| banks[(w % 32) as usize] += 1);
+    banks.into_iter().max().unwrap_or(0)
 }
 
 impl fmt::Display for Counters {

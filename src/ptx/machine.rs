@@ -5,7 +5,7 @@ use super::count::{Class, Counters};
 use super::instr::Flow;
 use super::instr::barrier::{Barrier, Mbarrier};
 use super::instr::copy::Copies;
-use super::memory::{LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, resolve};
+use super::memory::{CALL_PARAMETERS, LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve};
 use super::module::{Entry, Operand, Space, Special, Type};
 use super::parse::MAX_SHARED;
 use std::cmp::Ordering;
@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 const TURN: usize = 1000;
 /// Most threads of a block.
 const MAX_THREADS: u64 = 1024;
+
+/// A value of every lane.
+pub(super) type Row = [u64; 32];
 
 /// How a kernel is launched.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// The bytes of each parameter.
     pub arguments: Vec<Vec<u8>>,
+    /// What it may touch of global memory besides the module's variables; all allocations if the list is empty.
+    pub windows: Vec<Window>,
     /// Instructions of warps after which the launch fails, so that an endless loop ends.
     pub budget: u64,
 }
@@ -34,12 +39,18 @@ pub struct Launch {
 impl Launch {
     /// A launch without dynamic shared memory and arguments, and a budget of 10⁹ instructions.
     pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
-        Launch { grid, block, shared_bytes: 0, arguments: Vec::new(), budget: 1_000_000_000 }
+        Launch { grid, block, shared_bytes: 0, arguments: Vec::new(), windows: Vec::new(), budget: 1_000_000_000 }
     }
 
     /// Adds an argument: an address, or a scalar.
     pub fn argument(mut self, value: impl bytemuck::NoUninit) -> Self {
         self.arguments.push(bytemuck::bytes_of(&value).to_vec());
+        self
+    }
+
+    /// Adds a window that may be read, and written if `writable`.
+    pub fn window(mut self, name: &str, address: u64, bytes: u64, writable: bool) -> Self {
+        self.windows.push(Window { name: name.to_owned(), address, bytes, writable });
         self
     }
 }
@@ -53,22 +64,42 @@ impl Entry {
     pub fn launch(&self, memory: &mut Memory, launch: &Launch) -> Result<Counters, Failure> {
         let parameters = self.check(launch).map_err(Failure::Request)?;
         let addresses = self.place(memory).map_err(|e| Failure::Request(e.to_string()))?;
-        memory.begin_launch();
+        memory.begin_launch(&launch.windows).map_err(|e| Failure::Request(e.to_string()))?;
+        let counters = self.run(memory, launch, &parameters, &addresses);
+        let distinct = memory.end_launch();
+        let mut counters = counters?;
+        [counters.loads.distinct_bytes, counters.stores.distinct_bytes] = distinct;
+        Ok(counters)
+    }
+
+    fn run(
+        &self,
+        memory: &mut Memory,
+        launch: &Launch,
+        parameters: &[u8],
+        addresses: &[u64],
+    ) -> Result<Counters, Failure> {
+        let threads: u32 = launch.block.iter().product();
         let mut machine = Machine {
             entry: self,
             launch,
-            parameters: &parameters,
-            addresses: &addresses,
+            parameters,
+            addresses,
             memory,
             counters: Counters::default(),
+            classes: [0; Class::ALL.len()],
             issued: 0,
+            // One column a warp, and one of copies that run by themselves.
+            shadow: Shadow::new(self.shared_bytes(launch) as usize, threads.div_ceil(32) as usize + 1),
+            ticks: 0,
         };
         let [x, y, z] = launch.grid;
         for index in (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))) {
             machine.block(index)?;
         }
         let mut counters = machine.counters;
-        [counters.loads.distinct_bytes, counters.stores.distinct_bytes] = memory.touched();
+        let issued = Class::ALL.into_iter().zip(machine.classes);
+        counters.instructions = issued.filter(|(_, count)| *count > 0).collect();
         Ok(counters)
     }
 
@@ -122,7 +153,7 @@ impl Entry {
     /// The address of every variable in its space.
     fn place(&self, memory: &mut Memory) -> crate::Result<Vec<u64>> {
         let place = |v: &super::module::Variable| match v.space {
-            Space::Global | Space::Const => memory.variable(&v.name, v.bytes, &v.initial, v.space == Space::Const),
+            Space::Global | Space::Const => memory.variable(self.module, v),
             _ => Ok(v.offset),
         };
         self.variables.iter().map(place).collect()
@@ -147,8 +178,13 @@ pub(super) struct Warp {
     pub live: u32,
     stack: Vec<Frame>,
     /// By slot and lane.
-    pub registers: Vec<[u64; 32]>,
-    threads: [[u32; 3]; 32],
+    pub registers: Vec<Row>,
+    /// By slot, a bit a lane.
+    pub predicates: Vec<u32>,
+    /// The carry flag, a bit a lane.
+    pub carry: u32,
+    /// Places in the block, by axis.
+    pub threads: [Row; 3],
     local: Vec<Local>,
     /// Instructions issued so far.
     pub time: u32,
@@ -179,7 +215,12 @@ struct Machine<'a> {
     addresses: &'a [u64],
     memory: &'a mut Memory,
     counters: Counters,
+    /// Instructions by class.
+    classes: [u64; Class::ALL.len()],
     issued: u64,
+    /// Of shared memory, and the last tick of the blocks so far.
+    shadow: Shadow,
+    ticks: u32,
 }
 
 /// Whether a warp can go on at once.
@@ -194,14 +235,20 @@ impl Machine<'_> {
         let mut warps = self.warps();
         let count = warps.len();
         let bytes = self.entry.shared_bytes(self.launch) as usize;
-        // Every warp's own clock begins at 1: 0 is "never".
-        let clock = |w: usize| (0..=count).map(|other| u32::from(other == w)).collect();
+        if self.ticks > u32::MAX / 2 {
+            (self.shadow, self.ticks) = (Shadow::new(bytes, count + 1), 0);
+        }
+        let start = self.ticks;
+        let mut shadow = std::mem::take(&mut self.shadow);
+        shadow.next_block(start);
+        // Every warp's own clock begins one later: what is not is of another block.
+        let clock = |w: usize| (0..=count).map(|other| start + u32::from(other == w)).collect();
         let mut block = Block {
             index,
             shared: vec![0; bytes],
-            shadow: Shadow::new(bytes, count + 1),
+            shadow,
             clocks: (0..count).map(clock).collect(),
-            bulk_clock: 1,
+            bulk_clock: start + 1,
             barriers: (0..16).map(|_| Barrier::new(count + 1)).collect(),
             mbarriers: BTreeMap::new(),
             live: u32::MAX >> (32 - count),
@@ -219,6 +266,8 @@ impl Machine<'_> {
                 return Err(self.deadlock(&block, &warps));
             }
         }
+        self.ticks = block.clocks.iter().flatten().copied().fold(block.bulk_clock, u32::max);
+        self.shadow = block.shadow;
         Ok(())
     }
 
@@ -230,8 +279,8 @@ impl Machine<'_> {
         chunks
             .map(|(index, chunk)| {
                 let live = u32::MAX >> (32 - chunk.len());
-                let mut threads = [[0; 3]; 32];
-                threads[..chunk.len()].copy_from_slice(chunk);
+                let place = |axis: usize, lane: usize| chunk.get(lane).map_or(0, |t: &[u32; 3]| t[axis].into());
+                let threads = std::array::from_fn(|axis| std::array::from_fn(|lane| place(axis, lane)));
                 let frame = Frame { pc: 0, reconverge: self.entry.code.len(), mask: live, parked: false };
                 Warp {
                     index,
@@ -239,6 +288,8 @@ impl Machine<'_> {
                     stack: vec![frame],
                     // Not a number in any type: a register that is read before it is written shows.
                     registers: vec![[0x7ff7_ffff_7fb7_7fb7; 32]; self.entry.registers],
+                    predicates: vec![u32::MAX; self.entry.predicates],
+                    carry: 0,
                     threads,
                     local: vec![Local::new(self.entry.local_bytes); if self.entry.local_bytes > 0 { 32 } else { 0 }],
                     time: 0,
@@ -282,15 +333,14 @@ impl Machine<'_> {
         let instruction = &self.entry.code[frame.pc];
         let mut mask = frame.mask;
         if let Some((slot, negated)) = instruction.guard {
-            let values = &warp.registers[slot as usize];
-            mask =
-                (0..32).filter(|l| mask >> l & 1 == 1 && (values[*l] & 1 == 1) != negated).fold(0, |m, l| m | 1 << l);
+            let holds = warp.predicates[slot as usize];
+            mask &= if negated { !holds } else { holds };
         }
         self.issued += 1;
         if self.issued > self.launch.budget {
             return Err(Trap::new(frame.mask.trailing_zeros() as usize, FaultKind::Budget(self.launch.budget)));
         }
-        *self.counters.instructions.entry(instruction.class).or_default() += 1;
+        self.classes[instruction.class as usize] += 1;
         self.counters.lanes += u64::from(mask.count_ones());
         warp.time = warp.time.wrapping_add(1);
         if mask == 0 {
@@ -370,7 +420,7 @@ impl Machine<'_> {
         Failure::Fault(Box::new(Fault {
             kernel: self.entry.name.clone(),
             block: block.index,
-            thread: warp.threads[trap.lane % 32],
+            thread: warp.threads.map(|axis| axis[trap.lane % 32] as u32),
             line,
             opcode: opcode.to_owned(),
             kind: trap.kind,
@@ -454,6 +504,7 @@ pub(super) struct Context<'a> {
 
 impl Context<'_> {
     /// The lanes that execute the instruction, in order.
+    #[inline]
     pub fn lanes(&self) -> impl Iterator<Item = usize> + use<> {
         let mask = self.mask;
         (0..32).filter(move |l| mask >> l & 1 == 1)
@@ -465,13 +516,15 @@ impl Context<'_> {
     }
 
     /// The operand's bits for one lane, cut to the type's width.
+    #[inline]
     pub fn value(&self, operand: &Operand, ty: Type, lane: usize) -> u64 {
         let bits = match operand {
             Operand::Register(slot) => self.warp.registers[*slot as usize][lane],
-            Operand::Not(slot) => !self.warp.registers[*slot as usize][lane],
+            Operand::Predicate(slot) => (self.warp.predicates[*slot as usize] >> lane & 1).into(),
+            Operand::Not(slot) => (!self.warp.predicates[*slot as usize] >> lane & 1).into(),
             Operand::Special(special) => self.special(*special, lane),
             Operand::Variable(index, offset) => self.addresses[*index].wrapping_add_signed(*offset),
-            other => immediate(other, ty),
+            other => immediate(other, ty).unwrap_or(0),
         };
         ty.truncate(bits)
     }
@@ -479,21 +532,64 @@ impl Context<'_> {
     /// [`Context::value`] of all lanes.
     pub fn values(&self, operand: &Operand, ty: Type) -> [u64; 32] {
         match operand {
-            Operand::Register(slot) => self.warp.registers[*slot as usize].map(|v| ty.truncate(v)),
-            _ => std::array::from_fn(|lane| self.value(operand, ty, lane)),
+            Operand::Register(slot) => {
+                let mask = ty.truncate(u64::MAX);
+                let mut row = self.warp.registers[*slot as usize];
+                row.iter_mut().for_each(|v| *v &= mask);
+                row
+            }
+            Operand::Special(Special::Tid(_) | Special::LaneId | Special::LaneMask(..))
+            | Operand::Predicate(_)
+            | Operand::Not(_) => std::array::from_fn(|lane| self.value(operand, ty, lane)),
+            // The same for all.
+            _ => [self.value(operand, ty, 0); 32],
         }
     }
 
     /// Sets a result.
     pub fn set(&mut self, operand: &Operand, lane: usize, value: u64) {
-        if let Operand::Register(slot) = operand {
-            self.warp.registers[*slot as usize][lane] = value;
+        match operand {
+            Operand::Register(slot) => self.warp.registers[*slot as usize][lane] = value,
+            Operand::Predicate(slot) => {
+                let all = &mut self.warp.predicates[*slot as usize];
+                *all = *all & !(1 << lane) | (value as u32 & 1) << lane;
+            }
+            _ => {}
+        }
+    }
+
+    /// Sets a result of all active lanes.
+    #[inline]
+    pub fn set_row(&mut self, operand: &Operand, row: &Row) {
+        match operand {
+            Operand::Register(slot) if self.mask == u32::MAX => self.warp.registers[*slot as usize] = *row,
+            operand => self.lanes().for_each(|lane| self.set(operand, lane, row[lane])),
+        }
+    }
+
+    /// A predicate, or whether a value is 1, as a bit a lane.
+    pub fn holds(&self, operand: &Operand) -> u32 {
+        match operand {
+            Operand::Predicate(slot) => self.warp.predicates[*slot as usize],
+            Operand::Not(slot) => !self.warp.predicates[*slot as usize],
+            other => (0..32).fold(0, |bits, lane| bits | (self.value(other, Type::Pred, lane) as u32) << lane),
+        }
+    }
+
+    /// Sets a predicate of all active lanes.
+    pub fn set_holds(&mut self, operand: &Operand, bits: u32) {
+        match operand {
+            Operand::Predicate(slot) => {
+                let all = &mut self.warp.predicates[*slot as usize];
+                *all = *all & !self.mask | bits & self.mask;
+            }
+            operand => self.lanes().for_each(|lane| self.set(operand, lane, (bits >> lane & 1).into())),
         }
     }
 
     /// The address that a memory operand means for one lane.
     pub fn address(&self, base: &Operand, offset: i64, lane: usize, space: Space) -> u64 {
-        let ty = if matches!(space, Space::Shared | Space::Local) { Type::U(32) } else { Type::U(64) };
+        let ty = address_type(space);
         let base = match base {
             Operand::Integer(n) => *n,
             other => self.value(other, Type::U(64), lane),
@@ -511,9 +607,8 @@ impl Context<'_> {
 
     fn special(&self, special: Special, lane: usize) -> u64 {
         let warp = &self.warp;
-        let shared = self.entry.shared_bytes(self.launch);
         match special {
-            Special::Tid(axis) => warp.threads[lane][axis].into(),
+            Special::Tid(axis) => warp.threads[axis][lane],
             Special::Ntid(axis) => self.launch.block[axis].into(),
             Special::Ctaid(axis) => self.block.index[axis].into(),
             Special::Nctaid(axis) => self.launch.grid[axis].into(),
@@ -526,13 +621,14 @@ impl Context<'_> {
             }
             Special::Clock => warp.time.into(),
             Special::DynamicShared => self.launch.shared_bytes.into(),
-            Special::TotalShared => shared,
+            Special::TotalShared => self.block.shared.len() as u64,
             Special::Zero => 0,
             Special::One => 1,
         }
     }
 
     /// The mark of an access that the lane does now.
+    #[inline]
     pub fn mark(&self, lane: usize, strong: bool) -> Mark {
         let index = self.warp.index;
         let clock = self.block.clocks[index][index];
@@ -541,6 +637,7 @@ impl Context<'_> {
     }
 
     /// Where an access to shared memory begins, if it lies inside.
+    #[inline]
     pub fn shared_place(&self, access: &'static str, address: u64, bytes: u64) -> Result<usize, FaultKind> {
         let (space, size) = (Space::Shared, self.block.shared.len() as u64);
         let start = address.checked_sub(SHARED_START);
@@ -549,6 +646,22 @@ impl Context<'_> {
         }
         let near = format!("the block has {size} bytes from {SHARED_START:#x} on");
         Err(FaultKind::OutOfBounds { access, space, address, bytes, near })
+    }
+
+    /// Notes a read of shared memory.
+    #[inline]
+    pub fn read_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
+        let clocks = &self.block.clocks[self.warp.index];
+        let done = self.block.shadow.read(start, bytes, who, clocks);
+        done.map_err(|(at, conflict)| self.conflict(at, bytes as u64, conflict))
+    }
+
+    /// Notes a write to shared memory.
+    #[inline]
+    pub fn write_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
+        let clocks = &self.block.clocks[self.warp.index];
+        let done = self.block.shadow.write(start, bytes, who, clocks);
+        done.map_err(|(at, conflict)| self.conflict(at, bytes as u64, conflict))
     }
 
     /// The fault that a conflict at byte `at` of shared memory amounts to.
@@ -591,18 +704,19 @@ impl Context<'_> {
                 let (space, address) = resolve(address);
                 self.load(lane, space, address, out, strong)
             }
-            Space::Global | Space::Const => self.memory.load(address, out),
+            Space::Global | Space::Const => {
+                out.copy_from_slice(self.memory.load(address, out.len() as u64)?);
+                Ok(())
+            }
             Space::Local => self.warp.local.get(lane).ok_or_else(|| no_local(address))?.load(address, out),
             Space::Shared => {
                 let start = self.shared_place("load", address, out.len() as u64)?;
-                let (mark, clocks) = (self.mark(lane, strong), &self.block.clocks[self.warp.index]);
-                for at in start..start + out.len() {
-                    if let Err(conflict) = self.block.shadow.read(at, mark, clocks) {
-                        return Err(self.conflict(at, out.len() as u64, conflict));
-                    }
-                }
+                self.read_shared(start, out.len(), self.mark(lane, strong))?;
                 out.copy_from_slice(&self.block.shared[start..start + out.len()]);
                 Ok(())
+            }
+            Space::Param if address >= CALL_PARAMETERS => {
+                self.load(lane, Space::Local, address - CALL_PARAMETERS, out, strong)
             }
             Space::Param => {
                 let size = self.parameters.len() as u64;
@@ -631,18 +745,19 @@ impl Context<'_> {
                 let (space, address) = resolve(address);
                 self.store(lane, space, address, data, strong)
             }
-            Space::Global => self.memory.store(address, data),
+            Space::Global => {
+                self.memory.store(address, data.len() as u64)?.copy_from_slice(data);
+                Ok(())
+            }
             Space::Local => self.warp.local.get_mut(lane).ok_or_else(|| no_local(address))?.store(address, data),
             Space::Shared => {
                 let start = self.shared_place("store", address, data.len() as u64)?;
-                let (mark, clocks) = (self.mark(lane, strong), &self.block.clocks[self.warp.index]);
-                for at in start..start + data.len() {
-                    if let Err(conflict) = self.block.shadow.write(at, mark, clocks) {
-                        return Err(self.conflict(at, data.len() as u64, conflict));
-                    }
-                }
+                self.write_shared(start, data.len(), self.mark(lane, strong))?;
                 self.block.shared[start..start + data.len()].copy_from_slice(data);
                 Ok(())
+            }
+            Space::Param if address >= CALL_PARAMETERS => {
+                self.store(lane, Space::Local, address - CALL_PARAMETERS, data, strong)
             }
             Space::Const | Space::Param => Err(FaultKind::ReadOnly { place: format!("{space} memory") }),
         }
@@ -659,6 +774,7 @@ impl Context<'_> {
     }
 
     /// Counts operations of all active lanes.
+    #[inline]
     pub fn count_flops(&mut self, each: u64) {
         self.counters.flops += each * u64::from(self.mask.count_ones());
     }
@@ -670,8 +786,8 @@ fn no_local(address: u64) -> FaultKind {
 }
 
 /// A literal's bits in a type.
-fn immediate(operand: &Operand, ty: Type) -> u64 {
-    match (operand, ty) {
+pub(super) fn immediate(operand: &Operand, ty: Type) -> Option<u64> {
+    Some(ty.truncate(match (operand, ty) {
         (Operand::Integer(n), _) => *n,
         (Operand::F32(bits), Type::F(64)) => f64::from(f32::from_bits(*bits)).to_bits(),
         (Operand::F32(bits), _) => (*bits).into(),
@@ -679,8 +795,13 @@ fn immediate(operand: &Operand, ty: Type) -> u64 {
         (Operand::F64(x), Type::F(16)) => half::f16::from_f64(*x).to_bits().into(),
         (Operand::F64(x), Type::Bf16) => half::bf16::from_f64(*x).to_bits().into(),
         (Operand::F64(x), _) => (*x as f32).to_bits().into(),
-        _ => 0,
-    }
+        _ => return None,
+    }))
+}
+
+/// The width of addresses in a space.
+pub(super) fn address_type(space: Space) -> Type {
+    if matches!(space, Space::Shared | Space::Local) { Type::U(32) } else { Type::U(64) }
 }
 
 /// The class of instructions that touch a space.

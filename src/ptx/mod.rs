@@ -20,5 +20,5 @@ mod parse;
 pub use check::{Failure, Fault, FaultKind};
 pub use count::Counters;
 pub use machine::Launch;
-pub use memory::Memory;
+pub use memory::{Memory, Window};
 pub use module::{Entry, Module, ParseError};

@@ -60,6 +60,7 @@ impl Type {
     }
 
     /// Width in bits.
+    #[inline]
     pub fn bits(self) -> u32 {
         match self {
             Type::Pred => 1,
@@ -70,6 +71,7 @@ impl Type {
     }
 
     /// Width in memory.
+    #[inline]
     pub fn bytes(self) -> usize {
         (self.bits() as usize).div_ceil(8)
     }
@@ -80,11 +82,13 @@ impl Type {
     }
 
     /// The low bits of `value` that the type has.
+    #[inline]
     pub fn truncate(self, value: u64) -> u64 {
         if self.bits() == 64 { value } else { value & ((1 << self.bits()) - 1) }
     }
 
     /// `value` as a number of 64 bits: with its sign, if the type has one.
+    #[inline]
     pub fn extend(self, value: u64) -> u64 {
         match self {
             Type::S(bits) => ((value << (64 - bits)) as i64 >> (64 - bits)) as u64,
@@ -193,7 +197,8 @@ pub(super) enum Special {
 #[derive(Clone, Debug)]
 pub(super) enum Operand {
     Register(u32),
-    /// A predicate that is negated.
+    /// A predicate, and the same negated.
+    Predicate(u32),
     Not(u32),
     Integer(u64),
     F32(u32),
@@ -233,11 +238,14 @@ pub(super) struct Instruction {
 pub struct Entry {
     pub name: String,
     pub parameters: Vec<Parameter>,
+    /// Which module it is of: kernels of one share its variables.
+    pub(super) module: u64,
     /// `.reqntid` and `.maxntid`.
     pub(super) required_threads: Option<[u32; 3]>,
     pub(super) most_threads: Option<u32>,
     pub(super) variables: Vec<Variable>,
     pub(super) registers: usize,
+    pub(super) predicates: usize,
     pub(super) code: Vec<Instruction>,
     /// The instruction behind each label.
     pub(super) labels: Vec<usize>,

@@ -6,11 +6,12 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU64};
 
 use super::flow::post_dominators;
 use super::instr::{self, Opcode};
 use super::lex::{Located, Token, tokens};
-use super::memory::SHARED_START;
+use super::memory::{CALL_PARAMETERS, SHARED_START};
 use super::module::*;
 
 /// The newest version of the instruction set that is read.
@@ -23,6 +24,8 @@ const MAX_LOCAL: u64 = 512 << 10;
 /// Most bytes of a module's global and constant variables.
 const MAX_VARIABLES: u64 = 256 << 20;
 const MAX_PARAMETERS: u64 = 32_764;
+/// Most instructions of a kernel for each token of the text, with functions in place of their calls.
+const MAX_EXPANSION: usize = 8;
 /// Most braces around an instruction or an initial value.
 const MAX_DEPTH: usize = 64;
 
@@ -37,6 +40,7 @@ impl Module {
     pub fn parse(text: &str) -> Parsed<Module> {
         let mut parser = Parser::new(tokens(text)?);
         let (version, target) = parser.header()?;
+        parser.find_functions()?;
         let mut entries: Vec<Arc<Entry>> = Vec::new();
         while parser.at < parser.tokens.len() {
             if let Some(entry) = parser.declaration()? {
@@ -54,12 +58,27 @@ impl Module {
 #[derive(Default)]
 struct Scope {
     /// Declared registers; with a count, all of `name0…`.
-    registers: HashMap<String, Option<u64>>,
-    slots: HashMap<String, u32>,
+    registers: HashMap<String, Declared>,
+    slots: HashMap<String, Operand>,
     variables: HashMap<String, usize>,
     labels: HashMap<String, usize>,
     /// Labels that were named: name, index among the entry's labels, line.
     wanted: Vec<(String, usize, u32)>,
+}
+
+#[derive(Clone, Copy)]
+struct Declared {
+    count: Option<u64>,
+    predicate: bool,
+}
+
+/// A function, which is read anew wherever it is called.
+struct Function {
+    name: String,
+    results: Vec<Variable>,
+    parameters: Vec<Variable>,
+    /// The token behind the brace that opens it; none if it is only declared.
+    body: Option<usize>,
 }
 
 /// The entry that is being read.
@@ -70,20 +89,40 @@ struct Body {
     code: Vec<Instruction>,
     labels: Vec<usize>,
     registers: u32,
+    predicates: u32,
+    /// Functions inside whose calls it is, outermost first.
+    calls: Vec<usize>,
+    /// The label behind the innermost call, to which a `ret` goes.
+    exit: Option<usize>,
+    /// The module's variables among the entry's.
+    globals: HashMap<String, usize>,
 }
 
 struct Parser<'a> {
     tokens: Vec<Located<'a>>,
     at: usize,
+    /// The module's number.
+    module: u64,
     /// Variables of the module.
     globals: Vec<Variable>,
     names: HashMap<String, usize>,
+    functions: Vec<Function>,
     body: Body,
 }
 
 impl<'a> Parser<'a> {
     fn new(tokens: Vec<Located<'a>>) -> Self {
-        Parser { tokens, at: 0, globals: Vec::new(), names: HashMap::new(), body: Body::default() }
+        static MODULES: AtomicU64 = AtomicU64::new(0);
+        let module = MODULES.fetch_add(1, atomic::Ordering::Relaxed);
+        Parser {
+            tokens,
+            at: 0,
+            module,
+            globals: Vec::new(),
+            names: HashMap::new(),
+            functions: Vec::new(),
+            body: Body::default(),
+        }
     }
 
     // --- tokens ------------------------------------------------------------------------------------------------
@@ -215,9 +254,13 @@ impl<'a> Parser<'a> {
                     }
                     return Ok(None);
                 }
-                ".func" => return Err(self.error("functions are not known; a kernel must have them inlined")),
+                ".func" => {
+                    self.function()?;
+                    return Ok(None);
+                }
+                ".alias" => return Err(self.error("aliases are not known")),
                 word => {
-                    let Some(space) = variable_space(word) else {
+                    let Some(space) = variable_space(word).filter(|s| *s != Space::Param) else {
                         self.at -= 1;
                         return Err(self.error(format!("the directive `{word}` is not known")));
                     };
@@ -338,6 +381,139 @@ impl<'a> Parser<'a> {
         }
     }
 
+    // --- functions ---------------------------------------------------------------------------------------------
+
+    /// Finds all functions, for a call may stand before what it calls.
+    fn find_functions(&mut self) -> Parsed<()> {
+        let start = self.at;
+        let mut depth = 0usize;
+        while let Some(token) = self.peek() {
+            self.at += 1;
+            match token {
+                Token::Punctuation('{') => depth += 1,
+                Token::Punctuation('}') => depth = depth.saturating_sub(1),
+                Token::Word(".func") if depth == 0 => self.signature()?,
+                _ => {}
+            }
+        }
+        self.at = start;
+        Ok(())
+    }
+
+    /// `(.param .b32 result) name(.param .b64 x)`, up to the brace or semicolon.
+    fn signature(&mut self) -> Parsed<()> {
+        let variables = |list: Vec<(Variable, Type)>| list.into_iter().map(|p| p.0).collect();
+        let results = variables(self.parameter_list()?);
+        let name = self.word("the function's name")?.to_owned();
+        let parameters = variables(self.parameter_list()?);
+        while self.accept_word(".noreturn") {}
+        let body = match self.peek() {
+            Some(Token::Punctuation('{')) => Some(self.at + 1),
+            Some(Token::Punctuation(';')) => None,
+            _ => return Err(self.unexpected("`{` or `;`")),
+        };
+        let known = self.functions.iter_mut().find(|f| f.name == name);
+        match known {
+            Some(known) if known.body.is_some() && body.is_some() => {
+                Err(self.error(format!("there are two functions `{name}`")))
+            }
+            Some(known) => {
+                known.body = known.body.or(body);
+                Ok(())
+            }
+            None => {
+                self.functions.push(Function { name, results, parameters, body });
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes over a function: it is read where it is called.
+    fn function(&mut self) -> Parsed<()> {
+        let mut depth = 0usize;
+        loop {
+            match self.next()? {
+                Token::Punctuation('{') => depth += 1,
+                Token::Punctuation('}') if depth <= 1 => return Ok(()),
+                Token::Punctuation('}') => depth -= 1,
+                Token::Punctuation(';') if depth == 0 => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// `(result), name, (x, y);`: the function's body is put here, its parameters being the caller's variables.
+    fn call(&mut self, line: u32, guard: Option<(u32, bool)>) -> Parsed<()> {
+        let at_line = |reason| ParseError { line, reason };
+        let results = self.arguments()?;
+        if !results.is_empty() {
+            self.expect(',')?;
+        }
+        let name = self.word("a function's name")?;
+        let arguments = if self.accept(',') { self.arguments()? } else { Vec::new() };
+        self.expect(';')?;
+        let index = self.functions.iter().position(|f| f.name == name);
+        let found = index.and_then(|i| self.functions[i].body.map(|body| (i, body)));
+        let Some((index, body)) = found else {
+            return Err(at_line(format!("there is no function `{name}` with a body; calls are known by name alone")));
+        };
+        let function = &self.functions[index];
+        if self.body.calls.iter().any(|c| *c == index) || self.body.calls.len() >= MAX_DEPTH {
+            return Err(at_line(format!("`{name}` calls itself, or calls are too deep")));
+        }
+        if self.body.code.len() > MAX_EXPANSION * self.tokens.len() {
+            return Err(at_line(format!("with `{name}` in place of its calls the kernel is too long")));
+        }
+        let mut scope = Scope::default();
+        for (formal, actual) in [(&function.results, &results), (&function.parameters, &arguments)] {
+            let same = |(f, a): (&Variable, &usize)| f.bytes == self.body.variables[*a].bytes;
+            if formal.len() != actual.len() || !formal.iter().zip(actual).all(same) {
+                return Err(at_line(format!("the arguments of the call of `{name}` do not fit it")));
+            }
+            scope.variables.extend(formal.iter().map(|f| f.name.clone()).zip(actual.iter().copied()));
+        }
+        let end = self.body.labels.len();
+        self.body.labels.push(0);
+        if let Some((slot, negated)) = guard {
+            self.branch(line, "call", Some((slot, !negated)), end)?;
+        }
+        // The function sees no names of its caller's.
+        let scopes = std::mem::replace(&mut self.body.scopes, vec![scope]);
+        let exit = self.body.exit.replace(end);
+        let at = std::mem::replace(&mut self.at, body);
+        self.body.calls.push(index);
+        self.statements()?;
+        self.body.calls.pop();
+        self.at = at;
+        self.body.exit = exit;
+        self.body.scopes = scopes;
+        self.body.labels[end] = self.body.code.len();
+        Ok(())
+    }
+
+    /// Variables of the parameter space in parentheses; none if there are no parentheses.
+    fn arguments(&mut self) -> Parsed<Vec<usize>> {
+        let mut out = Vec::new();
+        if !self.accept('(') {
+            return Ok(out);
+        }
+        while !self.accept(')') {
+            let name = self.word("an argument")?;
+            let variable = self.variable(name).filter(|v| self.body.variables[*v].space == Space::Param);
+            out.push(variable.ok_or_else(|| self.error(format!("the argument `{name}` is not a `.param` variable")))?);
+            self.accept(',');
+        }
+        Ok(out)
+    }
+
+    /// A branch to a label that the text does not name.
+    fn branch(&mut self, line: u32, opcode: &str, guard: Option<(u32, bool)>, label: usize) -> Parsed<()> {
+        let decoded = instr::decode(&Opcode::new("bra"), vec![Operand::Label(label)]);
+        let instr::Decoded { class, action } = decoded.map_err(|reason| ParseError { line, reason })?;
+        self.body.code.push(Instruction { line, guard, opcode: opcode.to_owned(), class, action });
+        Ok(())
+    }
+
     // --- entries -----------------------------------------------------------------------------------------------
 
     fn entry(&mut self) -> Parsed<Entry> {
@@ -346,19 +522,22 @@ impl<'a> Parser<'a> {
         let parameters = self.parameters()?;
         let (required_threads, most_threads) = self.thread_limits()?;
         self.expect('{')?;
-        while !self.body.scopes.is_empty() {
-            self.statement()?;
-        }
+        self.statements()?;
         let mut body = std::mem::take(&mut self.body);
         let mut place = |space, start| {
             let mut end: u64 = start;
-            for v in body.variables.iter_mut().filter(|v| v.space == space && !v.dynamic) {
+            // The launch's parameters have their places.
+            let own = body.variables.iter_mut().skip(parameters.len());
+            for v in own.filter(|v| v.space == space && !v.dynamic) {
                 v.offset = end.next_multiple_of(v.align);
-                end = v.offset + v.bytes;
+                end = v.offset.saturating_add(v.bytes);
             }
             end - start
         };
-        let (static_shared, local_bytes) = (place(Space::Shared, SHARED_START), place(Space::Local, 0));
+        let static_shared = place(Space::Shared, SHARED_START);
+        let local_bytes = place(Space::Local, 0);
+        // Behind it what calls hand over.
+        let local_bytes = local_bytes + place(Space::Param, CALL_PARAMETERS + local_bytes);
         if static_shared > MAX_SHARED || local_bytes > MAX_LOCAL {
             let reason = format!("`{name}` has more shared or local memory than there can be");
             return Err(self.error(reason));
@@ -367,15 +546,17 @@ impl<'a> Parser<'a> {
             v.offset = (SHARED_START + static_shared).next_multiple_of(v.align.max(16));
         }
         let reconverge = post_dominators(&body.code, &body.labels);
-        let Body { variables, code, labels, registers, .. } = body;
-        let registers = registers as usize;
+        let Body { variables, code, labels, registers, predicates, .. } = body;
+        let (registers, predicates) = (registers as usize, predicates as usize);
         Ok(Entry {
             name,
             parameters,
+            module: self.module,
             required_threads,
             most_threads,
             variables,
             registers,
+            predicates,
             code,
             labels,
             reconverge,
@@ -384,8 +565,26 @@ impl<'a> Parser<'a> {
         })
     }
 
+    /// An entry's parameters, of which the body knows.
     fn parameters(&mut self) -> Parsed<Vec<Parameter>> {
         let (mut out, mut end) = (Vec::new(), 0u64);
+        for (mut variable, ty) in self.parameter_list()? {
+            let (name, bytes) = (variable.name.clone(), variable.bytes);
+            let offset = end.next_multiple_of(variable.align);
+            end = offset.saturating_add(bytes);
+            if end > MAX_PARAMETERS {
+                return Err(self.error("the parameters are too large"));
+            }
+            variable.offset = offset;
+            self.declare(variable)?;
+            out.push(Parameter { name, ty, bytes, offset });
+        }
+        Ok(out)
+    }
+
+    /// `(.param .u64 x, .param .align 8 .b8 y[24])`, or nothing.
+    fn parameter_list(&mut self) -> Parsed<Vec<(Variable, Type)>> {
+        let mut out = Vec::new();
         if !self.accept('(') || self.accept(')') {
             return Ok(out);
         }
@@ -409,24 +608,19 @@ impl<'a> Parser<'a> {
             let ty = ty.ok_or_else(|| self.unexpected("a type"))?;
             let name = self.word("a parameter's name")?.to_owned();
             let (elements, _) = self.dimensions()?;
-            let align = align.unwrap_or(ty.bytes() as u64);
-            let offset = end.next_multiple_of(align);
             let bytes = elements.saturating_mul(ty.bytes() as u64);
-            end = offset.saturating_add(bytes);
-            if end > MAX_PARAMETERS {
-                return Err(self.error("the parameters are too large"));
-            }
-            let variable = Variable {
-                name: name.clone(),
-                space: Space::Param,
-                align,
-                bytes,
-                initial: Vec::new(),
-                dynamic: false,
-                offset,
-            };
-            self.declare(variable)?;
-            out.push(Parameter { name, ty, bytes, offset });
+            out.push((
+                Variable {
+                    name,
+                    space: Space::Param,
+                    align: align.unwrap_or(ty.bytes() as u64),
+                    bytes,
+                    initial: Vec::new(),
+                    dynamic: false,
+                    offset: 0,
+                },
+                ty,
+            ));
             if !self.accept(',') {
                 self.expect(')')?;
                 return Ok(out);
@@ -471,6 +665,14 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
+    /// The statements of a body, whose opening brace has been read.
+    fn statements(&mut self) -> Parsed<()> {
+        while !self.body.scopes.is_empty() {
+            self.statement()?;
+        }
+        Ok(())
+    }
+
     fn statement(&mut self) -> Parsed<()> {
         let line = self.line();
         if self.accept('{') {
@@ -489,8 +691,11 @@ impl<'a> Parser<'a> {
         if self.accept('@') {
             let negated = self.accept('!');
             let name = self.word("a predicate")?;
-            let slot = self.register(name).ok_or_else(|| self.error(format!("`{name}` is not declared")))?;
-            return self.instruction(line, Some((slot, negated)));
+            return match self.register(name) {
+                Some(Operand::Predicate(slot)) => self.instruction(line, Some((slot, negated))),
+                Some(_) => Err(self.error(format!("`{name}` is not a predicate"))),
+                None => Err(self.error(format!("`{name}` is not declared"))),
+            };
         }
         let word = match self.peek() {
             Some(Token::Word(word)) => word,
@@ -499,7 +704,12 @@ impl<'a> Parser<'a> {
         match word {
             ".reg" => {
                 self.at += 1;
-                self.declare_registers()
+                self.declare_registers(None)
+            }
+            _ if word.starts_with(".reg.") => {
+                let ty = self.ty(&word[4..])?;
+                self.at += 1;
+                self.declare_registers(Some(ty))
             }
             ".loc" | ".file" => {
                 self.skip_line(line);
@@ -545,9 +755,15 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn declare_registers(&mut self) -> Parsed<()> {
-        let ty = self.word("a type")?;
-        self.ty(ty)?;
+    /// Behind `.reg`; `ty` if it was one word with it.
+    fn declare_registers(&mut self, ty: Option<Type>) -> Parsed<()> {
+        let ty = match ty {
+            Some(ty) => ty,
+            None => {
+                let word = self.word("a type")?;
+                self.ty(word)?
+            }
+        };
         loop {
             let name = self.word("a register's name")?.to_owned();
             let count = if self.accept('<') {
@@ -558,7 +774,7 @@ impl<'a> Parser<'a> {
                 None
             };
             if let Some(scope) = self.body.scopes.last_mut() {
-                scope.registers.insert(name, count);
+                scope.registers.insert(name, Declared { count, predicate: ty == Type::Pred });
             }
             if !self.accept(',') {
                 return self.expect(';');
@@ -567,19 +783,28 @@ impl<'a> Parser<'a> {
     }
 
     /// The slot of a declared register. Slots are given out as registers are used, so that a count costs nothing.
-    fn register(&mut self, name: &str) -> Option<u32> {
+    fn register(&mut self, name: &str) -> Option<Operand> {
         let prefix = name.trim_end_matches(|c: char| c.is_ascii_digit());
         let number: Option<u64> = name[prefix.len()..].parse().ok();
         let declared = |scope: &Scope| match (scope.registers.get(name), scope.registers.get(prefix), number) {
-            (Some(None), ..) => true,
-            (_, Some(Some(count)), Some(n)) => n < *count,
-            _ => false,
+            (Some(d @ Declared { count: None, .. }), ..) => Some(*d),
+            (_, Some(d), Some(n)) if d.count.is_some_and(|count| n < count) => Some(*d),
+            _ => None,
         };
-        let scope = self.body.scopes.iter_mut().rev().find(|s| declared(s))?;
-        let next = self.body.registers;
-        let slot = *scope.slots.entry(name.to_owned()).or_insert(next);
-        self.body.registers += u32::from(slot == next);
-        Some(slot)
+        let scopes = self.body.scopes.iter_mut().rev();
+        let (scope, found) = scopes.into_iter().find_map(|s| declared(s).map(|d| (s, d)))?;
+        if let Some(known) = scope.slots.get(name) {
+            return Some(known.clone());
+        }
+        let operand = if found.predicate {
+            self.body.predicates += 1;
+            Operand::Predicate(self.body.predicates - 1)
+        } else {
+            self.body.registers += 1;
+            Operand::Register(self.body.registers - 1)
+        };
+        scope.slots.insert(name.to_owned(), operand.clone());
+        Some(operand)
     }
 
     /// The index of a variable among the entry's; one of the module's is copied there when it is first named.
@@ -587,10 +812,13 @@ impl<'a> Parser<'a> {
         if let Some(index) = self.body.scopes.iter().rev().find_map(|s| s.variables.get(name)) {
             return Some(*index);
         }
+        if let Some(index) = self.body.globals.get(name) {
+            return Some(*index);
+        }
         let copy = self.globals[*self.names.get(name)?].clone();
         let index = self.body.variables.len();
         self.body.variables.push(copy);
-        self.body.scopes.first_mut()?.variables.insert(name.to_owned(), index);
+        self.body.globals.insert(name.to_owned(), index);
         Some(index)
     }
 
@@ -598,6 +826,14 @@ impl<'a> Parser<'a> {
 
     fn instruction(&mut self, line: u32, guard: Option<(u32, bool)>) -> Parsed<()> {
         let opcode = self.word("an opcode")?;
+        match (opcode, self.body.exit) {
+            ("ret" | "ret.uni", Some(exit)) => {
+                self.expect(';')?;
+                return self.branch(line, opcode, guard, exit);
+            }
+            ("call" | "call.uni", _) => return self.call(line, guard),
+            _ => {}
+        }
         let branches = opcode == "bra" || opcode.starts_with("bra.");
         let mut operands = Vec::new();
         while !self.accept(';') {
@@ -691,7 +927,10 @@ impl<'a> Parser<'a> {
 
     fn named(&mut self, name: &str, inverted: bool) -> Parsed<Operand> {
         if let Some(slot) = self.register(name) {
-            return Ok(if inverted { Operand::Not(slot) } else { Operand::Register(slot) });
+            return Ok(match slot {
+                Operand::Predicate(slot) if inverted => Operand::Not(slot),
+                slot => slot,
+            });
         }
         if let Some(index) = self.variable(name) {
             let offset = if self.accept('+') {
@@ -720,6 +959,8 @@ fn variable_space(word: &str) -> Option<Space> {
         ".const" => Space::Const,
         ".shared" => Space::Shared,
         ".local" => Space::Local,
+        // Where a call's arguments and results lie; the launch's are in the list of the entry.
+        ".param" => Space::Param,
         _ => return None,
     })
 }

@@ -3,6 +3,7 @@
 use super::{Command, Schedule, Slice, Space};
 use crate::device::{Arena, Device, HostWork};
 use crate::graph::{Args, Kernel, Region};
+use crate::ptx::Counters;
 use crate::{Error, Result};
 use std::fmt::Debug;
 use std::ops::Range;
@@ -41,6 +42,16 @@ pub(super) trait Engine: Debug + Send {
 
     /// Runs a program; `timing` is told every command's number and seconds.
     fn time(&mut self, schedule: &Schedule, program: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()>;
+
+    /// Runs a program; `counting` is told every command's number and what it counts.
+    fn count(
+        &mut self,
+        _schedule: &Schedule,
+        _program: usize,
+        _counting: &mut dyn FnMut(usize, Counters),
+    ) -> Result<()> {
+        Err(Error::unsupported("counting what kernels do", "only the ptx device does"))
+    }
 
     /// Lets the device start on what it was given, before the host is asked something.
     fn start(&mut self) -> Result<()> {

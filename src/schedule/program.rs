@@ -609,7 +609,7 @@ fn command(launch: Launch, args: Vec<Slice>) -> Command {
     let mut scalars = launch.scalars;
     scalars.extend(launch.anywhere.iter().map(|a| Scalar::Int(args[*a].offset % ALIGN / 4)));
     Command {
-        kernel: launch.kernel,
+        kernel: launch.kernel.replaced(),
         grid: launch.grid,
         block: launch.block,
         args,

@@ -5,7 +5,7 @@ use super::{Command, Schedule};
 use crate::Result;
 use crate::device::{Arena, ptx};
 use crate::graph::{Kernel, Region};
-use crate::ptx::{Launch, Memory};
+use crate::ptx::{Counters, Launch, Memory};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ impl Ptx {
         Ok(Ptx { arena: Arena::new(schedule.arena_bytes())?, machine })
     }
 
-    fn command(&mut self, schedule: &Schedule, command: &Command) -> Result<()> {
+    fn command(&mut self, schedule: &Schedule, command: &Command) -> Result<Counters> {
         let Kernel::Ptx(kernel) = &command.kernel else { return Err(foreign("ptx", &command.kernel)) };
         // Arguments that share bytes, as those of a launch in place do, lie in one allocation; each of the others has its own, so
         // that the machine sees an access behind its end.
@@ -56,13 +56,13 @@ impl Ptx {
         let mut launch = Launch::new(command.grid, command.block);
         launch.shared_bytes = kernel.shared_bytes;
         launch.arguments = ptx::parameters(&addresses, &command.scalars)?;
-        self.machine.run(kernel, &launch, &mut memory)?;
+        let counters = self.machine.run(kernel, &launch, &mut memory)?;
         for (&(start, end), base) in spans.iter().zip(&bases) {
             if let Some((bytes, _)) = memory.bytes(*base) {
                 self.arena.slice_mut(start, end - start)?.copy_from_slice(bytes);
             }
         }
-        Ok(())
+        Ok(counters)
     }
 }
 
@@ -98,7 +98,14 @@ impl Engine for Ptx {
 
     fn run(&mut self, schedule: &Schedule, program: usize, commands: Range<usize>) -> Result<()> {
         let all = &schedule.programs[program].commands[commands];
-        all.iter().try_for_each(|command| self.command(schedule, command))
+        all.iter().try_for_each(|command| self.command(schedule, command).map(drop))
+    }
+
+    fn count(&mut self, schedule: &Schedule, program: usize, counting: &mut dyn FnMut(usize, Counters)) -> Result<()> {
+        for (number, command) in schedule.programs[program].commands.iter().enumerate() {
+            counting(number, self.command(schedule, command)?);
+        }
+        Ok(())
     }
 
     fn time(&mut self, schedule: &Schedule, program: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {

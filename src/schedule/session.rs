@@ -4,6 +4,7 @@ use super::engine::{Engine, engine, place};
 use super::{BufferId, Command, Mark, Program, Schedule, Slice, Space, Step};
 use crate::device::{ALIGN, Device, HostWork};
 use crate::graph::Region;
+use crate::ptx::Counters;
 use crate::tensor::DType;
 use crate::{Error, Result};
 use bytemuck::Pod;
@@ -192,6 +193,15 @@ impl Session {
     pub fn time_program(&mut self, index: usize, timing: &mut dyn FnMut(usize, f64)) -> Result<()> {
         self.program(index)?;
         self.engine.time(&self.schedule, index, timing)
+    }
+
+    /// Runs one program on the ptx device; `counting` is told every command's number and what it counts.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on other devices.
+    pub fn count_program(&mut self, index: usize, counting: &mut dyn FnMut(usize, Counters)) -> Result<()> {
+        self.program(index)?;
+        self.engine.count(&self.schedule, index, counting)
     }
 
     fn program(&self, index: usize) -> Result<&Program> {

@@ -3,7 +3,7 @@
 use super::super::check::Trap;
 use super::super::machine::{Context, class_of};
 use super::super::module::{Operand, Space, Type};
-use super::data::{Place, aligned, is_strong, locate, number, place, space};
+use super::data::{Place, aligned, any_number, is_strong, locate, place, space};
 use super::rounding::{Round, from_bits, round, sum, to_bits};
 use super::{Decode, Execute, Flow, Opcode, decoded, is_scalar};
 
@@ -55,7 +55,7 @@ impl Execute for Atomic {
             let mut buffer = [0u8; 8];
             let old = aligned("atomic", space, address, bytes as u64)
                 .and_then(|()| cx.load(lane, space, address, &mut buffer[..bytes], true))
-                .map(|()| number(&buffer[..bytes]))
+                .map(|()| any_number(&buffer[..bytes]))
                 .map_err(|kind| Trap::new(lane, kind))?;
             let value = cx.value(&self.value, self.ty, lane);
             let third = self.third.as_ref().map_or(0, |t| cx.value(t, self.ty, lane));

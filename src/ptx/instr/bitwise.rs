@@ -2,7 +2,7 @@
 
 use super::super::count::Class;
 use super::super::module::{Operand, Type};
-use super::{Decode, Opcode, alu};
+use super::{Context, Decode, Execute, Flow, Opcode, Trap, alu, decoded, is_scalar};
 
 pub(super) fn decode(op: &Opcode<'_>, mut operands: Vec<Operand>) -> Decode {
     const B32: Type = Type::B(32);
@@ -52,6 +52,18 @@ pub(super) fn decode(op: &Opcode<'_>, mut operands: Vec<Operand>) -> Decode {
                 return Err(op.unknown());
             }
             let left = op.name == "shl";
+            match (left, ty) {
+                (true, Type::B(32)) => {
+                    return alu(op, integer, 0, operands, &[ty, B32], |[a, by, _]| if by > 31 { 0 } else { a << by });
+                }
+                (false, Type::U(32) | Type::B(32)) => {
+                    return alu(op, integer, 0, operands, &[ty, B32], |[a, by, _]| if by > 31 { 0 } else { a >> by });
+                }
+                (false, Type::S(32)) => {
+                    return alu(op, integer, 0, operands, &[ty, B32], |[a, by, _]| (a as i32 >> by.min(31)) as u64);
+                }
+                _ => {}
+            }
             alu(op, integer, 0, operands, &[ty, B32], move |[a, by, _]| match by.min(width) {
                 // Beyond the width nothing is left, or the sign alone.
                 64 if left || !matches!(ty, Type::S(_)) => 0,
@@ -68,18 +80,48 @@ pub(super) fn decode(op: &Opcode<'_>, mut operands: Vec<Operand>) -> Decode {
 
 fn logic(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     let ty = op.ty()?;
-    if !matches!(ty, Type::Pred | Type::B(16 | 32 | 64)) {
-        return Err(op.unknown());
+    let integer = Class::Integer;
+    match (op.name, ty) {
+        ("cnot", Type::Pred) => Err(op.unknown()),
+        (_, Type::Pred) => predicates(op, operands),
+        ("and", Type::B(_)) => alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a & b),
+        ("or", Type::B(_)) => alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a | b),
+        ("xor", Type::B(_)) => alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a ^ b),
+        ("not", Type::B(_)) => alu(op, integer, 0, operands, &[ty], |[a, ..]| !a),
+        ("cnot", Type::B(_)) => alu(op, integer, 0, operands, &[ty], |[a, ..]| u64::from(a == 0)),
+        _ => Err(op.unknown()),
     }
-    let (count, f): (usize, fn(u64, u64) -> u64) = match op.name {
+}
+
+fn predicates(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
+    let (count, f): (usize, fn(u32, u32) -> u32) = match op.name {
         "and" => (2, |a, b| a & b),
         "or" => (2, |a, b| a | b),
         "xor" => (2, |a, b| a ^ b),
-        "not" => (1, |a, _| !a),
-        _ if ty != Type::Pred => (1, |a, _| u64::from(a == 0)),
-        _ => return Err(op.unknown()),
+        _ => (1, |a, _| !a),
     };
-    alu(op, Class::Integer, 0, operands, &[ty; 2][..count], move |[a, b, _]| ty.truncate(f(a, b)))
+    let mut operands = operands.into_iter();
+    let to = operands.next().unwrap_or(Operand::Sink);
+    let from: Vec<Operand> = operands.collect();
+    if from.len() != count || !from.iter().all(is_scalar) {
+        return Err(format!("`{}` takes {} operands", op.text, count + 1));
+    }
+    decoded(Class::Integer, Predicates { to, from, f })
+}
+
+/// Logic of predicates, of all lanes at once.
+struct Predicates {
+    to: Operand,
+    from: Vec<Operand>,
+    f: fn(u32, u32) -> u32,
+}
+
+impl Execute for Predicates {
+    fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
+        let [a, b] = [0, 1].map(|i| self.from.get(i).map_or(0, |o| cx.holds(o)));
+        cx.set_holds(&self.to, (self.f)(a, b));
+        Ok(Flow::Next)
+    }
 }
 
 /// Any function of three bits, bit by bit: bit 4 a + 2 b + c of the table.
@@ -94,13 +136,15 @@ fn lop3([a, b, c]: [u64; 3], table: u64) -> u64 {
 /// `length` bits of `a` from bit `at` on; a signed type fills up with the highest bit of the field.
 fn bfe(ty: Type, a: u64, at: u64, length: u64) -> u64 {
     let width = u64::from(ty.bits());
-    let bit = |i: u64| a >> i.min(63) & 1;
-    let sign = match ty {
-        Type::S(_) if length > 0 => bit((at + length - 1).min(width - 1)),
-        _ => 0,
+    let field = a.checked_shr(at as u32).unwrap_or(0);
+    let known = length.min(width.saturating_sub(at));
+    let ones = |n: u64| if n >= 64 { u64::MAX } else { (1 << n) - 1 };
+    let negative = match ty {
+        Type::S(_) if length > 0 => a >> (at + length - 1).min(width - 1) & 1 == 1,
+        _ => false,
     };
-    let value = |i: u64| if i < length && at + i < width { bit(at + i) } else { sign };
-    (0..width).fold(0, |r, i| r | value(i) << i)
+    let above = if negative { !ones(known) } else { 0 };
+    ty.truncate(field & ones(known) | above)
 }
 
 /// The low bits of `a` over those of `b` from a place on.

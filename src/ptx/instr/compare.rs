@@ -2,22 +2,29 @@
 
 use super::super::check::Trap;
 use super::super::count::Class;
-use super::super::machine::Context;
+use super::super::machine::{Context, Row};
 use super::super::module::{Operand, Type};
 use super::rounding::{flush, from_bits};
-use super::{Decode, Execute, Flow, Opcode, alu, decoded, is_scalar};
+use super::{Decode, Execute, Flow, Opcode, Source, alu, decoded, is_scalar};
+use std::cmp::Ordering::{Equal, Greater, Less};
 
 const COMPARISONS: &[&str] = &[
     "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
 ];
 
-type Comparison = Box<dyn Fn(u64, u64) -> bool + Send + Sync>;
+/// Compares two values of every lane; a bit a lane.
+type Comparison = Box<dyn Fn(&Row, &Row) -> u32 + Send + Sync>;
 
 pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     match op.name {
         "selp" => {
             let ty = op.ty()?;
-            alu(op, Class::Move, 0, operands, &[ty, ty, Type::Pred], |[a, b, p]| if p == 1 { a } else { b })
+            let [to, a, b, by] = op.operands(operands)?;
+            if ![&a, &b, &by].into_iter().all(is_scalar) {
+                return Err(op.unknown());
+            }
+            let [a, b] = [a, b].map(|o| Source::new(o, ty));
+            decoded(Class::Move, Select { to, a, b, by })
         }
         "slct" => {
             let flushes = op.flag("ftz");
@@ -60,103 +67,136 @@ fn set(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     let one = match result {
         Type::Pred => 1,
         Type::F(32) => 1f32.to_bits().into(),
+        Type::F(16) => half::f16::ONE.to_bits().into(),
+        Type::Bf16 => half::bf16::ONE.to_bits().into(),
         Type::U(32) | Type::S(32) => 0xffff_ffff,
         _ => return Err(op.unknown()),
     };
     if ![Some(&a), Some(&b), c.as_ref()].into_iter().flatten().all(is_scalar) {
         return Err(op.unknown());
     }
-    let combine: fn(bool, bool) -> bool = match combine {
+    let combine: fn(u32, u32) -> u32 = match combine {
         Some("and") => |x, y| x & y,
         Some("or") => |x, y| x | y,
         Some(_) => |x, y| x ^ y,
         None => |x, _| x,
     };
-    decoded(Class::Integer, Set { to, a, b, c, ty, one, holds, combine })
+    let [a, b] = [a, b].map(|o| Source::new(o, ty));
+    decoded(Class::Integer, Set { to, a, b, c, one, holds, combine })
 }
 
 struct Set {
     to: Operand,
-    a: Operand,
-    b: Operand,
+    a: Source,
+    b: Source,
     c: Option<Operand>,
-    ty: Type,
     one: u64,
     holds: Comparison,
-    combine: fn(bool, bool) -> bool,
+    combine: fn(u32, u32) -> u32,
 }
 
 impl Execute for Set {
     fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
-        for lane in cx.lanes() {
-            let [a, b] = [&self.a, &self.b].map(|o| cx.value(o, self.ty, lane));
-            let holds = (self.holds)(a, b);
-            let c = self.c.as_ref().is_some_and(|c| cx.value(c, Type::Pred, lane) == 1);
-            let [yes, no] = [holds, !holds].map(|h| u64::from((self.combine)(h, c)) * self.one);
-            match &self.to {
-                Operand::Pair(both) => {
-                    cx.set(&both[0], lane, yes);
-                    cx.set(&both[1], lane, no);
-                }
-                to => cx.set(to, lane, yes),
+        let holds = (self.holds)(&self.a.row(cx), &self.b.row(cx));
+        let c = self.c.as_ref().map_or(0, |c| cx.holds(c));
+        let [yes, no] = [holds, !holds].map(|h| (self.combine)(h, c));
+        match &self.to {
+            Operand::Pair(both) => {
+                cx.set_holds(&both[0], yes);
+                cx.set_holds(&both[1], no);
             }
+            to if self.one == 1 => cx.set_holds(to, yes),
+            to => cx.set_row(to, &std::array::from_fn(|lane| u64::from(yes >> lane & 1) * self.one)),
         }
         Ok(Flow::Next)
     }
 }
 
-fn comparison(name: &'static str, ty: Type, flushes: bool) -> Option<Comparison> {
-    use std::cmp::Ordering::*;
-    if ty.is_float() {
-        if matches!(ty, Type::F16x2 | Type::Bf16x2 | Type::Tf32) || matches!(name, "lo" | "ls" | "hi" | "hs") {
-            return None;
-        }
-        let number = move |bits| if flushes { flush(from_bits(bits, ty), ty) } else { from_bits(bits, ty) };
-        return Some(Box::new(move |a, b| {
-            // `equ` and the like hold if there is a NaN.
-            match (number(a).partial_cmp(&number(b)), name) {
-                (None, name) => name == "nan" || name.ends_with('u'),
-                (Some(_), "num") => true,
-                (Some(_), "nan") => false,
-                (Some(order), name) => ordered(&name[..2], order),
-            }
-        }));
-    }
-    if name.len() == 3 {
-        return None;
-    }
-    Some(match ty {
-        Type::S(_) => Box::new(move |a, b| ordered(name, (ty.extend(a) as i64).cmp(&(ty.extend(b) as i64)))),
-        Type::U(_) | Type::B(_) => Box::new(move |a, b| {
-            let name = match name {
-                "lo" => "lt",
-                "ls" => "le",
-                "hi" => "gt",
-                "hs" => "ge",
-                name => name,
-            };
-            ordered(
-                name,
-                if a < b {
-                    Less
-                } else if a > b {
-                    Greater
-                } else {
-                    Equal
-                },
-            )
-        }),
-        _ => return None,
-    })
+/// `selp`.
+struct Select {
+    to: Operand,
+    a: Source,
+    b: Source,
+    by: Operand,
 }
 
-fn ordered(name: &str, order: std::cmp::Ordering) -> bool {
+impl Execute for Select {
+    fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
+        let by = cx.holds(&self.by);
+        let (a, b) = (self.a.row(cx), self.b.row(cx));
+        let mut out = [0; 32];
+        for lane in 0..32 {
+            out[lane] = if by >> lane & 1 == 1 { a[lane] } else { b[lane] };
+        }
+        drop((a, b));
+        cx.set_row(&self.to, &out);
+        Ok(Flow::Next)
+    }
+}
+
+/// A comparison lane by lane.
+fn rows(f: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Option<Comparison> {
+    Some(Box::new(move |a, b| {
+        let mut bytes = [0u8; 32];
+        for lane in 0..32 {
+            bytes[lane] = f(a[lane], b[lane]).into();
+        }
+        let mut bits = 0;
+        for i in 0..4 {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(&bytes[8 * i..8 * i + 8]);
+            // The low bits of eight bytes go to the top one.
+            let gathered = u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+            bits |= (gathered as u32) << (8 * i);
+        }
+        bits
+    }))
+}
+
+/// The comparison of numbers that `read` finds in the bits.
+fn ordered<T: PartialOrd>(name: &str, read: impl Fn(u64) -> T + Send + Sync + 'static) -> Option<Comparison> {
     match name {
-        "eq" => order.is_eq(),
-        "ne" => order.is_ne(),
-        "lt" => order.is_lt(),
-        "le" => order.is_le(),
-        "gt" => order.is_gt(),
-        _ => order.is_ge(),
+        "eq" => rows(move |a, b| read(a) == read(b)),
+        "ne" => rows(move |a, b| {
+            let (a, b) = (read(a), read(b));
+            (a < b) | (a > b)
+        }),
+        "lt" | "lo" => rows(move |a, b| read(a) < read(b)),
+        "le" | "ls" => rows(move |a, b| read(a) <= read(b)),
+        "gt" | "hi" => rows(move |a, b| read(a) > read(b)),
+        "ge" | "hs" => rows(move |a, b| read(a) >= read(b)),
+        // The same, or one is not a number.
+        "equ" => rows(move |a, b| {
+            let (a, b) = (read(a), read(b));
+            !((a < b) | (a > b))
+        }),
+        "neu" => rows(move |a, b| read(a) != read(b)),
+        "ltu" => rows(move |a, b| !matches!(read(a).partial_cmp(&read(b)), Some(Greater | Equal))),
+        "leu" => rows(move |a, b| !matches!(read(a).partial_cmp(&read(b)), Some(Greater))),
+        "gtu" => rows(move |a, b| !matches!(read(a).partial_cmp(&read(b)), Some(Less | Equal))),
+        "geu" => rows(move |a, b| !matches!(read(a).partial_cmp(&read(b)), Some(Less))),
+        "num" => rows(move |a, b| read(a).partial_cmp(&read(b)).is_some()),
+        "nan" => rows(move |a, b| read(a).partial_cmp(&read(b)).is_none()),
+        _ => None,
+    }
+}
+
+fn comparison(name: &str, ty: Type, flushes: bool) -> Option<Comparison> {
+    let unsigned = matches!(name, "lo" | "ls" | "hi" | "hs");
+    match ty {
+        Type::F16x2 | Type::Bf16x2 | Type::Tf32 | Type::Pred => None,
+        _ if ty.is_float() && unsigned || !ty.is_float() && name.len() == 3 || unsigned && matches!(ty, Type::S(_)) => {
+            None
+        }
+        Type::F(32) if !flushes => ordered(name, |v| f32::from_bits(v as u32)),
+        Type::F(64) => ordered(name, f64::from_bits),
+        _ if ty.is_float() => ordered(name, move |v| {
+            let x = from_bits(ty.truncate(v), ty);
+            if flushes { flush(x, ty) } else { x }
+        }),
+        Type::S(32) => ordered(name, |v| v as i32),
+        Type::U(32) | Type::B(32) => ordered(name, |v| v as u32),
+        Type::U(64) | Type::B(64) => ordered(name, |v| v),
+        _ => ordered(name, move |v| if matches!(ty, Type::S(_)) { ty.extend(v) as i64 } else { ty.truncate(v) as i64 }),
     }
 }

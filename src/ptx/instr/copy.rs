@@ -38,7 +38,7 @@ impl BulkCopy {
     pub fn land(self, shared: &mut [u8], shadow: &mut Shadow, clock: u32) {
         for (to, data) in self.parts {
             shared[to..to + data.len()].copy_from_slice(&data);
-            (to..to + data.len()).for_each(|at| shadow.land(at, Mark { clock, ..self.mark }));
+            shadow.land(to, data.len(), Mark { clock, ..self.mark });
         }
     }
 }
@@ -133,11 +133,8 @@ impl Context<'_> {
     fn take_off(&mut self, lane: usize, address: u64, bytes: u64) -> Result<usize, FaultKind> {
         let start = self.shared_place("asynchronous copy", address, bytes)?;
         let (mark, clocks) = (self.mark(lane, false), &self.block.clocks[self.warp.index]);
-        for at in start..start + bytes as usize {
-            if let Err(conflict) = self.block.shadow.take_off(at, mark, clocks) {
-                return Err(self.conflict(at, bytes, conflict));
-            }
-        }
+        let done = self.block.shadow.take_off(start, bytes as usize, mark, clocks);
+        done.map_err(|(at, conflict)| self.conflict(at, bytes, conflict))?;
         Ok(start)
     }
 
@@ -145,7 +142,7 @@ impl Context<'_> {
     fn land(&mut self, lane: usize, copy: &Copy) {
         let mark = self.mark(lane, false);
         self.block.shared[copy.to..copy.to + copy.data.len()].copy_from_slice(&copy.data);
-        (copy.to..copy.to + copy.data.len()).for_each(|at| self.block.shadow.land(at, mark));
+        self.block.shadow.land(copy.to, copy.data.len(), mark);
     }
 }
 

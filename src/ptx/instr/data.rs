@@ -1,11 +1,11 @@
 //! Moves, loads and stores.
 
-use super::super::check::{FaultKind, Trap};
+use super::super::check::{FaultKind, MANY, Trap};
 use super::super::count::Class;
-use super::super::machine::{Context, class_of, window};
-use super::super::memory::resolve;
+use super::super::machine::{Context, Row, address_type, class_of, window};
+use super::super::memory::{CALL_PARAMETERS, resolve};
 use super::super::module::{Operand, Space, Type};
-use super::{Decode, Execute, Flow, Opcode, alu, decoded, is_scalar};
+use super::{Decode, Execute, Flow, Opcode, Source, alu, decoded, is_scalar};
 
 pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     match op.name {
@@ -164,58 +164,303 @@ fn transfer(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     if values.len() != count {
         return Err(format!("`{}` needs {count} values", op.text));
     }
-    decoded(class_of(space), Transfer { space, place, values, ty, strong, store })
+    let sources = if store { values.iter().map(|v| Source::new(v.clone(), ty)).collect() } else { Vec::new() };
+    decoded(class_of(space), Transfer { space, place, values, sources, ty, strong, store })
 }
 
 struct Transfer {
     space: Space,
     place: Place,
     values: Vec<Operand>,
+    /// The values of a store.
+    sources: Vec<Source>,
     ty: Type,
     strong: bool,
     store: bool,
 }
 
+/// Neighbouring lanes whose accesses follow each other in memory, or are the same.
+struct Run {
+    lanes: u32,
+    address: u64,
+    /// From one lane to the next.
+    step: u64,
+    /// From the first byte to the last.
+    bytes: u64,
+}
+
+/// The lanes of a mask cut into runs of accesses of `bytes`.
+struct Runs<'a> {
+    addresses: &'a Row,
+    left: u32,
+    bytes: u64,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    #[inline]
+    fn next(&mut self) -> Option<Run> {
+        if self.left == 0 {
+            return None;
+        }
+        let mut take = || {
+            let lane = self.left.trailing_zeros();
+            self.left &= self.left - 1;
+            (1u32 << lane, self.addresses[lane as usize])
+        };
+        let (mut lanes, address) = take();
+        let (mut last, mut step, mut alone) = (address, 0, true);
+        while self.left != 0 {
+            let next = self.addresses[self.left.trailing_zeros() as usize].wrapping_sub(last);
+            if !(next == step || alone && next == self.bytes) {
+                break;
+            }
+            (step, alone) = (next, false);
+            last = last.wrapping_add(step);
+            lanes |= 1 << self.left.trailing_zeros();
+            self.left &= self.left - 1;
+        }
+        Some(Run { lanes, address, step, bytes: self.bytes + last.wrapping_sub(address) })
+    }
+}
+
+/// The lanes of a mask, in order.
+#[inline]
+fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = mask.trailing_zeros() as usize;
+        (lane < 32).then(|| {
+            mask &= mask - 1;
+            lane
+        })
+    })
+}
+
 impl Execute for Transfer {
     fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
-        let size = self.ty.bytes();
-        let bytes = size * self.values.len();
-        let mut accesses = Vec::with_capacity(32);
-        let mut counted = self.space;
-        for lane in cx.lanes() {
-            let (space, address) = locate(cx, &self.place, self.space, lane);
-            counted = space;
-            let access = if self.store { "store" } else { "load" };
-            aligned(access, space, address, bytes as u64).map_err(|kind| Trap::new(lane, kind))?;
-            accesses.push((address, bytes as u64));
-            let mut buffer = [0u8; 16];
-            let buffer = &mut buffer[..bytes];
-            if self.store {
-                for (value, out) in self.values.iter().zip(buffer.chunks_mut(size)) {
-                    out.copy_from_slice(&cx.value(value, self.ty, lane).to_le_bytes()[..size]);
-                }
-                cx.store(lane, space, address, buffer, self.strong)
-            } else {
-                cx.load(lane, space, address, buffer, self.strong)
+        let space = if self.space == Space::Generic { cx.space_of(&self.place.base) } else { Some(self.space) };
+        let mut addresses = [0; 32];
+        if let (Some(space), Operand::Register(slot)) = (space, &self.place.base) {
+            let mask = address_type(space).truncate(u64::MAX);
+            let row = &cx.warp.registers[*slot as usize];
+            for lane in 0..32 {
+                addresses[lane] = row[lane].wrapping_add_signed(self.place.offset) & mask;
             }
-            .map_err(|kind| Trap::new(lane, kind))?;
-            if !self.store {
-                for (value, part) in self.values.iter().zip(buffer.chunks(size)) {
-                    cx.set(value, lane, self.ty.extend(number(part)));
-                }
-            }
+            self.access(cx, space, &addresses, cx.mask)?;
+            return Ok(Flow::Next);
         }
-        cx.count(counted, &accesses, bytes as u64, self.store);
+        let mut spaces = [self.space; 32];
+        for lane in cx.lanes() {
+            (spaces[lane], addresses[lane]) = locate(cx, &self.place, self.space, lane);
+        }
+        let mut left = cx.mask;
+        while left != 0 {
+            let space = spaces[left.trailing_zeros() as usize];
+            let mask = lanes_of(left).filter(|l| spaces[*l] == space).fold(0, |m, l| m | 1 << l);
+            self.access(cx, space, &addresses, mask)?;
+            left &= !mask;
+        }
         Ok(Flow::Next)
     }
 }
 
+impl Transfer {
+    /// The lanes of `mask`, all of which go to one space.
+    fn access(&self, cx: &mut Context<'_>, space: Space, addresses: &Row, mask: u32) -> Result<(), Trap> {
+        let bytes = (self.ty.bytes() * self.values.len()) as u64;
+        let name = if self.store { "store" } else { "load" };
+        let mut accesses = [(0, 0); 32];
+        let mut odd = 0;
+        let active = lanes_of(mask).zip(&mut accesses).map(|(lane, access)| {
+            odd |= addresses[lane] & (bytes - 1);
+            *access = (addresses[lane], bytes);
+        });
+        let count = active.count();
+        if odd != 0 {
+            for lane in lanes_of(mask) {
+                aligned(name, space, addresses[lane], bytes).map_err(|kind| Trap::new(lane, kind))?;
+            }
+        }
+        for run in (Runs { addresses, left: mask, bytes }) {
+            if self.together(cx, space, &run).is_ok() {
+                continue;
+            }
+            // Bounds may lie between the lanes, or one of them is at fault.
+            for lane in lanes_of(run.lanes) {
+                let one = Run { lanes: 1 << lane, address: addresses[lane], step: 0, bytes };
+                self.together(cx, space, &one).map_err(|kind| Trap::new(lane, kind))?;
+            }
+        }
+        cx.count(space, &accesses[..count], bytes, self.store);
+        Ok(())
+    }
+
+    fn together(&self, cx: &mut Context<'_>, space: Space, run: &Run) -> Result<(), FaultKind> {
+        match (space, self.store) {
+            (Space::Global | Space::Const, false) => {
+                let data = cx.memory.load(run.address, run.bytes)?;
+                self.spread(&mut cx.warp.registers, run, data);
+            }
+            (Space::Global, true) => {
+                // A fault shows before anything is written.
+                cx.memory.store(run.address, run.bytes)?;
+                for (i, source) in self.sources.iter().enumerate() {
+                    let row = *source.row(cx);
+                    self.gather(cx.memory.store(run.address, run.bytes)?, run, i, &row);
+                }
+            }
+            (Space::Shared, store) => {
+                let name = if store { "store" } else { "load" };
+                let start = cx.shared_place(name, run.address, run.bytes)?;
+                self.mark(cx, run, start)?;
+                let end = start + run.bytes as usize;
+                if store {
+                    for (i, source) in self.sources.iter().enumerate() {
+                        let row = *source.row(cx);
+                        self.gather(&mut cx.block.shared[start..end], run, i, &row);
+                    }
+                } else {
+                    self.spread(&mut cx.warp.registers, run, &cx.block.shared[start..end]);
+                }
+            }
+            (Space::Param, false) if run.step == 0 && run.address < CALL_PARAMETERS => {
+                let mut buffer = [0u8; 16];
+                let data = &mut buffer[..run.bytes as usize];
+                cx.load(run.lanes.trailing_zeros() as usize, space, run.address, data, self.strong)?;
+                self.spread(&mut cx.warp.registers, run, data);
+            }
+            (space, false) => {
+                let mut buffer = [0u8; 16];
+                let bytes = self.ty.bytes() * self.values.len();
+                for (i, lane) in lanes_of(run.lanes).enumerate() {
+                    cx.load(lane, space, run.address + i as u64 * run.step, &mut buffer[..bytes], self.strong)?;
+                    let one = Run { lanes: 1 << lane, ..*run };
+                    self.spread(&mut cx.warp.registers, &one, &buffer[..bytes]);
+                }
+            }
+            (space, true) => {
+                let mut buffer = [0u8; 16];
+                let bytes = self.ty.bytes() * self.values.len();
+                for (i, lane) in lanes_of(run.lanes).enumerate() {
+                    for (out, source) in buffer.chunks_mut(self.ty.bytes()).zip(&self.sources) {
+                        let value = cx.value(&source.operand, self.ty, lane);
+                        out.copy_from_slice(&value.to_le_bytes()[..self.ty.bytes()]);
+                    }
+                    cx.store(lane, space, run.address + i as u64 * run.step, &buffer[..bytes], self.strong)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the accesses of a run to shared memory.
+    fn mark(&self, cx: &mut Context<'_>, run: &Run, start: usize) -> Result<(), FaultKind> {
+        let each = self.ty.bytes() * self.values.len();
+        let same = run.step == 0 && run.lanes.count_ones() > 1;
+        let mut who = cx.mark(0, self.strong);
+        for (i, lane) in lanes_of(run.lanes).enumerate() {
+            who.lane = if same && !self.store { MANY } else { lane as u8 };
+            let at = start + i * run.step as usize;
+            if self.store {
+                cx.write_shared(at, each, who)?;
+            } else {
+                cx.read_shared(at, each, who)?;
+            }
+            if same {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what a run has read into the registers.
+    fn spread(&self, registers: &mut [Row], run: &Run, data: &[u8]) {
+        for (value, data) in self.values.iter().zip(data.chunks(self.ty.bytes())) {
+            let Operand::Register(slot) = value else { continue };
+            let row = &mut registers[*slot as usize];
+            let number = self.ty.extend(any_number(data));
+            if run.step == 0 && run.lanes == u32::MAX {
+                row.fill(number);
+            } else if run.step == 0 {
+                lanes_of(run.lanes).for_each(|lane| row[lane] = number);
+            }
+        }
+        if run.step == 0 {
+            return;
+        }
+        for (i, value) in self.values.iter().enumerate() {
+            let Operand::Register(slot) = value else { continue };
+            let (row, data) = (&mut registers[*slot as usize], &data[i * self.ty.bytes()..]);
+            match self.ty.bytes() {
+                1 => spread::<1>(row, run, data),
+                2 => spread::<2>(row, run, data),
+                4 => spread::<4>(row, run, data),
+                _ => spread::<8>(row, run, data),
+            }
+            if let Type::S(8 | 16 | 32) = self.ty {
+                lanes_of(run.lanes).for_each(|lane| row[lane] = self.ty.extend(row[lane]));
+            }
+        }
+    }
+
+    /// Puts the value with the number `i` of a run's lanes where it is written.
+    fn gather(&self, data: &mut [u8], run: &Run, i: usize, row: &Row) {
+        let data = &mut data[i * self.ty.bytes()..];
+        match self.ty.bytes() {
+            1 => gather::<1>(row, run, data),
+            2 => gather::<2>(row, run, data),
+            4 => gather::<4>(row, run, data),
+            _ => gather::<8>(row, run, data),
+        }
+    }
+}
+
+/// Numbers of `N` bytes at the steps of a run, into its lanes.
+fn spread<const N: usize>(row: &mut Row, run: &Run, data: &[u8]) {
+    let chunks = data.chunks(run.step as usize).filter_map(|chunk| chunk.first_chunk::<N>());
+    if run.lanes == u32::MAX {
+        row.iter_mut().zip(chunks).for_each(|(value, bytes)| *value = number(bytes));
+    } else {
+        lanes_of(run.lanes).zip(chunks).for_each(|(lane, bytes)| row[lane] = number(bytes));
+    }
+}
+
+/// The low `N` bytes of a run's lanes, at its steps. Where all go to one place, the last one stays.
+fn gather<const N: usize>(row: &Row, run: &Run, data: &mut [u8]) {
+    let put = |chunk: &mut [u8], value: u64| {
+        if let (Some(chunk), Some(bytes)) = (chunk.first_chunk_mut::<N>(), value.to_le_bytes().first_chunk::<N>()) {
+            *chunk = *bytes;
+        }
+    };
+    if run.step == 0 {
+        put(data, row[31 - run.lanes.leading_zeros() as usize]);
+        return;
+    }
+    let chunks = data.chunks_mut(run.step as usize);
+    if run.lanes == u32::MAX {
+        row.iter().zip(chunks).for_each(|(value, chunk)| put(chunk, *value));
+    } else {
+        lanes_of(run.lanes).zip(chunks).for_each(|(lane, chunk)| put(chunk, row[lane]));
+    }
+}
+
+#[inline]
+fn number<const N: usize>(bytes: &[u8; N]) -> u64 {
+    let mut all = [0; 8];
+    for i in 0..N {
+        all[i] = bytes[i];
+    }
+    u64::from_le_bytes(all)
+}
+
 /// Little-endian bytes, eight at most.
-pub(super) fn number(bytes: &[u8]) -> u64 {
+pub(super) fn any_number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 /// The space and address of a place for one lane, generic addresses resolved.
+#[inline]
 pub(super) fn locate(cx: &Context<'_>, place: &Place, space: Space, lane: usize) -> (Space, u64) {
     let known = if space == Space::Generic { cx.space_of(&place.base) } else { None };
     match known.unwrap_or(space) {
@@ -225,6 +470,7 @@ pub(super) fn locate(cx: &Context<'_>, place: &Place, space: Space, lane: usize)
 }
 
 /// Whether the address is a multiple of the access's size.
+#[inline]
 pub(super) fn aligned(access: &'static str, space: Space, address: u64, bytes: u64) -> Result<(), FaultKind> {
     match address % bytes {
         0 => Ok(()),

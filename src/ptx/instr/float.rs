@@ -102,7 +102,69 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         return Err(format!("`{}` lacks .approx or a rounding", op.text));
     }
     let class = if special { Class::Special } else { Class::Float };
+    if ty == Type::F(32) && finish.round == Round::Nearest && !finish.saturate && !finish.relu && !nan {
+        return single(op, class, flops, operands, count, finish.flush, f);
+    }
+    if double && !nan {
+        match op.name {
+            "add" => return alu(op, class, flops, operands, &[ty; 2], doubles(|[a, b, _]| a + b)),
+            "sub" => return alu(op, class, flops, operands, &[ty; 2], doubles(|[a, b, _]| a - b)),
+            "mul" => return alu(op, class, flops, operands, &[ty; 2], doubles(|[a, b, _]| a * b)),
+            "fma" => return alu(op, class, flops, operands, &[ty; 3], doubles(|[a, b, c]| a.mul_add(b, c))),
+            _ => {}
+        }
+    }
     elementwise(op, class, flops, operands, ty, count, finish, f)
+}
+
+/// A function of numbers as one of their bits.
+fn doubles(f: impl Fn([f64; 3]) -> f64) -> impl Fn([u64; 3]) -> u64 {
+    move |[a, b, c]| f([f64::from_bits(a), f64::from_bits(b), f64::from_bits(c)]).to_bits()
+}
+
+/// An instruction in f32 that rounds to nearest: what the CPU does itself, it does in f32. `flushes` turns subnormal operands
+/// and results into zeros; `f` is the exact function of those that the CPU does not do.
+fn single(
+    op: &Opcode<'_>,
+    class: Class,
+    flops: u64,
+    operands: Vec<Operand>,
+    count: usize,
+    flushes: bool,
+    f: fn([f64; 3]) -> f64,
+) -> Decode {
+    let types = &[Type::F(32); 3][..count];
+    macro_rules! with {
+        ($f:expr) => {
+            if flushes {
+                alu(op, class, flops, operands, types, singles::<true>($f))
+            } else {
+                alu(op, class, flops, operands, types, singles::<false>($f))
+            }
+        };
+    }
+    match op.name {
+        "add" => with!(|[a, b, _]: [f32; 3]| a + b),
+        "sub" => with!(|[a, b, _]: [f32; 3]| a - b),
+        "mul" => with!(|[a, b, _]: [f32; 3]| a * b),
+        "fma" | "mad" => with!(|[a, b, c]: [f32; 3]| a.mul_add(b, c)),
+        "div" => with!(|[a, b, _]: [f32; 3]| a / b),
+        "rcp" => with!(|[a, ..]: [f32; 3]| 1.0 / a),
+        "sqrt" => with!(|[a, ..]: [f32; 3]| a.sqrt()),
+        "min" => with!(|[a, b, _]: [f32; 3]| least(a.into(), b.into()) as f32),
+        "max" => with!(|[a, b, _]: [f32; 3]| -least((-a).into(), (-b).into()) as f32),
+        _ => with!(move |[a, b, c]: [f32; 3]| f([a.into(), b.into(), c.into()]) as f32),
+    }
+}
+
+/// A function of numbers as one of their bits; NaN is the one that hardware makes.
+fn singles<const FLUSHES: bool>(f: impl Fn([f32; 3]) -> f32) -> impl Fn([u64; 3]) -> u64 {
+    let flush = |x: f32| if FLUSHES && x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x };
+    let read = move |v: u64| flush(f32::from_bits(v as u32));
+    move |[a, b, c]| {
+        let x = flush(f([read(a), read(b), read(c)]));
+        if x.is_nan() { 0x7fff_ffff } else { x.to_bits().into() }
+    }
 }
 
 /// An instruction that does the same to each element of its operands, of which packed types have two.

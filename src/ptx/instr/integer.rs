@@ -17,6 +17,29 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         return Err(op.unknown());
     }
     let signed = matches!(ty, Type::S(_));
+    let integer = Class::Integer;
+    match (op.name, ty) {
+        _ if saturate => {}
+        // What lies above the type's bits is cut when it is read.
+        ("add", _) => return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a.wrapping_add(b)),
+        ("sub", _) => return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a.wrapping_sub(b)),
+        ("min", Type::S(32)) => {
+            return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| (a as i32).min(b as i32) as u64);
+        }
+        ("max", Type::S(32)) => {
+            return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| (a as i32).max(b as i32) as u64);
+        }
+        ("min", Type::U(_)) => return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a.min(b)),
+        ("max", Type::U(_)) => return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a.max(b)),
+        // By zero: all ones, and the dividend.
+        ("div", Type::U(_)) => {
+            return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a.checked_div(b).unwrap_or(u64::MAX));
+        }
+        ("rem", Type::U(_)) => {
+            return alu(op, integer, 0, operands, &[ty; 2], |[a, b, _]| a.checked_rem(b).unwrap_or(a));
+        }
+        _ => {}
+    }
     // Sums and differences of 64 bits wrap like those of fewer, cut when they are read.
     let s = move |v: u64| i128::from(ty.extend(v) as i64);
     let u = move |v: u64| i128::from(v);
@@ -73,7 +96,36 @@ fn product(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     };
     let adds = op.name.starts_with("mad");
     let types = [ty, ty, result];
-    alu(op, Class::Integer, 0, operands, &types[..if adds { 3 } else { 2 }], move |[a, b, c]| {
+    let types = &types[..if adds { 3 } else { 2 }];
+    match (part, ty) {
+        _ if short => {}
+        // Without a third operand c is zero.
+        ("lo", Type::U(32) | Type::S(32)) => {
+            return alu(op, Class::Integer, 0, operands, types, |[a, b, c]| {
+                u64::from((a as u32).wrapping_mul(b as u32).wrapping_add(c as u32))
+            });
+        }
+        ("lo", _) => {
+            return alu(op, Class::Integer, 0, operands, types, |[a, b, c]| a.wrapping_mul(b).wrapping_add(c));
+        }
+        ("wide", Type::U(32)) => {
+            return alu(op, Class::Integer, 0, operands, types, |[a, b, c]| {
+                u64::from(a as u32).wrapping_mul(u64::from(b as u32)).wrapping_add(c)
+            });
+        }
+        ("wide", Type::S(32)) => {
+            return alu(op, Class::Integer, 0, operands, types, |[a, b, c]| {
+                i64::from(a as i32).wrapping_mul(i64::from(b as i32)).wrapping_add(c as i64) as u64
+            });
+        }
+        ("hi", Type::U(32)) => {
+            return alu(op, Class::Integer, 0, operands, types, |[a, b, c]| {
+                (u64::from(a as u32).wrapping_mul(u64::from(b as u32)) >> 32).wrapping_add(c)
+            });
+        }
+        _ => {}
+    }
+    alu(op, Class::Integer, 0, operands, types, move |[a, b, c]| {
         let product = number(a).wrapping_mul(number(b)) as u128 >> shift;
         result.extend((product as u64).wrapping_add(c))
     })

@@ -3,6 +3,7 @@
 mod atomic;
 pub(super) mod barrier;
 mod bitwise;
+mod carry;
 mod compare;
 mod control;
 mod convert;
@@ -19,8 +20,8 @@ use std::fmt;
 
 use super::check::Trap;
 use super::count::Class;
-use super::machine::Context;
-use super::module::{Operand, Type};
+use super::machine::{Context, Row, immediate};
+use super::module::{Operand, Special, Type};
 
 /// What happens after an instruction.
 pub(super) enum Flow {
@@ -142,6 +143,8 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         return Err(op.unknown());
     }
     let decoder = match op.name {
+        "addc" | "subc" | "madc" => carry::decode,
+        "add" | "sub" | "mad" if op.modifiers.contains(&"cc") => carry::decode,
         "add" | "sub" | "mul" | "mad" | "div" | "abs" | "neg" | "min" | "max" if op.is_float() => float::decode,
         "fma" | "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" | "testp" | "copysign" => {
             float::decode
@@ -167,28 +170,104 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     Ok(decoded)
 }
 
-type Function = Box<dyn Fn([u64; 3]) -> u64 + Send + Sync>;
-
 /// An instruction that computes one result from up to three operands, lane by lane.
-struct Alu {
+struct Alu<F> {
     result: Operand,
-    operands: Vec<(Operand, Type)>,
-    function: Function,
+    operands: Vec<Source>,
+    function: F,
     flops: u64,
 }
 
-impl Execute for Alu {
+/// An operand of an [`Alu`] in its type.
+struct Source {
+    operand: Operand,
+    ty: Type,
+    /// The bits that the type has.
+    mask: u64,
+    /// The operand, if it is a number.
+    number: Option<Box<Row>>,
+}
+
+impl Source {
+    fn new(operand: Operand, ty: Type) -> Self {
+        let mask = ty.truncate(u64::MAX);
+        let number = immediate(&operand, ty).map(|bits| Box::new([bits; 32]));
+        Source { operand, ty, mask, number }
+    }
+
+    /// Its values, whose bits beyond the type's mean nothing.
+    #[inline]
+    fn row<'a>(&'a self, cx: &'a Context<'_>) -> Values<'a> {
+        match (&self.number, &self.operand) {
+            (Some(row), _) => Values::There(row),
+            (_, Operand::Register(slot)) => Values::There(&cx.warp.registers[*slot as usize]),
+            (_, Operand::Special(Special::Tid(axis))) => Values::There(&cx.warp.threads[*axis]),
+            (_, operand) => Values::Here(Box::new(cx.values(operand, self.ty))),
+        }
+    }
+}
+
+enum Values<'a> {
+    There(&'a Row),
+    Here(Box<Row>),
+}
+
+impl std::ops::Deref for Values<'_> {
+    type Target = Row;
+
+    #[inline]
+    fn deref(&self) -> &Row {
+        match self {
+            Values::There(row) => row,
+            Values::Here(row) => row,
+        }
+    }
+}
+
+/// No operand.
+static NONE: Row = [0; 32];
+
+impl<F: Fn([u64; 3]) -> u64 + Send + Sync> Execute for Alu<F> {
     fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
-        let mut values = [[0; 32]; 3];
-        for (row, (operand, ty)) in values.iter_mut().zip(&self.operands) {
-            *row = cx.values(operand, *ty);
+        let mut out = NONE;
+        {
+            let rows: [Option<Values<'_>>; 3] = std::array::from_fn(|i| self.operands.get(i).map(|s| s.row(cx)));
+            let [a, b, c] = rows.each_ref().map(|r| r.as_deref().unwrap_or(&NONE));
+            let masks = std::array::from_fn(|i| self.operands.get(i).map_or(0, |s| s.mask));
+            if cx.mask == u32::MAX {
+                whole(&self.function, [a, b, c], masks, &mut out);
+            } else {
+                for lane in cx.lanes() {
+                    out[lane] = (self.function)([a[lane] & masks[0], b[lane] & masks[1], c[lane] & masks[2]]);
+                }
+            }
         }
-        for lane in cx.lanes() {
-            let value = (self.function)([values[0][lane], values[1][lane], values[2][lane]]);
-            cx.set(&self.result, lane, value);
-        }
+        cx.set_row(&self.result, &out);
         cx.count_flops(self.flops);
         Ok(Flow::Next)
+    }
+}
+
+/// The function of all lanes, with vectors as wide as the CPU has.
+fn whole(function: &impl Fn([u64; 3]) -> u64, rows: [&Row; 3], masks: [u64; 3], out: &mut Row) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn wide(function: &impl Fn([u64; 3]) -> u64, rows: [&Row; 3], masks: [u64; 3], out: &mut Row) {
+            lanes(function, rows, masks, out);
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has both.
+            return unsafe { wide(function, rows, masks, out) };
+        }
+    }
+    lanes(function, rows, masks, out);
+}
+
+#[inline(always)]
+fn lanes(function: &impl Fn([u64; 3]) -> u64, [a, b, c]: [&Row; 3], masks: [u64; 3], out: &mut Row) {
+    for lane in 0..32 {
+        out[lane] = function([a[lane] & masks[0], b[lane] & masks[1], c[lane] & masks[2]]);
     }
 }
 
@@ -205,13 +284,15 @@ fn alu(
         return Err(format!("`{}` takes {} operands, and {} are given", op.text, types.len() + 1, operands.len()));
     }
     let mut operands = operands.into_iter();
-    let result = operands.next().filter(|r| matches!(r, Operand::Register(_) | Operand::Sink));
+    let is_result = |r: &Operand| matches!(r, Operand::Register(_) | Operand::Predicate(_) | Operand::Sink);
+    let result = operands.next().filter(is_result);
     let result = result.ok_or_else(|| format!("the result of `{}` is not a register", op.text))?;
-    let operands: Vec<_> = operands.zip(types.iter().copied()).collect();
-    if operands.iter().any(|(o, _)| !is_scalar(o)) {
+    let operands: Vec<Operand> = operands.collect();
+    if !operands.iter().all(is_scalar) {
         return Err(format!("an operand of `{}` is neither a register nor a number", op.text));
     }
-    decoded(class, Alu { result, operands, function: Box::new(function), flops })
+    let operands = operands.into_iter().zip(types).map(|(operand, ty)| Source::new(operand, *ty)).collect();
+    decoded(class, Alu { result, operands, function, flops })
 }
 
 /// Whether an operand has one value per lane.
