@@ -27,7 +27,7 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Accesses of W floats at once, which the compiler may take apart where they are written otherwise.
+// W floats in one access. Packs that are put together where they are written, or taken apart where they are read, become as many accesses.
 template <int W>
 __device__ __forceinline__ Pack<float, W> read_floats(const float* from) {
     Pack<float, W> out;
