@@ -1,12 +1,12 @@
 //! Layer normalisation over the last dimension, with a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::norm::{self, Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::{expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -48,6 +48,11 @@ impl LayerNorm {
         launch.scalars([self.affine, self.modulate]).scalar(self.eps)
     }
 
+    fn ptx_scalars(&self, launch: Launch, c: &Chunks) -> Launch {
+        let launch = launch.scalars([c.samples * c.rows, c.channels, c.rows.max(1)]);
+        launch.scalars([self.affine, self.modulate])
+    }
+
     fn shader(&self, shader: Shader) -> Shader {
         shader.flag("AFFINE", self.affine).flag("MODULATE", self.modulate)
     }
@@ -87,7 +92,13 @@ impl Op for LayerNorm {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
+                let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
+                let (dtype, dims) = (io.inputs[0].dtype, [c.samples * c.rows, c.channels]);
+                let launch = norm::by_row(self.name(), ptx!("layer_norm"), dtype, target, dims, args);
+                self.ptx_scalars(launch, &c).scalar(self.eps)
+            }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/lanes", "layer_norm");

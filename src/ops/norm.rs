@@ -2,8 +2,8 @@
 
 use super::expect_typed;
 use crate::Result;
-use crate::graph::{Arg, Args, Launch, Shader, WgpuTarget, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, CudaTarget, FLAT_THREADS, Launch, Ptx, PtxFile, Shader, WgpuTarget, wgsl};
+use crate::tensor::{DType, TensorType};
 
 /// Elements of a chunk: 128 KiB, a part of L2, and enough to outweigh what is done once a chunk.
 const CHUNK: usize = 1 << 15;
@@ -161,4 +161,26 @@ pub(crate) fn parameters_grad(
     let outputs = parameter_places(affine, modulate).map(|place| place.map_or(sums, |i| Arg::Output(1 + i)));
     let args = [sums, gamma, beta, scale].into_iter().chain(outputs);
     Launch::wgsl(shader, target.grid(channels.div_ceil(64)), args).scalars([samples, channels])
+}
+
+/// Threads that share a row in the PTX kernels' entries, and the numbers of a row that they hold in registers; `FOR_ROWS` of
+/// `kernels/lib/norm.cuh`. The last one takes longer rows too.
+const ROW_TEAMS: [(usize, usize); 4] = [(8, 128), (32, 512), (128, 2048), (256, 8192)];
+
+/// A launch of a PTX kernel over rows, which some threads share: as few as hold the row, or more where rows are so few that blocks of
+/// them would leave multiprocessors idle.
+pub(crate) fn by_row(
+    name: &'static str,
+    file: PtxFile,
+    dtype: DType,
+    target: &CudaTarget,
+    [rows, cols]: [usize; 2],
+    args: impl IntoIterator<Item = Arg>,
+) -> Launch {
+    let busy = |lanes: usize| rows * lanes >= target.multiprocessors as usize * FLAT_THREADS || cols < 8 * lanes;
+    let fit = ROW_TEAMS.into_iter().find(|(lanes, held)| cols <= *held && busy(*lanes));
+    let (lanes, _) = fit.unwrap_or(ROW_TEAMS[3]);
+    let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{lanes}_{dtype}"));
+    let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
+    Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args)
 }

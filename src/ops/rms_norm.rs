@@ -1,12 +1,12 @@
 //! Root-mean-square normalisation over the last dimension.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::Chunks;
+use super::norm::{self, Chunks};
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -75,7 +75,11 @@ impl Op for RmsNorm {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let (dims, args) = ([x.rows(), x.cols()], [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)]);
+                let launch = norm::by_row(self.name(), ptx!("rms_norm"), x.dtype, target, dims, args);
+                self.scalars(launch, x)
+            }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
             Target::Wgpu(target) => {
                 let text = wgsl!(x.dtype; "lib/lanes", "rms_norm");
