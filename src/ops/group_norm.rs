@@ -1,14 +1,14 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::norm::{Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad};
 use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, Flat, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, wgsl,
-    wgsl_with_sums,
+    Arg, Args, Cost, CudaTarget, Flat, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value, WgpuTarget,
+    ptx, wgsl, wgsl_with_sums,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -95,7 +95,7 @@ impl Op for GroupNorm {
             return Ok(self.large(target, &c, rows));
         }
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => return Ok(self.kernels(target, io.inputs[0].dtype, &c)),
             Target::Cpu => {
                 // Mean and squared deviations of every group of every chunk in f64; three coefficients a channel.
                 let launch = Launch::cpu(self.name(), forward, self.inputs(), 2)
@@ -119,6 +119,27 @@ impl Op for GroupNorm {
                     .scalar(self.eps)
             }
         }])
+    }
+}
+
+impl GroupNorm {
+    /// Launches of the PTX kernels: the moments of stretches of every group, then y.
+    fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = *self;
+        let (dims, width, pack) = ([c.samples, c.rows, c.channels], c.channels / groups, 16 / dtype.size());
+        let multiprocessors = target.multiprocessors as usize;
+        let kernel = |part: &str, pack: usize| {
+            Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_{part}_{pack}_{dtype}"))
+        };
+        let parts = Tiles::new(dims, width, pack, 8, 2 * multiprocessors);
+        let moments = parts.launch(kernel("moments", parts.pack), [Arg::Input(0)]).scalar(groups);
+        let moments = moments.with_scratch(2 * c.samples * groups * parts.count);
+
+        let tiles = Tiles::new(dims, width, pack, 4, 4 * multiprocessors);
+        let [gamma, beta, scale, shift] = parameter_args(true, modulate, Arg::Input(1));
+        let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Left(0, 0), Arg::Output(0), Arg::Output(1)];
+        let apply = tiles.launch(kernel("apply", tiles.pack), args).scalars([groups, activation as usize]);
+        vec![moments, apply.scalar(modulate).scalars([parts.count, parts.per]).scalar(self.eps)]
     }
 }
 

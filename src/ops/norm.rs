@@ -184,3 +184,63 @@ pub(crate) fn by_row(
     let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args)
 }
+
+/// Threads beside each other that read a stretch long enough for memory: 256 bytes.
+const WIDE_ENOUGH: usize = 16;
+
+/// How blocks of the PTX kernels lie over x `[samples, rows, channels]`; `Tile` of `kernels/lib/norm.cuh`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiles {
+    samples: usize,
+    rows: usize,
+    channels: usize,
+    /// Channels of a thread.
+    pub pack: usize,
+    /// Threads beside each other.
+    across: usize,
+    /// Channels of a tile, and tiles beside each other.
+    cols: usize,
+    tiles: usize,
+    /// Stretches of a sample, and rows of a stretch.
+    pub count: usize,
+    pub per: usize,
+}
+
+impl Tiles {
+    /// Tiles of whole groups of `width` channels; `pack` channels a thread where channels are a multiple of that, and at least `least`
+    /// rows where more blocks could share them, of which there are about `wanted`.
+    pub fn new([samples, rows, channels]: [usize; 3], width: usize, pack: usize, least: usize, wanted: usize) -> Self {
+        let fits = channels.is_multiple_of(pack) && (width.is_multiple_of(pack) || common(width, pack) <= FLAT_THREADS * pack);
+        let pack = if fits { pack } else { 1 };
+        // Tiles begin where a group and a pack do.
+        let unit = common(width, pack);
+        let units = channels / unit;
+        let across = |k: &usize| (k * unit / pack).min(FLAT_THREADS);
+        // Long enough stretches first, then threads that have work.
+        let score = |k: &usize| {
+            let across = across(k);
+            let busy = across * (FLAT_THREADS / across).min(rows.max(1));
+            (across.min(WIDE_ENOUGH), busy * FLAT_THREADS * units / (units.div_ceil(*k) * k), FLAT_THREADS - across)
+        };
+        let most = (FLAT_THREADS * pack / unit).clamp(1, units);
+        let k = (1..=most).max_by_key(score).unwrap_or(1);
+        let (across, cols, tiles) = (across(&k), k * unit, units.div_ceil(k));
+        let down = FLAT_THREADS / across;
+        let count = wanted.div_ceil((samples * tiles).max(1)).min(rows.div_ceil(down * least)).max(1);
+        let per = rows.div_ceil(count).next_multiple_of(down).max(1);
+        Tiles { samples, rows, channels, pack, across, cols, tiles, count: rows.div_ceil(per).max(1), per }
+    }
+
+    /// The launch of a kernel with a block for each part.
+    pub fn launch(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
+        let blocks = (self.samples * self.count * self.tiles).max(1);
+        let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args);
+        let Tiles { rows, channels, cols, across, tiles, count, per, .. } = *self;
+        launch.scalars([rows, channels, cols, across, tiles, count, per])
+    }
+}
+
+/// The least common multiple with a power of two.
+fn common(n: usize, power: usize) -> usize {
+    n * (power >> n.trailing_zeros().min(power.trailing_zeros()))
+}
