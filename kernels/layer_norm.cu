@@ -4,8 +4,8 @@
 // then y. Eight threads to a block have a row, so that each has up to 8 loads under way. Parameters come from the L1.
 #include "lib/norm.cuh"
 
-template <class Row, class T, int LANES>
-__device__ __forceinline__ void normalise(const Row& x, RowTeam<LANES> team, Parameters<T> p, T* y, f32* stats, bool there,
+template <class Row, class T>
+__device__ __forceinline__ void normalise(const Row& x, RowTeam team, Parameters<T> p, T* y, f32* stats, bool there,
                                           u32 channels, float eps) {
     constexpr int E = Row::EACH;
     float n = float(channels), mean[1] = {0.0f};
@@ -43,20 +43,20 @@ __device__ __forceinline__ void normalise(const Row& x, RowTeam<LANES> team, Par
     });
 }
 
-#define ENTRY(LANES, FOURS, T)                                                                                          \
-    FLAT_KERNEL layer_norm_##LANES##_##T(const T* x, const T* gamma, const T* beta, const T* scale,           \
-                                                  const T* shift, T* y, f32* stats, u32 rows, u32 channels,            \
+#define ENTRY(FOURS, T)                                                                                          \
+    FLAT_KERNEL layer_norm_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale,           \
+                                                  const T* shift, T* y, f32* stats, u32 lanes, u32 rows, u32 channels,            \
                                                   u32 per_sample, u32 affine, u32 modulate, float eps) {               \
-        RowTeam<LANES> team;                                                                                           \
+        RowTeam team(lanes);                                                                                           \
         bool there = team.row < rows;                                                                                  \
         u32 n = there ? channels : 0;                                                                                  \
         u64 sample = u64(team.row / per_sample) * channels, start = u64(team.row) * channels;                          \
         Parameters<T> p{gamma, beta, scale + sample, shift + sample, affine != 0, modulate != 0};                      \
         f32* own = stats + 2 * u64(team.row);                                                                          \
         bool aligned = is_aligned(x) && is_aligned(y) && Parameters<T>{gamma, beta, scale, shift, p.affine, p.modulate}.aligned(); \
-        if (can_hold<T, LANES, FOURS>(channels) && aligned)                                                             \
-            normalise(HeldRow<T, LANES, FOURS>(x + start, team.lane, n), team, p, y + start, own, there, channels, eps); \
-        else normalise(AnyRow<T, LANES>(x + start, team.lane, n), team, p, y + start, own, there, channels, eps);      \
+        if (can_hold<T, FOURS>(channels, lanes) && aligned)                                                             \
+            normalise(HeldRow<T, FOURS>(x + start, team, n), team, p, y + start, own, there, channels, eps); \
+        else normalise(AnyRow<T>(x + start, team, n), team, p, y + start, own, there, channels, eps);      \
     }
 #define ROWS(T) FOR_ROWS(ENTRY, T)
 FOR_TYPES(ROWS)

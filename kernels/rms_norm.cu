@@ -2,8 +2,8 @@
 // Floor: x read once, y written once. The row stays in registers, as in layer_norm.cu.
 #include "lib/norm.cuh"
 
-template <class Row, class T, int LANES>
-__device__ __forceinline__ void normalise(const Row& x, RowTeam<LANES> team, const T* gamma, bool affine, T* y, f32* rstds,
+template <class Row, class T>
+__device__ __forceinline__ void normalise(const Row& x, RowTeam team, const T* gamma, bool affine, T* y, f32* rstds,
                                           bool there, u32 channels, float eps) {
     constexpr int E = Row::EACH;
     float sum[1] = {0.0f};
@@ -24,18 +24,18 @@ __device__ __forceinline__ void normalise(const Row& x, RowTeam<LANES> team, con
     });
 }
 
-#define ENTRY(LANES, FOURS, T)                                                                                          \
-    FLAT_KERNEL rms_norm_##LANES##_##T(const T* x, const T* gamma, T* y, f32* rstds, u32 rows, u32 channels,  \
+#define ENTRY(FOURS, T)                                                                                          \
+    FLAT_KERNEL rms_norm_##FOURS##_##T(const T* x, const T* gamma, T* y, f32* rstds, u32 lanes, u32 rows, u32 channels,  \
                                                 u32 affine, float eps) {                                               \
-        RowTeam<LANES> team;                                                                                           \
+        RowTeam team(lanes);                                                                                           \
         bool there = team.row < rows, aligned = is_aligned(x) && is_aligned(y) && (!affine || is_aligned(gamma));      \
         u32 n = there ? channels : 0;                                                                                  \
         u64 start = u64(team.row) * channels;                                                                          \
-        if (can_hold<T, LANES, FOURS>(channels) && aligned)                                                             \
-            normalise(HeldRow<T, LANES, FOURS>(x + start, team.lane, n), team, gamma, affine != 0, y + start, rstds,    \
+        if (can_hold<T, FOURS>(channels, lanes) && aligned)                                                             \
+            normalise(HeldRow<T, FOURS>(x + start, team, n), team, gamma, affine != 0, y + start, rstds,    \
                       there, channels, eps);                                                                           \
         else                                                                                                           \
-            normalise(AnyRow<T, LANES>(x + start, team.lane, n), team, gamma, affine != 0, y + start, rstds, there,    \
+            normalise(AnyRow<T>(x + start, team, n), team, gamma, affine != 0, y + start, rstds, there,    \
                       channels, eps);                                                                                  \
     }
 #define ROWS(T) FOR_ROWS(ENTRY, T)

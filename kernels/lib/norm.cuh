@@ -3,55 +3,55 @@
 #pragma once
 #include "lines.cuh"
 
-// LANES neighbouring threads of a block of 256 that share a row.
-template <int LANES>
+// Neighbouring threads of a block of 256 that share a row: a power of two of them.
 struct RowTeam {
-    u32 row, lane;
+    u32 lanes, row, lane;
 
-    __device__ __forceinline__ RowTeam()
-        : row(blockIdx.x * (FLAT_THREADS / LANES) + threadIdx.x / LANES), lane(threadIdx.x % LANES) {}
+    __device__ __forceinline__ RowTeam(u32 lanes)
+        : lanes(lanes), row(blockIdx.x * (FLAT_THREADS / lanes) + threadIdx.x / lanes), lane(threadIdx.x % lanes) {}
 
     // v becomes the sums over all lanes, the same on every one. All threads of the block must come here.
     template <int N>
     __device__ __forceinline__ void sum(float (&v)[N]) const {
-#pragma unroll
-        for (int distance = (LANES < 32 ? LANES : 32) / 2; distance > 0; distance /= 2) {
+#pragma unroll 1
+        for (u32 distance = (lanes < 32 ? lanes : 32) / 2; distance > 0; distance /= 2) {
 #pragma unroll
             for (int k = 0; k < N; k++) v[k] += __shfl_xor_sync(~0u, v[k], distance);
         }
-        if constexpr (LANES > 32) {
-            __shared__ float parts[N][FLAT_THREADS / 32];
-            u32 first = threadIdx.x / LANES * (LANES / 32);
-            __syncthreads();
-            if (threadIdx.x % 32 == 0) {
+        if (lanes <= 32) return;
+        __shared__ float parts[N][FLAT_THREADS / 32];
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) {
 #pragma unroll
-                for (int k = 0; k < N; k++) parts[k][threadIdx.x / 32] = v[k];
-            }
-            __syncthreads();
+            for (int k = 0; k < N; k++) parts[k][threadIdx.x / 32] = v[k];
+        }
+        __syncthreads();
+        u32 first = threadIdx.x / lanes * (lanes / 32);
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                v[k] = parts[k][first];
+        for (int k = 0; k < N; k++) v[k] = parts[k][first];
+#pragma unroll 1
+        for (u32 w = 1; w < lanes / 32; w++) {
 #pragma unroll
-                for (int w = 1; w < LANES / 32; w++) v[k] += parts[k][first + w];
-            }
+            for (int k = 0; k < N; k++) v[k] += parts[k][first + w];
         }
     }
 };
 
 // A row of n numbers in registers, FOURS times four a lane: read once. n is a multiple of a pack, the row begins at 16 bytes.
-template <class T, int LANES, int FOURS>
+template <class T, int FOURS>
 struct HeldRow {
     static constexpr int EACH = WIDE<T>, HELD = 4 * FOURS / EACH;
     Wide<T> packs[HELD];
-    u32 lane, n;
+    RowTeam team;
+    u32 n;
 
-    __device__ __forceinline__ HeldRow(const T* from, u32 lane, u32 n) : lane(lane), n(n) {
+    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : team(team), n(n) {
 #pragma unroll
         for (int k = 0; k < HELD; k++)
             if (place(k) < n) packs[k] = *(const Wide<T>*)(from + place(k));
     }
 
-    __device__ __forceinline__ u32 place(int k) const { return (k * LANES + lane) * EACH; }
+    __device__ __forceinline__ u32 place(int k) const { return (k * team.lanes + team.lane) * EACH; }
 
     // f(i, pack) for the packs of this lane, i being a pack's first number.
     template <class F>
@@ -71,32 +71,33 @@ struct HeldRow {
 };
 
 // Any row: read again, number by number, whenever it is gone through.
-template <class T, int LANES>
+template <class T>
 struct AnyRow {
     static constexpr int EACH = 1;
     const T* from;
-    u32 lane, n;
+    RowTeam team;
+    u32 n;
 
-    __device__ __forceinline__ AnyRow(const T* from, u32 lane, u32 n) : from(from), lane(lane), n(n) {}
+    __device__ __forceinline__ AnyRow(const T* from, RowTeam team, u32 n) : from(from), team(team), n(n) {}
 
     template <class F>
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll 1
-        for (u32 i = lane; i < n; i += LANES) f(i, *(const Pack<T, 1>*)(from + i));
+        for (u32 i = team.lane; i < n; i += team.lanes) f(i, *(const Pack<T, 1>*)(from + i));
     }
 
     template <class F>
     __device__ __forceinline__ void each(const AnyRow& other, F f) const {
 #pragma unroll 1
-        for (u32 i = lane; i < n; i += LANES)
+        for (u32 i = team.lane; i < n; i += team.lanes)
             f(i, *(const Pack<T, 1>*)(from + i), *(const Pack<T, 1>*)(other.from + i));
     }
 };
 
 // Whether rows of n numbers fit HeldRow.
-template <class T, int LANES, int FOURS>
-__device__ __forceinline__ bool can_hold(u32 n) {
-    return n % WIDE<T> == 0 && n <= 4 * LANES * FOURS;
+template <class T, int FOURS>
+__device__ __forceinline__ bool can_hold(u32 n, u32 lanes) {
+    return n % WIDE<T> == 0 && n <= 4 * lanes * FOURS;
 }
 
 // What follows a normalisation: n -> (n · gamma + beta) · (1 + scale) + shift, each pair there or not.
@@ -138,8 +139,8 @@ struct Parameters {
     }
 };
 
-// Entries for rows of up to 128, 512, 2048 and 8192 numbers; longer ones are read again by the last.
-#define FOR_ROWS(ENTRY, T) ENTRY(8, 4, T) ENTRY(32, 4, T) ENTRY(128, 4, T) ENTRY(256, 8, T)
+// Entries for rows of up to 16 and 32 numbers a lane; longer ones are read again.
+#define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(8, T)
 
 // A part of x [B, rows, channels] for a block: tile of `cols` channels, stretch of `per` rows of a sample. `across` threads lie beside
 // each other, E channels each, the others on lines below. Where a tile has more channels than they take, they come again further right.
@@ -197,3 +198,62 @@ __device__ __forceinline__ void write(T* p, Pack<T, E> v) {
         for (int k = 0; k < E; k++) p[k] = v.at[k];
     }
 }
+
+// f(i, x, dy) for a column's rows i = 0.. of x and dy, `step` apart, ROWS loads of both under way.
+template <int E, int ROWS, bool ALIGNED, class F>
+__device__ __forceinline__ void each_row(const f32* x, const f32* dy, u32 rows, u64 step, F f) {
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row += ROWS, x += ROWS * step, dy += ROWS * step) {
+        Pack<f32, E> a[ROWS], b[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (row + r < rows) {
+                a[r] = read<f32, E, ALIGNED>(x + r * step);
+                b[r] = read<f32, E, ALIGNED>(dy + r * step);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            if (row + r < rows) f(row + r, a[r], b[r]);
+    }
+}
+
+// VALUES sums over a tile's rows for each of a thread's channels. Tiles have no more channels than a line of threads.
+template <int E, int VALUES>
+struct ColumnSums {
+    Pack<f32, E> at[VALUES];
+
+    __device__ __forceinline__ ColumnSums() {
+#pragma unroll
+        for (int v = 0; v < VALUES; v++)
+#pragma unroll
+            for (int k = 0; k < E; k++) at[v].at[k] = 0.0f;
+    }
+
+    // Those of all lines, joined in pairs -> out [samples, count, VALUES, channels]. All threads of the block must come here.
+    __device__ __forceinline__ void store(f32* out, const Tile<E>& t) {
+        __shared__ alignas(16) f32 lines[VALUES][FLAT_THREADS * E];
+        u32 line = threadIdx.x / t.across, half;
+        for (u32 rest = t.down; rest > 1; rest = half) {
+            half = (rest + 1) / 2;
+            if (line >= half && line < rest) {
+#pragma unroll
+                for (int v = 0; v < VALUES; v++) *(Pack<f32, E>*)(lines[v] + threadIdx.x * E) = at[v];
+            }
+            __syncthreads();
+            if (line + half < rest) {
+#pragma unroll
+                for (int v = 0; v < VALUES; v++) {
+                    Pack<f32, E> other = *(const Pack<f32, E>*)(lines[v] + (threadIdx.x + half * t.across) * E);
+#pragma unroll
+                    for (int k = 0; k < E; k++) at[v].at[k] += other.at[k];
+                }
+            }
+        }
+        if (line > 0 || t.col >= t.end_col) return;
+        // Scratch memory begins at a multiple of 16 bytes; of gradients that are views this is not sure.
+        f32* to = out + (u64(t.sample) * t.count + t.stretch) * VALUES * t.channels + t.col;
+#pragma unroll
+        for (int v = 0; v < VALUES; v++) ::store<f32, E>(to + u64(v) * t.channels, at[v]);
+    }
+};

@@ -1,14 +1,16 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::norm::{
+    self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
+};
 use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, CudaTarget, Flat, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value, WgpuTarget,
-    ptx, wgsl, wgsl_with_sums,
+    Arg, Args, Cost, CudaTarget, Flat, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value,
+    WgpuTarget, ptx, wgsl, wgsl_with_sums,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -212,8 +214,8 @@ impl Op for GroupNormGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
-        if let Target::Cuda(_) = target {
-            return target.lacks(self.name());
+        if let Target::Cuda(target) = target {
+            return Ok(self.kernels(target, &c));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
@@ -228,6 +230,30 @@ impl Op for GroupNormGrad {
 }
 
 impl GroupNormGrad {
+    /// Launches of the PTX kernels: the sums of stretches of every channel, those of samples, dx, the parameters' gradients.
+    fn kernels(&self, target: &CudaTarget, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = self.0;
+        let n = self.0.inputs();
+        let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
+        let [gamma, beta, scale, shift] = parameter_args(true, modulate, x);
+        let kernel = |part: &str, pack: usize| {
+            Ptx::new(self.name(), ptx!("group_norm_grad"), DType::F32).entry(format!("group_norm_grad{part}_{pack}"))
+        };
+        let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
+        let (dims, mut launches) = ([c.samples, c.rows, c.channels], vec![]);
+        let args = [x, gamma, beta, scale, shift, dy, stats];
+
+        let parts = Tiles::of_columns(dims, target);
+        let launch = scalars(parts.launch(kernel("_sums", parts.pack), args));
+        let sums = norm::add_column_sums(&mut launches, &parts, launch, 2);
+
+        let tiles = Tiles::new(dims, c.channels / groups, 4, 4, 4 * target.multiprocessors as usize);
+        let launch = tiles.launch(kernel("", tiles.pack), args.into_iter().chain([sums, Arg::Output(0)]));
+        launches.push(scalars(launch));
+        launches.push(norm::parameters_grad_ptx([c.samples, c.channels], true, modulate, sums));
+        launches
+    }
+
     fn shaders(&self, target: &WgpuTarget, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = self.0;
         let n = self.0.inputs();
