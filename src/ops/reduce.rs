@@ -114,6 +114,11 @@ fn sums([outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> 
     vec![parts.with_scratch(outer * count * inner), all]
 }
 
+/// The launch that sums x `[outer, middle, inner]` over a short middle.
+pub(super) fn sum_few(dims: [usize; 3], args: impl IntoIterator<Item = Arg>) -> Launch {
+    stretches(dims, [1, dims[1]], 1.0, args)
+}
+
 /// The launch that sums `count` stretches of `per` rows each.
 fn stretches(
     [outer, middle, inner]: [usize; 3],
