@@ -224,7 +224,7 @@ struct Rows {
                              : "r"(place + swizzled<C>(row, c) * 16)
                              : "memory");
                 if (first + row >= to.queries || col + c * 8 >= to.dv) continue;
-                write_floats<4>((float*)(y.row(first + row) + col + c * 8), out);
+                write_floats((float*)(y.row(first + row) + col + c * 8), out);
             }
             return;
         }
@@ -289,32 +289,35 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, co
         commit_copies();
     };
 
+    // Q comes first; the loop begins before the first tile, so that all loads of K and V are in one place.
     u32 place = base + (STAGES - 1) * STAGE_BYTES;
     copy_tile<QUERIES, C>(place, Head<const T>(q, pair, to.heads, to.queries, d), first, to.queries);
     commit_copies();
-#pragma unroll 1
-    for (u32 tile = 0; tile < STAGES - 1; tile++) load(tile);
-    wait_copies<STAGES - 1>();
-    __syncthreads();
     // Scores are compared before they are scaled, so the factor must not be negative.
     u32 flip = scale < 0.0f ? 0x80008000 : 0;
     float factor = fabsf(scale) * LOG2_E;
-    u32 queries[D / 16][M][4];
-#pragma unroll
-    for (u32 step = 0; step < D / 16; step++) load_queries<C>(queries[step], place + warp * M * 256 * C, step, flip);
-
+    u32 queries[D / 16][M][4] = {};
     Rows<T, D, M, KEYS> rows;
     rows.clear();
     u32 stage = 0;
 #pragma unroll 1
-    for (u32 tile = 0; tile < tiles; tile++) {
-        wait_copies<STAGES - 2>();
-        __syncthreads();
-        load(tile + STAGES - 1);
+    for (u32 ahead = 0; ahead < tiles + STAGES - 1; ahead++) {
+        // Then tile ahead - (STAGES - 1) is there, and all have done with the stage of the one before it.
+        if (ahead >= STAGES - 1) {
+            wait_copies<STAGES - 2>();
+            __syncthreads();
+        }
+        if (ahead == STAGES - 1) {
+#pragma unroll
+            for (u32 step = 0; step < D / 16; step++) load_queries<C>(queries[step], place + warp * M * 256 * C, step, flip);
+            __syncthreads();
+        }
+        load(ahead);
+        if (ahead < STAGES - 1) continue;
         float s[M][KEYS / 8][4] = {};
 #pragma unroll
         for (u32 step = 0; step < D / 16; step++) score<T, C, M, KEYS>(s, queries[step], base + stage * STAGE_BYTES, step);
-        rows.soften(s, end - begin - tile * KEYS, factor);
+        rows.soften(s, end - begin - (ahead - (STAGES - 1)) * KEYS, factor);
         rows.add(s, base + stage * STAGE_BYTES + TILE_BYTES);
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
