@@ -113,3 +113,15 @@ fn sums_and_windows() {
     }
     check(GroupByExpert { experts: 3 }, [TensorType::i32([300, 2])]);
 }
+
+#[test]
+fn attention() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    let (op, q, k) = (Attention { heads: 2, scale: 0.3 }, f32s(&[2, 5, 16]), f32s(&[2, 7, 16]));
+    check(op, [q.clone(), k.clone(), k.clone()]);
+    // Two parts, put together by a second launch.
+    let far = f32s(&[1, 300, 8]);
+    check(Attention { heads: 1, scale: 0.3 }, [f32s(&[1, 3, 8]), far.clone(), far]);
+    let lse = f32s(&[2, 2, 5]);
+    check(AttentionGrad(op), [q.clone(), k.clone(), k, q.clone(), lse, q]);
+}
