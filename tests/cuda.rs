@@ -139,7 +139,7 @@ fn faults_are_typed() {
     std::fs::write(&file, trap).unwrap();
     fails(&[], &line, &["device cuda was lost", "while the GPU ran case", "unspecified launch failure"]);
     fails(
-        &[("FAKE_MEMORY", "100000")],
+        &[("FAKE_MEMORY", "1000")],
         "kernels check linear --device cuda --dtype f32",
         &["no memory for the arena", "MiB are free"],
     );
