@@ -113,3 +113,28 @@ fn sums_and_windows() {
     }
     check(GroupByExpert { experts: 3 }, &[TensorType::i32([300, 2])]);
 }
+
+#[test]
+fn norms() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    for (channels, groups) in [(24, 2), (24, 8), (10, 5), (7, 7), (640, 32)] {
+        let (x, c, m) = (f32s(&[2, 9, channels]), f32s(&[channels]), f32s(&[2, channels]));
+        for affine in [false, true] {
+            let op = RmsNorm { eps: 1e-5, affine };
+            let inputs = [&[x.clone()][..], &vec![c.clone(); affine as usize]].concat();
+            check(op, &inputs);
+            check(RmsNormGrad(op), &[&inputs[..], &[f32s(&[18]), x.clone()]].concat());
+            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine };
+            let parameter = if affine { &c } else { &m };
+            let inputs = [x.clone(), parameter.clone(), parameter.clone()];
+            check(op, &inputs);
+            check(LayerNormGrad(op), &[&inputs[..], &[f32s(&[18, 2]), x.clone()]].concat());
+        }
+        for activation in [Activation::Silu, Activation::Identity, Activation::Gelu] {
+            let op = GroupNorm { groups, eps: 1e-5, activation, modulate: true };
+            let inputs = [x.clone(), c.clone(), c.clone(), m.clone(), m.clone()];
+            check(op, &inputs);
+            check(GroupNormGrad(op), &[&inputs[..], &[f32s(&[2, groups, 2]), x.clone()]].concat());
+        }
+    }
+}
