@@ -79,6 +79,7 @@ fn large_group_norms() {
         (vec![1, 700, 3], 1),
         (vec![2, 5, 5000], 8),
         (vec![2, 5, 4608], 2),
+        (vec![16, 15, 15, 24], 6),
     ] {
         for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
             let op = op(groups, Activation::Silu, true);
