@@ -17,6 +17,7 @@ FLAT_KERNEL average_pool_grad_f32(const f32* dy, f32* dx, u32 n, u32 is_wide, PO
         Under over = windows(at, p);
         Floats<f32> sum(0.0f);
         for (u32 row = over.rows.start; row < over.rows.end; row++)
+#pragma unroll 1
             for (u32 col = over.cols.start; col < over.cols.end; col++)
                 sum.add(weight(row, col, fixed, p), load_wide(dy + number(at, row, col, p), wide));
         store_wide(dx + i, sum.times(1.0f), wide);

@@ -39,6 +39,7 @@ FLAT_KERNEL max_pool_grad_f32(const u32* peaks, const f32* dy, f32* dx, u32 n, u
         Under over = windows(at, p);
         Floats<f32> sum(0.0f);
         for (u32 row = over.rows.start; row < over.rows.end; row++)
+#pragma unroll 1
             for (u32 col = over.cols.start; col < over.cols.end; col++) {
                 u32 window = number(at, row, col, p);
                 Wide<u32> peak = load_wide(peaks + window, wide);

@@ -17,7 +17,7 @@
 FOR_TEAMS(ROWS)
 
 template <int E>
-__device__ __forceinline__ void add(Pack<f32, E>& sum, const Pack<f32, E>& v) {
+__device__ __forceinline__ void add(Pack<f32, E>& sum, Pack<f32, E> v) {
 #pragma unroll
     for (int k = 0; k < E; k++) sum.at[k] += v.at[k];
 }
@@ -26,7 +26,7 @@ __device__ __forceinline__ void add(Pack<f32, E>& sum, const Pack<f32, E>& v) {
 template <int E>
 __device__ __forceinline__ void columns(const f32* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles, u32 across,
                                         float scale) {
-    __shared__ f32 sums[FLAT_THREADS * E];
+    __shared__ Pack<f32, E> lines[FLAT_THREADS];
     u32 tile = blockIdx.x % tiles, stretch = blockIdx.x / tiles;
     u32 down = FLAT_THREADS / across, lane = threadIdx.x % across, line = threadIdx.x / across;
     u32 col = (tile * across + lane) * E;
@@ -48,7 +48,6 @@ __device__ __forceinline__ void columns(const f32* x, f32* y, u32 rows, u32 cols
         }
         for (; row < end; row += down, from += step) add(sum, load<f32, E>(from));
     }
-    Pack<f32, E>* lines = (Pack<f32, E>*)sums;
     lines[threadIdx.x] = sum;
     for (u32 rest = down / 2; rest > 0; rest /= 2) {
         __syncthreads();

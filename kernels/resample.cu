@@ -1,9 +1,9 @@
 // x [B, H, W, C] -> y [B, H', W', C]: y[o, p] = sum over i, j of f[i] f[j] z[o down + i - pad, p down + j - pad], z = x with up - 1 zeros
 // behind every pixel; sums in f32.
 // Floor: x read once, y written once. A thread makes a pack of channels of one pixel from the taps that meet a pixel of x, four of a
-// row loaded at once: one where pixels are repeated, four where blocks of 2 × 2 become one or a filter of four goes up, sixteen where it
-// goes down, which are as many as x has a pack for each of y's. All but the first reader of a pixel find it in the L1 or L2. The filter lies in
-// shared memory: parameters have no index.
+// row loaded at once: four where blocks of 2 × 2 become one or a filter of four goes up, sixteen where it goes down. All but the first
+// reader of a pixel find it in the L1 or L2. The filter lies in shared memory: parameters have no index. Where pixels are only repeated, a thread reads
+// a pack of x once and writes it wherever it goes.
 #include "lib/lines.cuh"
 
 constexpr u32 MOST_TAPS = 16;
@@ -72,3 +72,23 @@ __device__ __forceinline__ void resample(const T* x, T* y, u32 n, bool wide, con
         resample(x, y, n, wide, r, filter);                                                                               \
     }
 FOR_TYPES(ENTRY)
+
+// Every pixel up × up times, times `scale`: n elements of x.
+template <class T>
+__device__ __forceinline__ void repeat(const T* x, T* y, u32 n, bool wide, Divisor channels, Divisor width, u32 up, float scale) {
+    wide = wide && is_aligned(x) && is_aligned(y);
+    by_pack<T>(n, wide, [=](u32 i) {
+        Divided pixel = divide(i, channels), line = divide(pixel.quotient, width);
+        Wide<T> v = Floats<T>(load_wide(x + i, wide)).times(scale);
+        T* to = y + (u64(line.quotient) * up * width.size + line.rest) * up * channels.size + pixel.rest;
+        for (u32 row = 0; row < up; row++, to += u64(width.size) * up * channels.size)
+            for (u32 col = 0; col < up; col++) store_wide(to + u64(col) * channels.size, v, wide);
+    });
+}
+
+#define REPEAT(T)                                                                                                         \
+    FLAT_KERNEL resample_repeat_##T(const T* x, T* y, u32 n, u32 wide, DIVISOR(channels), DIVISOR(width), u32 up,         \
+                                    float scale) {                                                                        \
+        repeat(x, y, n, wide, AS_DIVISOR(channels), AS_DIVISOR(width), up, scale);                                        \
+    }
+FOR_TYPES(REPEAT)

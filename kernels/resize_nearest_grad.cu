@@ -17,6 +17,7 @@ FLAT_KERNEL resize_nearest_grad_f32(const f32* dy, f32* dx, u32 n, u32 is_wide, 
         Floats<f32> sum(0.0f);
         for (u32 row = start(line.rest, h, height); row < row_end; row++) {
             const f32* from = dy + u64((line.quotient * h + row) * w + col_start) * c.size + at.rest;
+#pragma unroll 2
             for (u32 col = col_start; col < col_end; col++, from += c.size) sum.add(1.0f, load_wide(from, wide));
         }
         store_wide(dx + i, sum.times(1.0f), wide);

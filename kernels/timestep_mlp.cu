@@ -3,8 +3,8 @@
 // time, so that a product of four columns by four samples follows on a read of 16 bytes.
 //
 // Every output needs all of the hidden layer, and blocks cannot wait for each other. Where W1 is small, one launch: every block makes the
-// whole hidden layer, a panel a warp, W1 coming from the L2, which takes the 2 µs that another launch would. Elsewhere two, the first of
-// which makes the embedding in every block and leaves the hidden layer, four samples beside each other.
+// whole hidden layer, a panel a warp, W1 coming from the L2: some 3 µs by estimate, as another launch would take. Elsewhere two, the first
+// of which makes the embedding in every block and leaves the hidden layer, four samples beside each other.
 #include "lib/activation.cuh"
 #include "lib/lines.cuh"
 #include "lib/wave.cuh"

@@ -1,11 +1,12 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
 use super::linear::expect_weight;
-use super::product::{BUSY, DIRECT_LANES, Tiling};
+use super::product::{BUSY, DIRECT_LANES, PlainProduct, Product, Tiling};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, ptx,
+    wgsl,
 };
 use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
@@ -74,20 +75,13 @@ impl Conv2d {
 
 /// Appends a window to a launch; read back by [`window_of`].
 fn window_scalars(launch: Launch, w: &Window) -> Launch {
-    let sizes = [
-        w.height,
-        w.width,
-        w.channels,
-        w.out_height,
-        w.out_width,
-        w.kernel[0],
-        w.kernel[1],
-        w.stride,
-        w.pad_top,
-        w.pad_left,
-        w.dilation,
-    ];
-    launch.scalars(sizes)
+    launch.scalars(window_sizes(w))
+}
+
+fn window_sizes(w: &Window) -> [usize; WINDOW_SCALARS] {
+    let [rows, cols] = w.kernel;
+    let (size, out) = ([w.height, w.width, w.channels], [w.out_height, w.out_width]);
+    [size[0], size[1], size[2], out[0], out[1], rows, cols, w.stride, w.pad_top, w.pad_left, w.dilation]
 }
 
 fn window_of(args: &Args, at: usize) -> Window {
@@ -163,7 +157,19 @@ impl Op for Conv2d {
         let w = self.window(self.name(), &io.inputs[0])?;
         let n = io.outputs[0].cols();
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let pointwise = self.is_pointwise();
+                let product = Product {
+                    name: self.name(),
+                    file: if pointwise { ptx!("linear") } else { ptx!("conv2d") },
+                    dtype: io.inputs[0].dtype,
+                    sizes: [io.outputs[0].rows(), n, w.taps() * w.channels],
+                    rows_per_sample: w.out_height * w.out_width,
+                    epilogue: &self.epilogue,
+                    scalars: if pointwise { &[] } else { &window_sizes(&w) },
+                };
+                product.launches(target)
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
                 let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
@@ -338,7 +344,21 @@ impl Op for Conv2dWeightGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let w = self.conv.window(self.name(), &io.inputs[0])?;
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let pointwise = self.conv.is_pointwise();
+                let product = PlainProduct {
+                    name: self.name(),
+                    file: ptx!("weight_grad"),
+                    entry: if pointwise { "linear_weight_grad" } else { self.name() },
+                    dtype: DType::F32,
+                    largest: 128,
+                    batch: 1,
+                    sizes: [w.taps() * w.channels, io.inputs[1].cols(), io.inputs[1].rows()],
+                    stored: [io.outputs[0].stored(), PANEL],
+                    scalars: if pointwise { &[] } else { &window_sizes(&w) },
+                };
+                product.launches(target)
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);
                 vec![window_scalars(launch, &w).scalar(io.inputs[1].cols())]

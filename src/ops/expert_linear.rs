@@ -2,10 +2,10 @@
 
 use super::embedding::expect_i32;
 use super::linear::expect_weight;
-use super::product::Tiling;
+use super::product::{Blocks, Tiling};
 use super::{TransposeWeight, expect_inputs, expect_plain};
 use crate::cpu::gemm::{Epilogue, Matrix, gemm_part, weight_grad_part};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -81,7 +81,12 @@ impl Op for ExpertLinear {
         let [rows, k, n] = [io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols()];
         let experts = io.inputs[2].elements() - 1;
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Cuda(target) => {
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                let blocks = Blocks::grouped(experts, rows, n, target);
+                blocks.launch(self.name(), ptx!("expert_linear"), self.name(), DType::F32, &args)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
@@ -146,7 +151,12 @@ impl Op for ExpertLinearWeightGrad {
         let [rows, k, n] = [io.inputs[0].rows(), io.inputs[0].cols(), io.inputs[1].cols()];
         let experts = io.inputs[2].elements() - 1;
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Cuda(target) => {
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                let blocks = Blocks { parts: 1, ..Blocks::new(experts, [k, n, rows / experts], 128, target) };
+                blocks.launch(self.name(), ptx!("expert_linear_weight_grad"), self.name(), DType::F32, &args)
+            }
             Target::Cpu => Launch::cpu(self.name(), weight_grad_kernel, 3, 1),
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {

@@ -1,11 +1,11 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
 use super::conv2d::weight_grad_launches;
-use super::product::DIRECT_LANES;
+use super::product::{DIRECT_LANES, PlainProduct, Product};
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
-use crate::tensor::{DType, Layout, TensorType};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl};
+use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -213,7 +213,18 @@ impl Op for Linear {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let product = Product {
+                    name: self.name(),
+                    file: ptx!("linear"),
+                    dtype: io.inputs[0].dtype,
+                    sizes: [m, n, k],
+                    rows_per_sample: per_sample,
+                    epilogue: &self.0,
+                    scalars: &[],
+                };
+                product.launches(target)
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
                 vec![self.0.scalars(launch)]
@@ -292,7 +303,21 @@ impl Op for LinearWeightGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let [m, n, k] = sizes;
+                let product = PlainProduct {
+                    name: self.name(),
+                    file: ptx!("weight_grad"),
+                    entry: self.name(),
+                    dtype: DType::F32,
+                    largest: 128,
+                    batch: 1,
+                    sizes: [k, n, m],
+                    stored: [io.outputs[0].stored(), PANEL],
+                    scalars: &[],
+                };
+                product.launches(target)
+            }
             Target::Cpu => vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)],
             // Every row is an image of one pixel.
             Target::Wgpu(target) => weight_grad_launches(self.name(), io, &Window::matrix(sizes[2]), target),

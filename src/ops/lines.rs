@@ -3,7 +3,7 @@
 use crate::graph::{Arg, FLAT_THREADS, Launch, Ptx, PtxFile};
 use crate::tensor::DType;
 
-/// Bytes that a thread moves.
+/// Bytes of the largest access.
 const THREAD_BYTES: usize = 16;
 /// Numbers of a row from which on a block takes it, and not a warp.
 const LONG: usize = 4096;
@@ -32,7 +32,8 @@ pub(super) fn by_unit(
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
     let kernel = Ptx::new(name, file, DType::F32).entry(format!("{name}_{unit}"));
-    let blocks = bytes.div_ceil(FLAT_THREADS * THREAD_BYTES).max(1);
+    // A thread has 16 bytes of units, or two of the largest: `move_units`.
+    let blocks = bytes.div_ceil(FLAT_THREADS * THREAD_BYTES.max(2 * unit)).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(bytes / unit)
 }
 

@@ -1,10 +1,10 @@
 //! Products of matrices that both are computed, batch by batch.
 
-use super::product::Tiling;
+use super::product::{PlainProduct, Tiling};
 use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -73,7 +73,26 @@ impl Op for BatchedMatmul {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let Some([batch, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let entry = match (self.transpose_a, self.transpose_b) {
+                    (false, false) => "matmul_nn",
+                    (false, true) => "matmul_nt",
+                    (true, false) => "matmul_tn",
+                    (true, true) => "matmul_tt",
+                };
+                let product = PlainProduct {
+                    name: self.name(),
+                    file: ptx!("matmul"),
+                    entry,
+                    dtype: io.inputs[0].dtype,
+                    largest: if io.inputs[0].dtype == DType::F32 { 128 } else { 64 },
+                    batch,
+                    sizes: [m, n, k],
+                    stored: [io.outputs[0].elements(), n],
+                    scalars: &[batch],
+                };
+                product.launches(target)
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, 2, 1).scalars([m, n, k]);
                 vec![launch.scalars([self.transpose_a, self.transpose_b])]

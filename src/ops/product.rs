@@ -1,6 +1,8 @@
-//! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`.
+//! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`, and into those of `kernels/lib/gemm.cuh`.
 
-use crate::graph::Shader;
+use super::Epilogue;
+use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, ptx};
+use crate::tensor::{DType, PANEL};
 
 /// Workgroups that keep a large GPU busy.
 pub(super) const BUSY: usize = 128;
@@ -40,6 +42,167 @@ impl Tiling {
     pub fn shader(&self, shader: Shader) -> Shader {
         shader.constant("ROW_LANES", self.lanes[0] as u32).constant("COL_LANES", self.lanes[1] as u32)
     }
+}
+
+/// Terms that a part of k has at least, if k is cut only to occupy a GPU: the fewer, the more is written and read again.
+const PART_TERMS: usize = 256;
+/// Terms that are summed up in a row at most: longer sums lose digits.
+const MOST_TERMS: usize = 8192;
+/// Most bytes of all parts of a product.
+const PART_BYTES: usize = 1 << 26;
+
+/// How a product of `m` by `k` and `k` by `n` is cut on a GPU: tiles of `size` rows and columns, a block each, and parts of k.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Blocks {
+    pub size: usize,
+    pub tiles: usize,
+    /// Terms of a part, a multiple of what a tile takes at a time.
+    pub part: usize,
+    pub parts: usize,
+}
+
+impl Blocks {
+    /// For `batch` products of that size, in tiles of `largest` at most.
+    ///
+    /// Tiles of 128 read the least for a FLOP, and two of them run on a multiprocessor at a time. Where there is not one for
+    /// each, tiles of 64 spread the work four times as wide. Where those are fewer than two a multiprocessor, as for a few rows or
+    /// the weights of a layer, k is cut until there are four: their sums cost a second launch and the parts' bytes, so that a
+    /// part has [`PART_TERMS`] at least.
+    pub fn new(batch: usize, [m, n, k]: [usize; 3], largest: usize, target: &CudaTarget) -> Blocks {
+        let of = |size: usize| batch * m.div_ceil(size) * n.div_ceil(size);
+        let wave = target.multiprocessors as usize;
+        let size = if largest >= 128 && of(128) >= wave { 128 } else { 64 };
+        let tiles = of(size);
+        let wanted = if tiles < 2 * wave { (4 * wave).div_ceil(tiles.max(1)).min(k / PART_TERMS) } else { 1 };
+        let most = PART_BYTES / (4 * batch * m * n).max(1);
+        let parts = wanted.max(k.div_ceil(MOST_TERMS)).min(most).max(1);
+        let part = k.div_ceil(parts).next_multiple_of(64).max(64);
+        Blocks { size, tiles, part, parts: k.div_ceil(part).max(1) }
+    }
+
+    /// For a product of `rows` in all, in groups of rows whose sizes only the device knows: as many tiles as the worst case has, in which
+    /// every group ends within one.
+    pub fn grouped(groups: usize, rows: usize, n: usize, target: &CudaTarget) -> Blocks {
+        let of = |size: usize| (rows / size + groups) * n.div_ceil(size);
+        let large = rows / groups.max(1) >= 128 && of(128) >= target.multiprocessors as usize;
+        let size = if large { 128 } else { 64 };
+        Blocks { size, tiles: of(size), part: usize::MAX, parts: 1 }
+    }
+
+    /// A launch of the entry for these tiles.
+    pub fn launch(&self, name: &'static str, file: PtxFile, entry: &str, dtype: DType, args: &[Arg]) -> Launch {
+        let Blocks { size, tiles, parts, .. } = *self;
+        let kernel = Ptx::new(name, file, dtype).entry(format!("{entry}_{size}_{dtype}"));
+        // A thread has 64 sums in f32. In half of that, four warps share a tile, and three stages of 64 terms of both operands are its
+        // shared memory.
+        let (threads, shared) = if dtype == DType::F32 { (size * size / 64, 0) } else { (128, 3 * 2 * size * 64 * 2) };
+        Launch::ptx(kernel.shared(shared), [tiles, parts, 1], threads, args.iter().copied())
+    }
+}
+
+/// A product with an epilogue on a GPU, `m` by `k` and `k` by `n`: a linear layer or a convolution.
+pub(super) struct Product<'a> {
+    /// The op's name.
+    pub name: &'static str,
+    /// Its entries are named as it is, with the size of their tiles and the type of their numbers.
+    pub file: PtxFile,
+    pub dtype: DType,
+    pub sizes: [usize; 3],
+    pub rows_per_sample: usize,
+    pub epilogue: &'a Epilogue,
+    /// What stands before the other scalars.
+    pub scalars: &'a [usize],
+}
+
+impl Product<'_> {
+    /// One launch; or two, where the first sums parts of k.
+    pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
+        let [m, n, k] = self.sizes;
+        if m * n == 0 {
+            return vec![];
+        }
+        // Rows of a matrix, not patches of an image.
+        if m <= FEW_ROWS && self.scalars.is_empty() {
+            return vec![self.few_rows()];
+        }
+        let blocks = Blocks::new(1, self.sizes, 128, target);
+        let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
+        let sums = |args: &[Arg]| {
+            let launch = blocks.launch(self.name, self.file, self.file.name, self.dtype, args);
+            let launch = launch.scalars(self.scalars.iter().copied());
+            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, blocks.part]))
+        };
+        if blocks.parts == 1 {
+            return vec![sums(&[x, w, bias, sample_bias, residual, y, x])];
+        }
+        let finish = sum_parts(self.name, self.dtype, [bias, sample_bias, residual], m * n.div_ceil(4));
+        vec![
+            sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
+        ]
+    }
+}
+
+/// Rows that a linear layer has at most if its weight is read but once or twice: the bytes of weights take longer than the FLOPs.
+const FEW_ROWS: usize = 16;
+
+impl Product<'_> {
+    /// A panel of the weight and 8 rows a block.
+    fn few_rows(&self) -> Launch {
+        let [m, n, k] = self.sizes;
+        let kernel = Ptx::new(self.name, self.file, self.dtype).entry(format!("{}_few_{}", self.file.name, self.dtype));
+        let launch = Launch::ptx(kernel, [n.div_ceil(PANEL), m.div_ceil(8), 1], 512, self.epilogue.arguments());
+        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]))
+    }
+}
+
+/// A product without epilogue on a GPU: `batch` times `m` by `k` and `k` by `n`.
+pub(super) struct PlainProduct<'a> {
+    pub name: &'static str,
+    pub file: PtxFile,
+    /// The entries' name without the size of their tiles and the type of their numbers.
+    pub entry: &'a str,
+    pub dtype: DType,
+    /// The largest tiles that there are entries for.
+    pub largest: usize,
+    pub batch: usize,
+    pub sizes: [usize; 3],
+    /// Numbers of the output as they are stored, and the width of its rows.
+    pub stored: [usize; 2],
+    /// What stands before the sizes.
+    pub scalars: &'a [usize],
+}
+
+impl PlainProduct<'_> {
+    /// One launch; or two, where the first sums parts of k.
+    pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
+        let [elements, n] = self.stored;
+        if elements == 0 {
+            return vec![];
+        }
+        let blocks = Blocks::new(self.batch, self.sizes, self.largest, target);
+        let sums = |args: &[Arg]| {
+            let launch = blocks.launch(self.name, self.file, self.entry, self.dtype, args);
+            launch.scalars(self.scalars.iter().copied()).scalars(self.sizes).scalar(blocks.part)
+        };
+        let [x, w, y] = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+        if blocks.parts == 1 {
+            return vec![sums(&[x, w, y, x])];
+        }
+        let finish = sum_parts(self.name, self.dtype, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
+        vec![
+            sums(&[x, w, x]).with_scratch(blocks.parts * elements),
+            Epilogue::default().scalars(finish.scalars([elements / n, n, 1, blocks.parts])),
+        ]
+    }
+}
+
+/// The launch that adds up the parts that the first one left, over so many groups of four columns.
+fn sum_parts(name: &'static str, dtype: DType, operands: [Arg; 3], quads: usize) -> Launch {
+    let kernel = Ptx::new(name, ptx!("sum_parts"), dtype).entry(format!("sum_parts_{dtype}"));
+    let [bias, sample_bias, residual] = operands;
+    let args = [Arg::Left(0, 0), bias, sample_bias, residual, Arg::Output(0)];
+    Launch::ptx(kernel, [quads.div_ceil(256), 1, 1], 256, args)
 }
 
 #[cfg(test)]

@@ -171,9 +171,15 @@ impl Resample {
 
     fn lower_ptx(&self, io: &Signature, target: &Target) -> Result<Launch> {
         let (x, y) = (&io.inputs[0], &io.outputs[0]);
-        let (weights, equal) = self.weights(target)?;
+        let args = [Arg::Input(0), Arg::Output(0)];
         let kernel = Ptx::new(self.name(), ptx!("resample"), x.dtype);
-        let launch = by_pack(kernel, x.dtype, y.elements(), y.cols(), [Arg::Input(0), Arg::Output(0)]);
+        if let (Some(tap), true) = (self.constant_taps(self.up), self.down == 1 && self.pad == [self.up - 1, 0]) {
+            let kernel = kernel.entry(format!("resample_repeat_{}", x.dtype));
+            let launch = by_pack(kernel, x.dtype, x.elements(), x.cols(), args);
+            return Ok(launch.scalars(divisor(x.shape[2])).scalar(self.up).scalar(tap * tap));
+        }
+        let (weights, equal) = self.weights(target)?;
+        let launch = by_pack(kernel, x.dtype, y.elements(), y.cols(), args);
         let launch = launch.scalars([x.shape[1], x.shape[2]]);
         let launch = launch.scalars([y.shape[1], y.shape[2], self.up].into_iter().flat_map(divisor));
         let launch = launch.scalars([self.down, self.pad[0], self.filter.len()]);

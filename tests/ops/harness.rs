@@ -356,7 +356,7 @@ fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
         match lower(&target) {
             Ok(launches) if places.iter().any(|(_, other)| lower(other).is_ok_and(|l| l == launches)) => {}
             Ok(_) => places.push((device, target)),
-            Err(e) => eprintln!("{name}: not run on {device}: {e}"),
+            Err(e) => panic!("{name} on {device}: {e}"),
         }
     }
     places

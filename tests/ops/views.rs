@@ -45,11 +45,11 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> V
     session.read::<f32>(y).unwrap().into_iter().map(f64::from).collect()
 }
 
-fn check(op: impl Op, inputs: &[TensorType]) {
+fn check<const N: usize>(op: impl Op, inputs: [TensorType; N]) {
     let op: Arc<dyn Op> = Arc::new(op);
-    let expected = at(0, Device::Cpu, &op, inputs);
+    let expected = at(0, Device::Cpu, &op, &inputs);
     for skip in [0, 1, 2, 3] {
-        let got = at(skip, Device::ptx((8, 0)), &op, inputs);
+        let got = at(skip, Device::ptx((8, 0)), &op, &inputs);
         let err = relative(&got, &expected);
         assert!(err <= 2e-6, "{op:?} of {inputs:?}, {skip} elements behind an aligned place, is off by {err:.2e}");
     }
@@ -61,29 +61,29 @@ fn copies() {
     for inner in [8, 6, 5] {
         let x = f32s(&[3, 4, inner]);
         for axis in 0..3 {
-            check(Slice { axis, start: 1, len: 2 }, &[x.clone()]);
-            check(Pad { axis, before: 4, after: 8 }, &[x.clone()]);
-            check(Concat { axis }, &[x.clone(), x.clone(), x.clone(), x.clone(), x.clone()]);
+            check(Slice { axis, start: 1, len: 2 }, [x.clone()]);
+            check(Pad { axis, before: 4, after: 8 }, [x.clone()]);
+            check(Concat { axis }, [x.clone(), x.clone(), x.clone(), x.clone(), x.clone()]);
         }
-        check(Permute(vec![1, 0, 2]), &[x.clone()]);
-        check(Permute(vec![2, 1, 0]), &[x.clone()]);
-        check(ResizeNearest { height: 7, width: 3 }, &[f32s(&[2, 3, 4, inner])]);
+        check(Permute(vec![1, 0, 2]), [x.clone()]);
+        check(Permute(vec![2, 1, 0]), [x.clone()]);
+        check(ResizeNearest { height: 7, width: 3 }, [f32s(&[2, 3, 4, inner])]);
         check(
             Broadcast { outer: 3, middle: 6, inner: 4 * inner, scale: 0.5, shape: vec![3, 6, 4, inner] },
-            &[x.clone()],
+            [x.clone()],
         );
         let index = TensorType::i32([3]);
-        check(Embedding, &[f32s(&[4, inner]), index.clone()]);
-        check(Gather, &[x.clone(), index.clone()]);
+        check(Embedding, [f32s(&[4, inner]), index.clone()]);
+        check(Gather, [x.clone(), index.clone()]);
         let (pairs, places) = (TensorType::i32([6]), TensorType::i32([3, 2]));
         let weights = f32s(&[3, 2]);
-        check(DispatchTokens { weighted: true }, &[f32s(&[3, inner]), pairs.clone(), places.clone(), weights.clone()]);
-        check(CombineTokens { weighted: true }, &[f32s(&[6, inner]), pairs, places.clone(), weights]);
-        check(CombineWeightsGrad, &[f32s(&[3, inner]), f32s(&[6, inner]), places]);
-        check(EmbeddingGrad { rows: 4 }, &[f32s(&[3, inner]), index.clone()]);
-        check(GatherGrad { count: 3 }, &[f32s(&[3, 4, inner]), index]);
+        check(DispatchTokens { weighted: true }, [f32s(&[3, inner]), pairs.clone(), places.clone(), weights.clone()]);
+        check(CombineTokens { weighted: true }, [f32s(&[6, inner]), pairs, places.clone(), weights]);
+        check(CombineWeightsGrad, [f32s(&[3, inner]), f32s(&[6, inner]), places]);
+        check(EmbeddingGrad { rows: 4 }, [f32s(&[3, inner]), index.clone()]);
+        check(GatherGrad { count: 3 }, [f32s(&[3, 4, inner]), index]);
     }
-    check(Permute(vec![0, 2, 1]), &[f32s(&[2, 40, 36])]);
+    check(Permute(vec![0, 2, 1]), [f32s(&[2, 40, 36])]);
 }
 
 #[test]
@@ -92,26 +92,26 @@ fn sums_and_windows() {
     for channels in [8, 3] {
         let x = f32s(&[2, 5, 6, channels]);
         let window = PoolWindow::same(3);
-        check(AveragePool { window, count_padding: false }, &[x.clone()]);
-        check(MaxPool(window), &[x.clone()]);
-        check(MaxPoolGrad(window), &[x.clone(), x.clone()]);
-        check(Resample::fir_down(&[1.0, 3.0, 3.0, 1.0]), &[x.clone()]);
-        check(Resample::nearest_up(2), &[x.clone()]);
-        check(ResizeNearestGrad { height: 3, width: 3 }, &[x.clone()]);
-        check(Reduce::sum_middle(2, 30, channels), &[x]);
+        check(AveragePool { window, count_padding: false }, [x.clone()]);
+        check(MaxPool(window), [x.clone()]);
+        check(MaxPoolGrad(window), [x.clone(), x.clone()]);
+        check(Resample::fir_down(&[1.0, 3.0, 3.0, 1.0]), [x.clone()]);
+        check(Resample::nearest_up(2), [x.clone()]);
+        check(ResizeNearestGrad { height: 3, width: 3 }, [x.clone()]);
+        check(Reduce::sum_middle(2, 30, channels), [x]);
     }
     for n in [20, 33, 5000] {
         let (x, labels) = (f32s(&[4, n]), TensorType::i32([4]));
-        check(Argmax, &[x.clone()]);
-        check(Reduce::mean_middle(4, n, 1), &[x.clone()]);
-        check(CrossEntropy, &[x.clone(), labels.clone()]);
-        check(CrossEntropyGrad, &[x.clone(), labels, f32s(&[4])]);
+        check(Argmax, [x.clone()]);
+        check(Reduce::mean_middle(4, n, 1), [x.clone()]);
+        check(CrossEntropy, [x.clone(), labels.clone()]);
+        check(CrossEntropyGrad, [x.clone(), labels, f32s(&[4])]);
         let route = Route { chosen: 3, routing: Routing::Top, normalize: true };
         if n < 1000 {
-            check(route, &[x]);
+            check(route, [x]);
         }
     }
-    check(GroupByExpert { experts: 3 }, &[TensorType::i32([300, 2])]);
+    check(GroupByExpert { experts: 3 }, [TensorType::i32([300, 2])]);
 }
 
 #[test]
