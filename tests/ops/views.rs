@@ -48,9 +48,9 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> V
 fn check(op: impl Op, inputs: impl AsRef<[TensorType]>) {
     let inputs = inputs.as_ref();
     let op: Arc<dyn Op> = Arc::new(op);
-    let expected = at(0, Device::Cpu, &op, &inputs);
+    let expected = at(0, Device::Cpu, &op, inputs);
     for skip in [0, 1, 2, 3] {
-        let got = at(skip, Device::ptx((8, 0)), &op, &inputs);
+        let got = at(skip, Device::ptx((8, 0)), &op, inputs);
         let err = relative(&got, &expected);
         assert!(err <= 2e-6, "{op:?} of {inputs:?}, {skip} elements behind an aligned place, is off by {err:.2e}");
     }
