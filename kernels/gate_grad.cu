@@ -1,29 +1,34 @@
-// dx = gate · dy, dgate = Σ dy · x over a sample's rows   x, dy, dx [B, R, C], gate, dgate [B, C]
-// Floor: x and dy once, dx once. A block has 32 channels of a sample, a warp one row in eight of them: whole sectors of 32 bytes,
-// and sums in a fixed order.
-#include "lib/flat.cuh"
+// dx = gate · dy, and dgate = Σ dy · x over a sample's rows, of every stretch of them   x, dy, dx [B, R, C], gate [B, C], dgate [B, stretches, C]
+// Floor: x and dy once, dx once. Threads lie along channels, 16 bytes each, and down the rows of a stretch, four rows of both under way.
+#include "lib/norm.cuh"
 
-constexpr u32 COLS = 32, ROWS = 8;
-
-FLAT_KERNEL gate_grad_f32(
-    const f32* x, const f32* gate, const f32* dy, f32* dx, f32* dgate, u32 rows, u32 channels, u32 parts) {
-    __shared__ float sums[ROWS][COLS];
-    u32 sample = blockIdx.x / parts, column = threadIdx.x % COLS, line = threadIdx.x / COLS;
-    u32 channel = blockIdx.x % parts * COLS + column;
-    float sum = 0.0f;
-    if (channel < channels) {
-        float factor = gate[u64(sample) * channels + channel];
-        u64 at = (u64(sample) * rows + line) * channels + channel;
-#pragma unroll 4
-        for (u32 row = line; row < rows; row += ROWS, at += u64(ROWS) * channels) {
-            float d = dy[at];
-            sum += d * x[at];
-            dx[at] = d * factor;
-        }
+template <int E>
+__device__ __forceinline__ void gate_grad(const f32* x, const f32* gate, const f32* dy, f32* dx, f32* dgate, const Tile<E>& t) {
+    ColumnSums<E, 1> sums;
+    if (t.col < t.end_col) {
+        u64 sample = u64(t.sample) * t.rows * t.channels + t.at(t.col);
+        Pack<f32, E> by = load<f32, E>(gate + u64(t.sample) * t.channels + t.col);
+        const f32 *a = x + sample, *b = dy + sample;
+        f32* out = dx + sample;
+        auto row = [&](u32 i, const Pack<f32, E>& x, Pack<f32, E> d, bool aligned) {
+#pragma unroll
+            for (int k = 0; k < E; k++) {
+                sums.at[0].at[k] = fmaf(d.at[k], x.at[k], sums.at[0].at[k]);
+                d.at[k] *= by.at[k];
+            }
+            aligned ? write<f32, E, true>(out + i * t.step(), d) : write<f32, E, false>(out + i * t.step(), d);
+        };
+        if (is_aligned(x) && is_aligned(dy) && is_aligned(dx))
+            each_row<E, 4, true>(a, b, t.own_rows(), t.step(), [&](u32 i, const Pack<f32, E>& x, const Pack<f32, E>& d) { row(i, x, d, true); });
+        else
+            each_row<E, 1, false>(a, b, t.own_rows(), t.step(), [&](u32 i, const Pack<f32, E>& x, const Pack<f32, E>& d) { row(i, x, d, false); });
     }
-    sums[line][column] = sum;
-    __syncthreads();
-    if (line > 0 || channel >= channels) return;
-    for (u32 k = 1; k < ROWS; k++) sum += sums[k][column];
-    dgate[u64(sample) * channels + channel] = sum;
+    sums.store(dgate, t);
 }
+
+#define ENTRY(E)                                                                                             \
+    FLAT_KERNEL gate_grad_##E(const f32* x, const f32* gate, const f32* dy, f32* dx, f32* dgate, TILE) {     \
+        gate_grad<E>(x, gate, dy, dx, dgate, AS_TILE(E, false));                                             \
+    }
+ENTRY(4)
+ENTRY(1)

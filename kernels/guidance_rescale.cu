@@ -1,50 +1,86 @@
 // y = combined · (phi · std(cond) / std(combined) + 1 - phi), std over each sample
-// `spreads` makes mean and sum of squared deviations of every stretch of each sample of both, `guidance_rescale` joins a sample's and
-// scales. Floor: cond once, combined twice (the second time from L2), y once.
+// `spreads` makes mean and sum of squared deviations of every stretch of each sample of both, in two passes over registers;
+// `guidance_rescale` joins a sample's (Chan et al. 1983) and scales. Floor: cond once, combined twice (the second time from L2), y once.
+// y may be combined or cond.
 #include "lib/samples.cuh"
 
 // Mean and Σ (x - mean)² of both.
-struct Spreads {
+struct alignas(16) Spreads {
     float cond, cond_squares, combined, combined_squares;
 };
 
+template <bool WHOLE>
+__device__ __forceinline__ Spreads spreads(const f32* cond, const f32* combined, const Stretch<WHOLE>& s) {
+    // Less the first, all deviations of a constant are exactly zero, as are those of what is not there.
+    float first[2] = {cond[s.start], combined[s.start]}, mean[2] = {}, squares[2] = {};
+    Wide<f32> x[2][HELD];
+    s.load(x[0], cond, first[0]);
+    s.load(x[1], combined, first[1]);
+#pragma unroll
+    for (int of = 0; of < 2; of++)
+        each_held(x[of], [&](float& v) { v -= first[of], mean[of] += v; });
+    RowTeam team(FLAT_THREADS);
+    team.sum(mean);
+#pragma unroll
+    for (int of = 0; of < 2; of++) {
+        mean[of] /= s.count;
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++)
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                float d = s.has(k, j) ? x[of][k].at[j] - mean[of] : 0.0f;
+                squares[of] = fmaf(d, d, squares[of]);
+            }
+    }
+    team.sum(squares);
+    return {first[0] + mean[0], squares[0], first[1] + mean[1], squares[1]};
+}
+
 FLAT_KERNEL guidance_rescale_spreads_f32(
     const f32* cond, const f32* combined, Spreads* parts, u32 n, u32 each, u32 stretches) {
-    Stretch s(n, each, stretches);
-    Team<8> team;
-    const f32 *a = cond + s.start, *b = combined + s.start;
-    // Less the first, all deviations of a constant are exactly zero.
-    float first_a = *a, first_b = *b, sum_a = 0.0f, sum_b = 0.0f;
-    for (u32 i = team.lane; i < s.count; i += team.LANES) sum_a += a[i] - first_a, sum_b += b[i] - first_b;
-    float mean_a = team.sum(sum_a) / s.count, mean_b = team.sum(sum_b) / s.count, square_a = 0.0f, square_b = 0.0f;
-    for (u32 i = team.lane; i < s.count; i += team.LANES) {
-        float da = a[i] - first_a - mean_a, db = b[i] - first_b - mean_b;
-        square_a += da * da;
-        square_b += db * db;
+    bool whole = n % 4 == 0 && is_aligned(cond) && is_aligned(combined);
+    Spreads both = whole ? spreads(cond, combined, Stretch<true>(n, each, stretches))
+                         : spreads(cond, combined, Stretch<false>(n, each, stretches));
+    if (threadIdx.x == 0) parts[blockIdx.x] = both;
+}
+
+// What a sample is multiplied by, from its parts.
+__device__ __forceinline__ float factor(const Spreads* parts, u32 n, u32 each, u32 stretches, float phi) {
+    Spreads first = parts[0];
+    float mean[2] = {}, squares[2] = {};
+    auto count = [&](u32 i) { return float(min(each, n - i * each)); };
+    for (u32 i = threadIdx.x; i < stretches; i += FLAT_THREADS) {
+        Spreads part = parts[i];
+        mean[0] += count(i) * (part.cond - first.cond);
+        mean[1] += count(i) * (part.combined - first.combined);
     }
-    square_a = team.sum(square_a), square_b = team.sum(square_b);
-    if (team.lane == 0) parts[blockIdx.x] = {first_a + mean_a, square_a, first_b + mean_b, square_b};
+    RowTeam team(FLAT_THREADS);
+    team.sum(mean);
+    mean[0] /= n, mean[1] /= n;
+    for (u32 i = threadIdx.x; i < stretches; i += FLAT_THREADS) {
+        Spreads part = parts[i];
+        float d[2] = {part.cond - first.cond - mean[0], part.combined - first.combined - mean[1]};
+        squares[0] += part.cond_squares + count(i) * d[0] * d[0];
+        squares[1] += part.combined_squares + count(i) * d[1] * d[1];
+    }
+    team.sum(squares);
+    return phi * (squares[1] > 0.0f ? sqrtf(squares[0] / squares[1]) : 1.0f) + 1.0f - phi;
+}
+
+template <bool WHOLE>
+__device__ __forceinline__ void rescale(
+    const f32* combined, const Spreads* parts, f32* y, u32 n, u32 each, u32 stretches, float phi, const Stretch<WHOLE>& s) {
+    Wide<f32> x[HELD];
+    s.load(x, combined, 0.0f);
+    float by = factor(parts + u64(s.sample) * stretches, n, each, stretches, phi);
+    each_held(x, [&](float& v) { v *= by; });
+    s.store(y, x);
 }
 
 FLAT_KERNEL guidance_rescale_f32(
     const f32* combined, const Spreads* parts, f32* y, u32 n, u32 each, u32 stretches, f32 phi) {
-    Stretch s(n, each, stretches);
-    Team<8> team;
-    parts += u64(s.sample) * stretches;
-    Spreads first = parts[0];
-    float shift_a = 0.0f, shift_b = 0.0f;
-    auto count = [&](u32 i) { return float(min(each, n - i * each)); };
-    for (u32 i = team.lane; i < stretches; i += team.LANES) {
-        shift_a += count(i) * (parts[i].cond - first.cond);
-        shift_b += count(i) * (parts[i].combined - first.combined);
-    }
-    float mean_a = team.sum(shift_a) / n, mean_b = team.sum(shift_b) / n, square_a = 0.0f, square_b = 0.0f;
-    for (u32 i = team.lane; i < stretches; i += team.LANES) {
-        float da = parts[i].cond - first.cond - mean_a, db = parts[i].combined - first.combined - mean_b;
-        square_a += parts[i].cond_squares + count(i) * da * da;
-        square_b += parts[i].combined_squares + count(i) * db * db;
-    }
-    square_a = team.sum(square_a), square_b = team.sum(square_b);
-    float factor = phi * (square_b > 0.0f ? sqrtf(square_a / square_b) : 1.0f) + 1.0f - phi;
-    for (u32 i = team.lane; i < s.count; i += team.LANES) y[s.start + i] = combined[s.start + i] * factor;
+    if (n % 4 == 0 && is_aligned(combined) && is_aligned(y))
+        rescale(combined, parts, y, n, each, stretches, phi, Stretch<true>(n, each, stretches));
+    else
+        rescale(combined, parts, y, n, each, stretches, phi, Stretch<false>(n, each, stretches));
 }

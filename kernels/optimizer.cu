@@ -1,10 +1,11 @@
 // One step over a region of parameters, see `ops::Optimizer`, with its averages, in one launch: g = scale · grad + l2 · p, the moments m and v of g,
 // then p = keep · p - rate · m / (root · √v + floor), then average += (1 - decay) · (p - average).
-// Floor: p, g, m, v and every average once, all but g once back. A thread has 16 bytes of each at a time, 16 times; the coefficients, which
-// need f64, are made once a block.
-#include "lib/lines.cuh"
+// Floor: p, g, m, v and every average once, all but g once back: 28 bytes a parameter, 8 more for each average. As many blocks as run at
+// once, four a multiprocessor, go over the region together, so that none is left over at the end; a thread has 16 bytes of each array under
+// way, 64 KB on a multiprocessor. A block makes the coefficients, which need f64, while the L2 fetches the first of them.
+#include "lib/flat.cuh"
 
-constexpr u32 AVERAGES = 4, HYPER = 8, EACH = 16;
+constexpr u32 AVERAGES = 4, HYPER = 8;
 enum Kind : u32 { ADAM_W, ADAM, RADAM };
 
 struct Coefficients {
@@ -50,45 +51,55 @@ __device__ __forceinline__ Coefficients coefficients(const f32* hyper, float nor
     return c;
 }
 
-FLAT_KERNEL optimizer_f32(
+// Has the L2 fetch what is at p.
+__device__ __forceinline__ void prefetch(const f32* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
+
+extern "C" __global__ void __launch_bounds__(FLAT_THREADS, 4) optimizer_f32(
     const f32* p, const f32* grads, const f32* m, const f32* v, const f32* a0, const f32* a1, const f32* a2, const f32* a3, const f32* hyper,
     const f32* norm, f32* p_out, f32* m_out, f32* v_out, f32* a0_out, f32* a1_out, f32* a2_out, f32* a3_out, u32 n, u32 kind, u32 averages) {
-    __shared__ Coefficients shared;
-    if (threadIdx.x == 0) shared = coefficients(hyper, *norm, kind, averages);
-    __syncthreads();
-    Coefficients c = shared;
+    __shared__ Coefficients c;
     const f32* a[AVERAGES] = {a0, a1, a2, a3};
     f32* a_out[AVERAGES] = {a0_out, a1_out, a2_out, a3_out};
-    bool wide = n % 4 == 0 && is_aligned(p) && is_aligned(grads) && is_aligned(m) && is_aligned(v) && is_aligned(p_out) &&
-                is_aligned(m_out) && is_aligned(v_out);
+    bool aligned = is_aligned(p) && is_aligned(grads) && is_aligned(m) && is_aligned(v) && is_aligned(p_out) && is_aligned(m_out) &&
+                   is_aligned(v_out);
 #pragma unroll
-    for (u32 k = 0; k < AVERAGES; k++) wide = wide && is_aligned(a[k]) && is_aligned(a_out[k]);
-    u32 pack = wide ? 4 : 1;
-    u64 first = u64(blockIdx.x) * FLAT_THREADS * 4 * EACH, end = min(u64(n), first + FLAT_THREADS * 4 * EACH);
+    for (u32 k = 0; k < AVERAGES; k++) aligned = aligned && is_aligned(a[k]) && is_aligned(a_out[k]);
+    constexpr u64 EACH = FLAT_THREADS * WIDE<f32>;
+    u64 first = blockIdx.x * EACH, own = first + threadIdx.x * WIDE<f32>;
+    if (own < n) {
+        // Under way while the coefficients are made.
+        prefetch(p + own), prefetch(grads + own), prefetch(m + own), prefetch(v + own);
+#pragma unroll
+        for (u32 k = 0; k < AVERAGES; k++)
+            if (k < averages) prefetch(a[k] + own);
+    }
+    if (threadIdx.x == 0) c = coefficients(hyper, *norm, kind, averages);
+    __syncthreads();
 #pragma unroll 1
-    for (u64 i = first + threadIdx.x * pack; i < end; i += FLAT_THREADS * pack) {
-        Wide<f32> x = load_wide(p + i, wide), g = load_wide(grads + i, wide), s = load_wide(m + i, wide), t = load_wide(v + i, wide);
-        Wide<f32> mean[AVERAGES];
+    for (u64 start = first; start < n; start += gridDim.x * EACH) {
+        by_piece<f32>(start, n, aligned, [&](Piece<f32> at) {
+            Wide<f32> x = at.load(p), g = at.load(grads), s = at.load(m), t = at.load(v), mean[AVERAGES];
 #pragma unroll
-        for (u32 k = 0; k < AVERAGES; k++)
-            if (k < averages) mean[k] = load_wide(a[k] + i, wide);
-        if (c.update) {
+            for (u32 k = 0; k < AVERAGES; k++)
+                if (k < averages) mean[k] = at.load(a[k]);
+            if (c.update) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                float d = g.at[j] * c.scale + c.l2 * x.at[j];
-                s.at[j] = c.beta1 * s.at[j] + c.rest1 * d;
-                t.at[j] = c.beta2 * t.at[j] + c.rest2 * d * d;
-                x.at[j] = c.keep * x.at[j] - c.rate * s.at[j] / (sqrtf(t.at[j]) * c.root + c.floor);
+                for (int j = 0; j < WIDE<f32>; j++) {
+                    float d = g.at[j] * c.scale + c.l2 * x.at[j];
+                    s.at[j] = c.beta1 * s.at[j] + c.rest1 * d;
+                    t.at[j] = c.beta2 * t.at[j] + c.rest2 * d * d;
+                    x.at[j] = c.keep * x.at[j] - c.rate * s.at[j] / (sqrtf(t.at[j]) * c.root + c.floor);
 #pragma unroll
-                for (u32 k = 0; k < AVERAGES; k++)
-                    if (k < averages) mean[k].at[j] += c.follow[k] * (x.at[j] - mean[k].at[j]);
+                    for (u32 k = 0; k < AVERAGES; k++)
+                        if (k < averages) mean[k].at[j] += c.follow[k] * (x.at[j] - mean[k].at[j]);
+                }
             }
-        }
-        store_wide(p_out + i, x, wide);
-        store_wide(m_out + i, s, wide);
-        store_wide(v_out + i, t, wide);
+            at.store(p_out, x);
+            at.store(m_out, s);
+            at.store(v_out, t);
 #pragma unroll
-        for (u32 k = 0; k < AVERAGES; k++)
-            if (k < averages) store_wide(a_out[k] + i, mean[k], wide);
+            for (u32 k = 0; k < AVERAGES; k++)
+                if (k < averages) at.store(a_out[k], mean[k]);
+        });
     }
 }

@@ -4,7 +4,6 @@
 #include "types.cuh"
 
 constexpr int FLAT_THREADS = 256;
-// Registers enough for two blocks of loads in flight; no hot loop here.
 #define FLAT_KERNEL extern "C" __global__ void __launch_bounds__(FLAT_THREADS)
 
 // The number of this thread's first element, each thread having `each` of them.
@@ -26,4 +25,42 @@ __device__ __forceinline__ void flat(u32 n, F f, T* y, const X*... x) {
         return;
     }
     for (u64 i = start; i < n && i < start + EACH; i++) y[i] = narrow<T>(f(widen(x[i])...));
+}
+
+// Sixteen bytes of every array from element i on, each in one access; or if not `whole` those of them that there are, one by one.
+template <class T>
+struct Piece {
+    u64 i;
+    u32 count;
+    bool whole;
+
+    __device__ __forceinline__ Wide<T> load(const T* x) const {
+        Wide<T> out;
+        if (whole) {
+            out = *(const Wide<T>*)(x + i);
+            return out;
+        }
+#pragma unroll
+        for (u32 k = 0; k < WIDE<T>; k++) out.at[k] = k < count ? x[i + k] : T();
+        return out;
+    }
+
+    __device__ __forceinline__ void store(T* y, Wide<T> v) const {
+        if (whole) {
+            *(Wide<T>*)(y + i) = v;
+            return;
+        }
+#pragma unroll
+        for (u32 k = 0; k < WIDE<T>; k++)
+            if (k < count) y[i + k] = v.at[k];
+    }
+};
+
+// body(piece) for what the threads of a block have of arrays of n, from the block's first element on: all threads come to the same
+// one of two copies of it. `aligned`: all arrays begin at multiples of 16 bytes.
+template <class T, class Body>
+__device__ __forceinline__ void by_piece(u64 first, u64 n, bool aligned, Body body) {
+    u64 i = first + threadIdx.x * WIDE<T>;
+    if (aligned && first + FLAT_THREADS * WIDE<T> <= n) body(Piece<T>{i, WIDE<T>, true});
+    else body(Piece<T>{i, i < n ? u32(min(n - i, u64(WIDE<T>))) : 0, false});
 }

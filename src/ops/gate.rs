@@ -1,11 +1,12 @@
 //! A residual sum with a gate by sample and channel.
 
 use super::lines::{by_pack, divisor};
-use super::norm::Chunks;
+use super::norm::{Chunks, Tiles};
+use super::reduce::sum_few;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -106,13 +107,7 @@ impl Op for GateGrad {
         let c = chunks(&io.inputs[0]);
         let sizes = [c.samples, c.rows, c.channels];
         Ok(vec![match target {
-            Target::Cuda(_) => {
-                let parts = c.channels.div_ceil(32);
-                let args = (0..3).map(Arg::Input).chain((0..2).map(Arg::Output));
-                let kernel = Ptx::new(self.name(), ptx!("gate_grad"), DType::F32);
-                Launch::ptx(kernel, [(c.samples * parts).max(1), 1, 1], FLAT_THREADS, args)
-                    .scalars([c.rows, c.channels, parts])
-            }
+            Target::Cuda(target) => return Ok(self.kernels(sizes, target)),
             Target::Cpu => {
                 // A sum a channel of every chunk.
                 let sums = c.samples * c.count * c.channels;
@@ -125,6 +120,20 @@ impl Op for GateGrad {
                 Launch::wgsl(shader, target.grid(c.samples * parts), args).scalars(sizes).scalar(parts)
             }
         }])
+    }
+}
+
+impl GateGrad {
+    /// Sums of stretches of rows, then their sums.
+    fn kernels(&self, [samples, rows, channels]: [usize; 3], target: &CudaTarget) -> Vec<Launch> {
+        let tiles = Tiles::of_columns([samples, rows, channels], target);
+        let kernel = Ptx::new(self.name(), ptx!("gate_grad"), DType::F32).entry(format!("gate_grad_{}", tiles.pack));
+        let args = |sums: Option<Arg>| (0..3).map(Arg::Input).chain([Arg::Output(0)]).chain(sums);
+        if tiles.count == 1 {
+            return vec![tiles.launch(kernel, args(Some(Arg::Output(1))))];
+        }
+        let sums = tiles.launch(kernel, args(None)).with_scratch(samples * tiles.count * channels);
+        vec![sums, sum_few([samples, tiles.count, channels], [Arg::Left(0, 0), Arg::Output(1)])]
     }
 }
 

@@ -19,8 +19,11 @@ pub struct GradNorm;
 /// Elements in one partial sum.
 const CHUNK: usize = 1 << 16;
 
-/// Elements of a workgroup of the shader.
+/// Elements of a workgroup of the shader; of a block of the PTX kernel too, or as many times that as leave it [`BLOCKS`].
 const STRETCH: usize = 1 << 14;
+
+/// The most sums that one block of the PTX kernel adds up, in one go over eight a thread.
+const BLOCKS: usize = 2048;
 
 impl Op for GradNorm {
     fn name(&self) -> &'static str {
@@ -45,11 +48,12 @@ impl Op for GradNorm {
         let elements = io.inputs[0].elements();
         Ok(match target {
             Target::Cuda(_) => {
-                let count = elements.div_ceil(STRETCH).max(1);
+                let each = STRETCH * elements.div_ceil(STRETCH * BLOCKS).max(1);
+                let count = elements.div_ceil(each).max(1);
                 let kernel = |entry: &str| Ptx::new(self.name(), ptx!("grad_norm"), DType::F32).entry(entry);
                 let squares =
                     Launch::ptx(kernel("grad_norm_squares_f32"), [count, 1, 1], FLAT_THREADS, [Arg::Input(0)]);
-                let squares = squares.with_scratch(count).scalars([elements, STRETCH]);
+                let squares = squares.with_scratch(2 * count).scalars([elements, each]);
                 let args = [Arg::Left(0, 0), Arg::Output(0)];
                 vec![squares, Launch::ptx(kernel("grad_norm_f32"), [1; 3], FLAT_THREADS, args).scalar(count)]
             }

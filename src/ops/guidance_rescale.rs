@@ -49,13 +49,13 @@ impl Op for GuidanceRescale {
         let samples = io.inputs[0].shape[0];
         Ok(match target {
             Target::Cuda(_) => {
-                let over = Samples::new(samples, io.inputs[0].shape[1..].iter().product());
+                let over = Samples::held(samples, io.inputs[0].shape[1..].iter().product());
                 let kernel = |entry: &str| Ptx::new(self.name(), ptx!("guidance_rescale"), DType::F32).entry(entry);
                 let (cond, combined) = (Arg::Input(0), Arg::Input(1));
                 let spreads = kernel("guidance_rescale_spreads_f32");
-                let spreads = over.ptx(spreads, over.all(), [cond, combined]).with_scratch(4 * over.all());
+                let spreads = over.ptx(spreads, [cond, combined]).with_scratch(4 * over.all());
                 let args = [combined, Arg::Left(0, 0), Arg::Output(0)];
-                vec![spreads, over.ptx(kernel("guidance_rescale_f32"), over.all(), args).scalar(self.phi)]
+                vec![spreads, over.ptx(kernel("guidance_rescale_f32"), args).scalar(self.phi)]
             }
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)],
             Target::Wgpu(target) => {

@@ -8,6 +8,8 @@ const LANES: usize = 256;
 const ROWS: usize = 32;
 /// Elements of a stretch of a sample where whole samples are summed.
 const STRETCH: usize = 1 << 14;
+/// The same of a block of the PTX kernels, which holds them in registers: `HELD` of `kernels/lib/samples.cuh`.
+const HELD_STRETCH: usize = FLAT_THREADS * 4 * 4;
 
 /// A workgroup as a tile of lanes; `shaders/lib/lanes.wgsl`.
 #[derive(Clone, Copy, Debug)]
@@ -113,13 +115,20 @@ pub(crate) fn add_sums(
 pub(crate) struct Samples {
     samples: usize,
     n: usize,
+    /// Elements of a stretch.
+    each: usize,
     /// Stretches of a sample.
-    count: usize,
+    pub count: usize,
 }
 
 impl Samples {
     pub fn new(samples: usize, n: usize) -> Self {
-        Samples { samples, n, count: n.div_ceil(STRETCH) }
+        Samples { samples, n, each: STRETCH, count: n.div_ceil(STRETCH) }
+    }
+
+    /// Stretches that a block of a PTX kernel holds.
+    pub fn held(samples: usize, n: usize) -> Self {
+        Samples { samples, n, each: HELD_STRETCH, count: n.div_ceil(HELD_STRETCH).max(1) }
     }
 
     /// Stretches of all samples.
@@ -135,11 +144,11 @@ impl Samples {
         groups: usize,
         args: impl IntoIterator<Item = Arg>,
     ) -> Launch {
-        Launch::wgsl(shader, target.grid(groups), args).scalars([self.samples, self.n, STRETCH, self.count])
+        Launch::wgsl(shader, target.grid(groups), args).scalars([self.samples, self.n, self.each, self.count])
     }
 
-    /// The launch of a PTX kernel with so many blocks, see `kernels/lib/samples.cuh`.
-    pub fn ptx(&self, kernel: Ptx, blocks: usize, args: impl IntoIterator<Item = Arg>) -> Launch {
-        Launch::ptx(kernel, [blocks.max(1), 1, 1], FLAT_THREADS, args).scalars([self.n, STRETCH, self.count])
+    /// The launch of a PTX kernel with a block for each stretch, see `kernels/lib/samples.cuh`.
+    pub fn ptx(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
+        Launch::ptx(kernel, [self.all().max(1), 1, 1], FLAT_THREADS, args).scalars([self.n, self.each, self.count])
     }
 }

@@ -45,10 +45,11 @@ fn squares(kind: LossKind, target: &WgpuTarget, over: Samples) -> Launch {
     launch.scalar(kind.code().1).with_scratch(over.all())
 }
 
-/// The same in PTX.
-fn ptx_squares(over: Samples) -> Launch {
+/// The same in PTX; where a sample is one stretch what it writes are the losses.
+fn ptx_squares(kind: LossKind, over: Samples) -> Launch {
     let kernel = Ptx::new("loss", ptx!("loss"), DType::F32).entry("loss_squares_f32");
-    over.ptx(kernel, over.all(), [Arg::Input(0), Arg::Input(1)]).with_scratch(over.all())
+    let launch = over.ptx(kernel, [0, 1, 2].map(Arg::Input)).scalar(kind.code().0).scalar(kind.code().1);
+    if over.count > 1 { launch.with_scratch(over.all()) } else { launch }
 }
 
 /// prediction `[B, …]`, target `[B, …]`, weight `[B]` → the weighted loss of each sample `[B]`. Sums are in f64 across blocks.
@@ -109,12 +110,16 @@ impl Op for Loss {
         let (kind, c) = self.kind.code();
         Ok(match target {
             Target::Cuda(_) => {
-                let (samples, over) = (io.inputs[0].shape[0], Samples::new(io.inputs[0].shape[0], n));
+                let (samples, over) = (io.inputs[0].shape[0], Samples::held(io.inputs[0].shape[0], n));
+                let mut squares = ptx_squares(self.kind, over);
+                if over.count == 1 {
+                    squares.args.push(Arg::Output(0));
+                    return Ok(vec![squares]);
+                }
                 let kernel = Ptx::new(self.name(), ptx!("loss"), DType::F32);
                 let args = [Arg::Left(0, 0), Arg::Input(2), Arg::Output(0)];
                 let sum = Launch::ptx(kernel, [samples.max(1), 1, 1], FLAT_THREADS, args);
-                let sum = sum.scalars([n, over.all() / samples.max(1), kind]).scalar(c);
-                vec![ptx_squares(over), sum]
+                vec![squares, sum.scalars([n, over.count, kind]).scalar(c)]
             }
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 3, 1).scalars([n, kind]).scalar(c)],
             Target::Wgpu(target) => {
@@ -205,17 +210,17 @@ impl Op for LossGrad {
         let (kind, c) = self.kind.code();
         Ok(match target {
             Target::Cuda(_) => {
-                let over = Samples::new(io.inputs[0].shape[0], n);
+                let over = Samples::held(io.inputs[0].shape[0], n);
                 let mut launches = vec![];
-                // Not read for the mean square, which needs no sums.
+                // Not read for the mean square, which needs no sums, and where a block has all of a sample.
                 let mut sums = Arg::Input(2);
-                if self.kind != LossKind::Mse {
-                    launches.push(ptx_squares(over));
+                if self.kind != LossKind::Mse && over.count > 1 {
+                    launches.push(ptx_squares(self.kind, over));
                     sums = Arg::Left(0, 0);
                 }
                 let args = (0..4).map(Arg::Input).chain([Arg::Output(0), sums]);
                 let kernel = Ptx::new(self.name(), ptx!("loss_grad"), DType::F32);
-                launches.push(over.ptx(kernel, over.all(), args).scalar(kind).scalar(c));
+                launches.push(over.ptx(kernel, args).scalar(kind).scalar(c));
                 launches
             }
             Target::Cpu => vec![Launch::cpu(self.name(), grad_kernel, 4, 1).scalars([n, kind]).scalar(c)],

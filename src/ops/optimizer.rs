@@ -42,8 +42,8 @@ pub struct Optimizer {
     pub emas: usize,
 }
 
-/// Packs of 16 bytes that a thread of `kernels/optimizer.cu` takes.
-const OPTIMIZER_PACKS: usize = 16;
+/// Blocks of `kernels/optimizer.cu` that a multiprocessor runs at once.
+const BLOCKS: usize = 4;
 
 impl Optimizer {
     /// The most averages that one optimiser keeps.
@@ -109,7 +109,7 @@ impl Op for Optimizer {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(match target {
-            Target::Cuda(_) => {
+            Target::Cuda(target) => {
                 let n = io.inputs[0].elements();
                 // The parameters stand for averages that are absent.
                 let average = |i: usize, first: usize| if i < self.emas { first + i } else { 0 };
@@ -118,7 +118,7 @@ impl Op for Optimizer {
                 let outputs = (0..3).chain((0..Self::MAX_EMAS).map(|i| average(i, 3)));
                 let args = inputs.map(Arg::Input).chain(outputs.map(Arg::Output));
                 let kernel = Ptx::new(self.name(), ptx!("optimizer"), DType::F32);
-                let blocks = n.div_ceil(FLAT_THREADS * 4 * OPTIMIZER_PACKS).max(1);
+                let blocks = n.div_ceil(FLAT_THREADS * 4).clamp(1, BLOCKS * target.multiprocessors as usize);
                 let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args);
                 vec![launch.scalars([n, self.kind as usize, self.emas])]
             }

@@ -8,8 +8,16 @@ use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
 use langevin::tensor::{DType, TensorType};
 use std::sync::Arc;
 
-/// The first output of an op whose operands lie `skip` elements behind an aligned place. Indices are 0 to 2.
-fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> Vec<f64> {
+/// The numbers of an operand: noise, or indices from 0 to 2.
+fn numbers(seed: usize, ty: &TensorType) -> Vec<f64> {
+    match ty.dtype {
+        DType::I32 => (0..ty.elements()).map(|i| (i * 7 % 3) as f64).collect(),
+        _ => noise(ty.elements(), 1 + seed as u64),
+    }
+}
+
+/// The first output of an op whose operands lie `skip` elements behind an aligned place.
+fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType], data: &[Vec<f64>]) -> Vec<f64> {
     let (mut buffers, mut g) = (Buffers::new(), Graph::new());
     let mut place = |name: &str, ty: &TensorType| {
         let all =
@@ -29,10 +37,9 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> V
     let mut schedule = Schedule::new("odd", buffers);
     schedule.add(program);
     let mut session = Session::new(device, schedule).unwrap().poisoned();
-    for (seed, (id, ty)) in ids.iter().zip(inputs).enumerate() {
-        let numbers = noise(ty.elements(), 1 + seed as u64);
+    for ((id, ty), numbers) in ids.iter().zip(inputs).zip(data) {
         if ty.dtype == DType::I32 {
-            session.write(*id, &(0..ty.elements()).map(|i| (i * 7 % 3) as i32).collect::<Vec<_>>()).unwrap();
+            session.write(*id, &numbers.iter().map(|v| *v as i32).collect::<Vec<_>>()).unwrap();
         } else {
             session.write(*id, &numbers.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
         }
@@ -46,11 +53,15 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> V
 }
 
 fn check(op: impl Op, inputs: impl AsRef<[TensorType]>) {
-    let inputs = inputs.as_ref();
+    let data: Vec<_> = inputs.as_ref().iter().enumerate().map(|(seed, ty)| numbers(seed, ty)).collect();
+    check_with(op, inputs.as_ref(), &data);
+}
+
+fn check_with(op: impl Op, inputs: &[TensorType], data: &[Vec<f64>]) {
     let op: Arc<dyn Op> = Arc::new(op);
-    let expected = at(0, Device::Cpu, &op, inputs);
+    let expected = at(0, Device::Cpu, &op, inputs, data);
     for skip in [0, 1, 2, 3] {
-        let got = at(skip, Device::ptx((8, 0)), &op, inputs);
+        let got = at(skip, Device::ptx((8, 0)), &op, inputs, data);
         let err = relative(&got, &expected);
         assert!(err <= 2e-6, "{op:?} of {inputs:?}, {skip} elements behind an aligned place, is off by {err:.2e}");
     }
@@ -149,5 +160,73 @@ fn norms() {
             check(op, inputs.clone());
             check(GroupNormGrad(op), [&inputs[..], &[f32s(&[2, groups, 2]), x.clone()]].concat());
         }
+    }
+}
+
+#[test]
+fn elementwise() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    for n in [1024, 1030, 3] {
+        let x = f32s(&[n]);
+        let two = [x.clone(), x.clone()];
+        for activation in [Activation::Silu, Activation::Gelu] {
+            check(Activate(activation), [x.clone()]);
+            check(ActivateGrad(activation), two.clone());
+        }
+        check(Affine { scale: 0.5, shift: 2.0 }, [x.clone()]);
+        check(Binary::Sub, two);
+        check(Reciprocal, [x.clone()]);
+        check(ScaleBy, [x.clone(), f32s(&[1])]);
+        for terms in [1, 6] {
+            let op = DiffusionUpdate { terms, clip: Some(0.5) };
+            check(op, [vec![f32s(&[terms])], vec![x.clone(); terms]].concat());
+        }
+    }
+    for shape in [[2, 9, 24], [2, 300, 8], [3, 5, 7]] {
+        let (x, of_sample, gate) = (f32s(&shape), f32s(&shape[..1]), f32s(&[shape[0], shape[2]]));
+        check(SampleMix { terms: 1 }, [of_sample.clone(), x.clone()]);
+        check(SampleMix { terms: 2 }, [of_sample.clone(), x.clone(), of_sample, x.clone()]);
+        check(Gate, [x.clone(), gate.clone(), x.clone()]);
+        check(GateGrad, [x.clone(), gate, x.clone()]);
+        let halves = f32s(&[shape[0], shape[1], 2 * shape[2]]);
+        check(Geglu, [halves.clone()]);
+        check(GegluGrad, [halves, x]);
+    }
+}
+
+#[test]
+fn random_numbers() {
+    for shape in [[2, 64], [2, 61]] {
+        let (x, seeds, draw) = (TensorType::f32(shape), TensorType::i32([2, 2]), TensorType::f32([1]));
+        check(Dropout { p: 0.3, stream: 1 }, [x, seeds.clone(), draw.clone()]);
+        for kind in [RandomKind::Normal, RandomKind::Uniform] {
+            check(Random { kind, shape: shape.to_vec(), stream: 1 }, [seeds.clone(), draw.clone()]);
+        }
+    }
+}
+
+#[test]
+fn sums_of_samples() {
+    // Samples of one stretch and of several.
+    for n in [20, 21, 5000, 9001] {
+        let (x, of_sample) = (TensorType::f32([2, n]), TensorType::f32([2]));
+        check(GuidanceRescale { phi: 0.7 }, [x.clone(), x.clone()]);
+        check(GradNorm, [x.clone()]);
+        for kind in [LossKind::Mse, LossKind::L2, LossKind::PseudoHuber { c: 0.1 }] {
+            check(Loss { kind }, [x.clone(), x.clone(), of_sample.clone()]);
+            check(LossGrad { kind }, [x.clone(), x.clone(), of_sample.clone(), of_sample.clone()]);
+        }
+    }
+}
+
+#[test]
+fn optimizer() {
+    for n in [5, 4096, 20_001] {
+        let inputs = [vec![TensorType::f32([n]); 6], vec![TensorType::f32([10]), TensorType::f32([1])]].concat();
+        let mut data: Vec<_> = inputs.iter().enumerate().map(|(seed, ty)| numbers(seed, ty)).collect();
+        data[3].iter_mut().for_each(|v| *v = v.abs());
+        data[6] = vec![1e-2, 0.9, 0.99, 1e-3, 0.1, 7.0, 0.5, 1.0, 0.9, 0.99];
+        data[7] = vec![3.0];
+        check_with(Optimizer { kind: OptimizerKind::AdamW, emas: 2 }, &inputs, &data);
     }
 }
