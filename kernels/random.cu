@@ -12,9 +12,17 @@ __device__ __forceinline__ float2 cos_sin_turn(u32 phase) {
     return {(quarters + 1) & 2 ? -c : c, quarters & 2 ? -s : s};
 }
 
-// r cos a and r sin a of a word for r and a word for the angle (Box & Muller 1958).
+// To 1 ulp.
+__device__ __forceinline__ float root_near(float x) {
+    float y;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// r cos a and r sin a of a word for r and a word for the angle (Box & Muller 1958). `lg2.approx` would not do: near 1 its error is 2^-22, where
+// the logarithm is as small as 2^-24.
 __device__ __forceinline__ float2 normal_pair(u32 radius, u32 angle) {
-    float r = sqrtf(-2.0f * logf(uniform(radius) + 1.0f / 16777216.0f));
+    float r = root_near(-2.0f * logf(uniform(radius) + 1.0f / 16777216.0f));
     float2 turn = cos_sin_turn(angle & 0xffffff00u);
     return {r * turn.x, r * turn.y};
 }
