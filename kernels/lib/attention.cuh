@@ -88,22 +88,19 @@ __device__ __forceinline__ void copy_rows(float* to, const Head<const float>& x,
 
 // s += A · Bᵀ of `depth` columns, rounded up to a multiple of 4.
 __device__ __forceinline__ void dots(float (&s)[8][4], const float* a, const float* b, u32 depth) {
-    const float* rows = a + threadIdx.x / 16 * DEPTH_STRIDE;
-    const float* cols = b + threadIdx.x % 16 * DEPTH_STRIDE;
+    u32 rows = shared_address(a + threadIdx.x / 16 * DEPTH_STRIDE), cols = shared_address(b + threadIdx.x % 16 * DEPTH_STRIDE);
 #pragma unroll 1
-    for (u32 k = 0; k < depth; k += 4) {
-        float4 y[4];
+    for (u32 k = 0; k < depth; k += 4, rows += 16, cols += 16) {
+        Pack<float, 4> y[4];
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) y[j] = *(const float4*)(cols + 16 * j * DEPTH_STRIDE + k);
+        for (u32 j = 0; j < 4; j++) y[j] = read_floats<4>(cols + 64 * j * DEPTH_STRIDE);
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
-            float4 x = *(const float4*)(rows + 8 * i * DEPTH_STRIDE + k);
+            Pack<float, 4> x = read_floats<4>(rows + 32 * i * DEPTH_STRIDE);
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
-                s[i][j] += x.x * y[j].x;
-                s[i][j] += x.y * y[j].y;
-                s[i][j] += x.z * y[j].z;
-                s[i][j] += x.w * y[j].w;
+#pragma unroll
+                for (u32 r = 0; r < 4; r++) s[i][j] += x.at[r] * y[j].at[r];
             }
         }
     }
@@ -117,18 +114,17 @@ constexpr int GROUP = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
 template <int N>
 __device__ __forceinline__ void sums(float (&o)[8][N], const float* weights, const float* v, u32 count) {
     constexpr int W = GROUP<N>;
-    const float* rows = weights + threadIdx.x / 16 * WEIGHTS_STRIDE;
-    v += threadIdx.x % 16 * W;
+    u32 rows = shared_address(weights + threadIdx.x / 16 * WEIGHTS_STRIDE), values = shared_address(v + threadIdx.x % 16 * W);
 #pragma unroll 1
-    for (u32 k = 0; k < count; k += 4) {
+    for (u32 k = 0; k < count; k += 4, rows += 16, values += 256 * N) {
         Pack<float, 4> p[8];
 #pragma unroll
-        for (int i = 0; i < 8; i++) p[i] = read_floats<4>(rows + 8 * i * WEIGHTS_STRIDE + k);
+        for (int i = 0; i < 8; i++) p[i] = read_floats<4>(rows + 32 * i * WEIGHTS_STRIDE);
 #pragma unroll
         for (int r = 0; r < 4; r++) {
 #pragma unroll
             for (int j = 0; j < N / W; j++) {
-                Pack<float, W> x = read_floats<W>(v + (k + r) * 16 * N + 16 * W * j);
+                Pack<float, W> x = read_floats<W>(values + r * 64 * N + 64 * W * j);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
 #pragma unroll

@@ -27,20 +27,21 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// W floats in one access. Packs that are put together where they are written, or taken apart where they are read, become as many accesses.
+// W floats of shared memory in one access, as below of global memory. Packs that are put together where they are written, or taken apart where
+// they are read, may become several accesses. Reads stay between barriers.
 template <int W>
-__device__ __forceinline__ Pack<float, W> read_floats(const float* from) {
-    Pack<float, W> out;
+__device__ __forceinline__ Pack<float, W> read_floats(u32 at) {
+    Pack<float, W> v;
     if constexpr (W == 4) {
-        float4 v = *(const float4*)from;
-        out.at[0] = v.x, out.at[1] = v.y, out.at[2] = v.z, out.at[3] = v.w;
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(v.at[0]), "=f"(v.at[1]), "=f"(v.at[2]), "=f"(v.at[3])
+                     : "r"(at));
     } else if constexpr (W == 2) {
-        float2 v = *(const float2*)from;
-        out.at[0] = v.x, out.at[1] = v.y;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.at[0]), "=f"(v.at[1]) : "r"(at));
     } else {
-        out.at[0] = *from;
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v.at[0]) : "r"(at));
     }
-    return out;
+    return v;
 }
 
 template <int W>

@@ -254,8 +254,8 @@ impl ForwardTile {
             return ForwardTile { entry: format!("attention_wide_{dtype}"), queries: 64, columns: 256, shared_bytes };
         };
         let (queries, keys, stages) = match columns {
-            ..=64 => (128, 64, 3),
-            ..=128 => (128, 32, 3),
+            0..=64 => (128, 64, 3),
+            65..=128 => (128, 32, 3),
             _ => (64, 32, 2),
         };
         // Q comes through the last stage.

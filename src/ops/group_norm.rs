@@ -124,8 +124,12 @@ impl Op for GroupNorm {
     }
 }
 
+/// Groups of a tile of the PTX kernel that holds whole ones, at most, and bytes of shared memory that it takes besides.
+const WHOLE_GROUPS: usize = 64;
+const WHOLE_STATIC: usize = 18 << 10;
+
 impl GroupNorm {
-    /// Launches of the PTX kernels: the moments of stretches of every group, then y.
+    /// Launches of the PTX kernels: one where blocks hold whole groups, or the moments of stretches of every group, then y.
     fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = *self;
         let (dims, width, pack) = ([c.samples, c.rows, c.channels], c.channels / groups, 16 / dtype.size());
@@ -133,15 +137,25 @@ impl GroupNorm {
         let kernel = |part: &str, pack: usize| {
             Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_{part}_{pack}_{dtype}"))
         };
+        let [gamma, beta, scale, shift] = parameter_args(true, modulate, Arg::Input(1));
+        let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
+        // Two blocks fit a multiprocessor.
+        let shared = (target.shared_bytes as usize).min(112 << 10).saturating_sub(WHOLE_STATIC);
+        // What is small is better off with few blocks than with two launches.
+        let wanted = (c.elements() * dtype.size()).div_ceil(16 << 10).min(multiprocessors);
+        if let Some(tiles) = Tiles::whole(dims, width, pack, shared, WHOLE_GROUPS, wanted) {
+            let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
+            let kernel = Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_whole_{dtype}"));
+            return vec![scalars(tiles.launch(kernel.shared(tiles.bytes()), args)).scalar(self.eps)];
+        }
         let parts = Tiles::new(dims, width, pack, 8, 2 * multiprocessors);
         let moments = parts.launch(kernel("moments", parts.pack), [Arg::Input(0)]).scalar(groups);
         let moments = moments.with_scratch(2 * c.samples * groups * parts.count);
 
         let tiles = Tiles::new(dims, width, pack, 4, 4 * multiprocessors);
-        let [gamma, beta, scale, shift] = parameter_args(true, modulate, Arg::Input(1));
         let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Left(0, 0), Arg::Output(0), Arg::Output(1)];
-        let apply = tiles.launch(kernel("apply", tiles.pack), args).scalars([groups, activation as usize]);
-        vec![moments, apply.scalar(modulate).scalars([parts.count, parts.per]).scalar(self.eps)]
+        let apply = scalars(tiles.launch(kernel("apply", tiles.pack), args));
+        vec![moments, apply.scalars([parts.count, parts.per]).scalar(self.eps)]
     }
 }
 

@@ -239,6 +239,34 @@ impl Tiles {
         Tiles { samples, rows, channels, pack, across, cols, tiles, count: rows.div_ceil(per).max(1), per }
     }
 
+    /// Tiles that have all rows of their sample, for blocks that keep them in `bytes` of shared memory, 16 of them a thread and row; of no
+    /// more than `groups` groups. None where they do not fit or would be fewer than `wanted`.
+    pub fn whole(
+        [samples, rows, channels]: [usize; 3],
+        width: usize,
+        pack: usize,
+        bytes: usize,
+        groups: usize,
+        wanted: usize,
+    ) -> Option<Self> {
+        let unit = common(width, pack);
+        let lines = rows.div_ceil((bytes / (16 * FLAT_THREADS)).max(1));
+        let fits = |k: &usize| {
+            let (across, tiles) = (k * unit / pack, (channels / unit).div_ceil(*k));
+            // Less than 64 bytes beside each other would be read in pieces of sectors.
+            let wide = across * pack == channels || across >= 4;
+            wide && across * lines <= FLAT_THREADS && k * unit <= groups * width && samples * tiles >= wanted
+        };
+        let k = if channels.is_multiple_of(pack) { (1..=channels / unit).rev().find(fits)? } else { return None };
+        let (across, cols, tiles) = (k * unit / pack, k * unit, (channels / unit).div_ceil(k));
+        Some(Tiles { samples, rows, channels, pack, across, cols, tiles, count: 1, per: rows })
+    }
+
+    /// Bytes of shared memory in which a block keeps its tile, see [`Tiles::whole`].
+    pub fn bytes(&self) -> usize {
+        self.per.div_ceil(FLAT_THREADS / self.across) * FLAT_THREADS * 16
+    }
+
     /// Tiles for sums of columns of f32: any channels beside each other, two blocks a multiprocessor.
     pub fn of_columns(dims: [usize; 3], target: &CudaTarget) -> Self {
         Tiles::new(dims, 1, 4, 4, 2 * target.multiprocessors as usize)

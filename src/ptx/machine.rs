@@ -108,7 +108,9 @@ impl Entry {
     fn check(&self, launch: &Launch) -> Result<Vec<u8>, String> {
         let name = &self.name;
         let threads: u64 = launch.block.iter().map(|n| u64::from(*n)).product();
-        if launch.grid.contains(&0) || threads == 0 || threads > MAX_THREADS {
+        let [x, y, z] = launch.grid;
+        let grid = (1..1 << 31).contains(&x) && (1..1 << 16).contains(&y) && (1..1 << 16).contains(&z);
+        if !grid || threads == 0 || threads > MAX_THREADS {
             return Err(format!("a grid of {:?} blocks of {:?} threads is not possible", launch.grid, launch.block));
         }
         if let Some(required) = self.required_threads.filter(|r| *r != launch.block) {

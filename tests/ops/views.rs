@@ -45,11 +45,12 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> V
     session.read::<f32>(y).unwrap().into_iter().map(f64::from).collect()
 }
 
-fn check<const N: usize>(op: impl Op, inputs: [TensorType; N]) {
+fn check(op: impl Op, inputs: impl AsRef<[TensorType]>) {
+    let inputs = inputs.as_ref();
     let op: Arc<dyn Op> = Arc::new(op);
-    let expected = at(0, Device::Cpu, &op, &inputs);
+    let expected = at(0, Device::Cpu, &op, inputs);
     for skip in [0, 1, 2, 3] {
-        let got = at(skip, Device::ptx((8, 0)), &op, &inputs);
+        let got = at(skip, Device::ptx((8, 0)), &op, inputs);
         let err = relative(&got, &expected);
         assert!(err <= 2e-6, "{op:?} of {inputs:?}, {skip} elements behind an aligned place, is off by {err:.2e}");
     }
@@ -112,4 +113,41 @@ fn sums_and_windows() {
         }
     }
     check(GroupByExpert { experts: 3 }, [TensorType::i32([300, 2])]);
+}
+
+#[test]
+fn attention() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    let (op, q, k) = (Attention { heads: 2, scale: 0.3 }, f32s(&[2, 5, 16]), f32s(&[2, 7, 16]));
+    check(op, [q.clone(), k.clone(), k.clone()]);
+    // Two parts, put together by a second launch.
+    let far = f32s(&[1, 300, 8]);
+    check(Attention { heads: 1, scale: 0.3 }, [f32s(&[1, 3, 8]), far.clone(), far]);
+    let lse = f32s(&[2, 2, 5]);
+    check(AttentionGrad(op), [q.clone(), k.clone(), k, q.clone(), lse, q]);
+}
+
+#[test]
+fn norms() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    for (channels, groups) in [(24, 2), (24, 8), (10, 5), (7, 7), (640, 32)] {
+        let (x, c, m) = (f32s(&[2, 9, channels]), f32s(&[channels]), f32s(&[2, channels]));
+        for affine in [false, true] {
+            let op = RmsNorm { eps: 1e-5, affine };
+            let inputs = [&[x.clone()][..], &vec![c.clone(); affine as usize]].concat();
+            check(op, inputs.clone());
+            check(RmsNormGrad(op), [&inputs[..], &[f32s(&[18]), x.clone()]].concat());
+            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine };
+            let parameter = if affine { &c } else { &m };
+            let inputs = [x.clone(), parameter.clone(), parameter.clone()];
+            check(op, inputs.clone());
+            check(LayerNormGrad(op), [&inputs[..], &[f32s(&[18, 2]), x.clone()]].concat());
+        }
+        for activation in [Activation::Silu, Activation::Identity, Activation::Gelu] {
+            let op = GroupNorm { groups, eps: 1e-5, activation, modulate: true };
+            let inputs = [x.clone(), c.clone(), c.clone(), m.clone(), m.clone()];
+            check(op, inputs.clone());
+            check(GroupNormGrad(op), [&inputs[..], &[f32s(&[2, groups, 2]), x.clone()]].concat());
+        }
+    }
 }
