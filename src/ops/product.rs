@@ -2,7 +2,7 @@
 
 use super::Epilogue;
 use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, ptx};
-use crate::tensor::DType;
+use crate::tensor::{DType, PANEL};
 
 /// Workgroups that keep a large GPU busy.
 pub(super) const BUSY: usize = 128;
@@ -121,6 +121,10 @@ impl Product<'_> {
         if m * n == 0 {
             return vec![];
         }
+        // Rows of a matrix, not patches of an image.
+        if m <= FEW_ROWS && self.scalars.is_empty() {
+            return vec![self.few_rows()];
+        }
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
         let sums = |args: &[Arg]| {
@@ -136,6 +140,19 @@ impl Product<'_> {
             sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
             self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
         ]
+    }
+}
+
+/// Rows that a linear layer has at most if its weight is read but once or twice: the bytes of weights take longer than the FLOPs.
+const FEW_ROWS: usize = 16;
+
+impl Product<'_> {
+    /// A panel of the weight and 8 rows a block.
+    fn few_rows(&self) -> Launch {
+        let [m, n, k] = self.sizes;
+        let kernel = Ptx::new(self.name, self.file, self.dtype).entry(format!("{}_few_{}", self.file.name, self.dtype));
+        let launch = Launch::ptx(kernel, [n.div_ceil(PANEL), m.div_ceil(8), 1], 512, self.epilogue.arguments());
+        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]))
     }
 }
 

@@ -82,6 +82,12 @@ fn kernels_strides_and_padding() {
     }
     check(plain, [2, 12, 12, 40, 35]);
     check(down, [2, 12, 12, 40, 35]);
+    // Channels and columns of whole accesses.
+    let all = all_epilogues().pop().unwrap();
+    check(Conv2d { epilogue: all, ..plain }, [3, 7, 9, 24, 40]);
+    check(Conv2d::same(1, all), [2, 9, 9, 32, 24]);
+    check(Conv2d { padding: asymmetric, ..down }, [2, 13, 11, 16, 72]);
+    check(Conv2d { input_dilation: 2, ..plain }, [2, 9, 10, 16, 24]);
 }
 
 /// Kernels of one row or one column and of uneven sides, padded as they keep the size or not at all.

@@ -59,6 +59,33 @@ fn linear() {
     }
 }
 
+/// Rows of whole accesses, more of them than a tile has, with every part of an epilogue; few rows of many terms; sums of large numbers.
+#[test]
+fn linear_of_whole_accesses() {
+    let all = all_epilogues().pop().unwrap();
+    for (batch, rows, k, n, size) in [(2, 67, 136, 72, 1.0), (3, 1, 1032, 40, 1.0), (1, 33, 64, 200, 1000.0)] {
+        let inputs = vec![
+            f32s(&[batch, rows, k], 1).map(|v| size * v),
+            panels(&[k, n], 2),
+            f32s(&[n], 3),
+            f32s(&[batch, n], 4),
+            f32s(&[batch, rows, n], 5),
+        ];
+        Case::new(format!("linear {batch}x{rows}x{k}x{n}"), Linear(all), inputs, |i| {
+            let mut y = Tensor::zeros([batch, rows, n]);
+            for r in 0..batch * rows {
+                for c in 0..n {
+                    y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+                }
+            }
+            finish(all, &mut y, i);
+            vec![y]
+        })
+        .forward_only()
+        .check();
+    }
+}
+
 #[test]
 fn large_linear_and_weight_grad() {
     let (m, k, n) = (210, 700, 130);

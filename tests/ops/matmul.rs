@@ -21,8 +21,15 @@ fn matmul(i: &[Tensor], op: BatchedMatmul, [batch, m, n, k]: [usize; 4]) -> Tens
 fn batched_matmul() {
     for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
         let op = BatchedMatmul { transpose_a, transpose_b };
-        for sizes in [[1, 1, 1, 1], [2, 3, 5, 4], [3, 7, 17, 2], [1, 13, 16, 6], [2, 210, 300, 270], [1, 400, 30, 513]]
-        {
+        for sizes in [
+            [1, 1, 1, 1],
+            [2, 3, 5, 4],
+            [3, 7, 17, 2],
+            [1, 13, 16, 6],
+            [2, 72, 136, 200],
+            [2, 210, 300, 270],
+            [1, 400, 30, 513],
+        ] {
             let [b, m, n, k] = sizes;
             let a = if transpose_a { [b, k, m] } else { [b, m, k] };
             let w = if transpose_b { [b, n, k] } else { [b, k, n] };
