@@ -1,5 +1,7 @@
 //! The kernel lab: ops with the shapes of networks, checked, counted and timed; kernels that stand in for others.
 
+use langevin::device::ptx::parameter_bytes;
+use langevin::graph::{Kernel, Scalar, Target};
 use langevin::lab::{cases, check, count, models, time};
 use langevin::tensor::DType;
 use langevin::{Device, Error};
@@ -31,6 +33,44 @@ fn networks_give_shapes() {
     let attention: Vec<String> = sd15.iter().filter(|c| c.op.name() == "attention").map(|c| c.shapes()).collect();
     assert!(attention.iter().any(|s| s.contains("4096")), "{attention:?}");
     assert!(matches!(cases("sd16", 1, false), Err(Error::Invalid { .. })));
+}
+
+/// Every op of every network, small batches and large, has launches that a GPU takes: grid, block, shared memory, sizes of 32 bits.
+#[test]
+fn launches_are_within_a_gpus_limits() {
+    for (model, _) in models() {
+        for (batch, training) in [(1, false), (64, false), (8, true)] {
+            for case in cases(model, batch, training).unwrap() {
+                for compute in [(8, 0), (9, 0)] {
+                    let target = Device::ptx(compute).target();
+                    for launch in case.op.lower(&case.io, &target).unwrap_or_else(|e| panic!("{model}: {e}")) {
+                        let what = format!("{model}, {}: {:?}", case.shapes(), launch.kernel);
+                        let (Kernel::Ptx(ptx), Target::Cuda(limits)) = (&launch.kernel, target) else {
+                            panic!("{what}")
+                        };
+                        let [x, y, z] = launch.grid;
+                        assert!(
+                            x > 0 && x < 1 << 31 && y > 0 && y < 1 << 16 && z > 0 && z < 1 << 16,
+                            "{what}: {:?}",
+                            launch.grid
+                        );
+                        assert!(
+                            (1..=1024).contains(&launch.block.iter().product::<u32>()),
+                            "{what}: {:?}",
+                            launch.block
+                        );
+                        assert!(ptx.shared_bytes <= limits.shared_bytes, "{what}: {} bytes", ptx.shared_bytes);
+                        let fits = |s: &Scalar| !matches!(s, Scalar::Int(n) if u32::try_from(*n).is_err());
+                        assert!(launch.scalars.iter().all(fits), "{what}: {:?}", launch.scalars);
+                        let declared =
+                            parameter_bytes(ptx.file.text, &ptx.entry).unwrap_or_else(|| panic!("{what}: no entry"));
+                        let given = [vec![8; launch.args.len()], vec![4; launch.scalars.len()]].concat();
+                        assert_eq!(given, declared, "{what}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// All ops of the tiny networks' training steps agree with the processor's on the ptx device, in every type that they take.

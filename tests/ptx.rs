@@ -1,8 +1,10 @@
 //! The PTX machine: each instruction against values worked out by hand, each detector with a kernel that provokes it, and
-//! kernels that NVRTC 12.0 compiled (`tests/ptx/*.cu` to `*.ptx`, `--gpu-architecture=compute_80`) against f64 references.
+//! kernels that NVRTC 12.0 compiled (`tests/ptx/*.cu` to `*.ptx`, `--gpu-architecture=compute_80`,
+//! `gemm_sm90` with `compute_90a`, all without the variables of `nv/target`) against f64 references.
 
 use half::{bf16, f16};
-use langevin::ptx::{Counters, Failure, FaultKind, Launch, Memory, Module};
+use langevin::ptx::tensor::{Element, Swizzle};
+use langevin::ptx::{Counters, Failure, FaultKind, Launch, Memory, Module, TensorMap};
 
 /// A kernel `k(out)` around some statements, with registers of every type.
 fn kernel(body: &str) -> String {
@@ -259,6 +261,8 @@ fn comparisons() {
         ("set.lt.u32.s32 %r9, %r0, %r1;", [1, 2, 0], 0xffff_ffff),
         ("set.eq.f16.f16 %h9, %h0, %h1;", [h(2.0), h(2.0), 0], h(1.0)),
         ("set.eq.f16.f16 %h9, %h0, %h1;", [h(2.0), h(-2.0), 0], 0),
+        ("set.gt.f16x2.f16x2 %r9, %r0, %r1;", [h(2.0) << 16 | h(-3.0), h(1.0) << 16 | h(-2.0), 0], h(1.0) << 16),
+        ("set.leu.u32.bf16x2 %r9, %r0, %r1;", [b(2.0) << 16 | b(f32::NAN), b(1.0) << 16 | b(-2.0), 0], 0xffff),
         ("setp.lt.s16 %p9, %h0, %h1;", [0xffff, 1, 0], 1),
         ("setp.lt.u16 %p9, %h0, %h1;", [0xffff, 1, 0], 0),
         ("setp.geu.f64 %p9, %e0, %e1;", [e(f64::NAN), e(1.0), 0], 1),
@@ -519,6 +523,290 @@ fn mma_with_bf16() {
     }
     assert_eq!(counters.flops, (2 * m * n * k) as u64);
 }
+
+// --- what the compiler makes of ordinary code ----------------------------------------------------------------------
+
+const MATH: &str = include_str!("ptx/math.ptx");
+const DOUBLES: &str = include_str!("ptx/doubles.ptx");
+const INTEGERS: &str = include_str!("ptx/integers.ptx");
+const HALVES: &str = include_str!("ptx/halves.ptx");
+const MIXED: &str = include_str!("ptx/mixed.ptx");
+
+/// The error function by its power series: good to 1e-12 up to 3.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..80 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+/// Holds `out[f, n]` against each function of the `x[n]`, relatively or absolutely, whichever is larger.
+#[track_caller]
+fn hold(x: &[f64], out: &[f64], relative: f64, functions: &[fn(f64) -> f64]) {
+    assert_eq!(out.len(), x.len() * functions.len());
+    for (k, f) in functions.iter().enumerate() {
+        for (x, y) in x.iter().zip(&out[k * x.len()..]) {
+            let exact = f(*x);
+            assert!((y - exact).abs() <= relative * exact.abs().max(0.01), "function {k} of {x}: {y}, not {exact}");
+        }
+    }
+}
+
+#[test]
+fn functions_of_floats() {
+    let x: Vec<f32> = noise(200).iter().map(|v| 3.0 * v).collect();
+    let mut memory = Memory::new();
+    let (n, count) = (x.len(), 30);
+    let px = memory.allocate_with("x", bytes(&x)).unwrap();
+    let out = memory.allocate("out", 4 * n * count).unwrap();
+    let arguments = Launch::new([2, 1, 1], [128, 1, 1]).argument(n as u32).argument(px).argument(out);
+    launch(MATH, "math", &mut memory, &arguments).unwrap();
+    let out: Vec<f64> = floats_at(&memory, out).iter().map(|v| f64::from(*v)).collect();
+    let x: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    const SEVENTH: f64 = 0.7f32 as f64;
+    hold(
+        &x,
+        &out,
+        4e-6,
+        &[
+            f64::exp,
+            |x| x.abs().ln(),
+            f64::sin,
+            f64::cos,
+            erf,
+            f64::tanh,
+            |x| x.abs().powf(1.7),
+            |x| 1.0 / x.abs().sqrt(),
+            |x| x / 3.0,
+            |x| x / 7.1,
+            |x| x.abs().sqrt(),
+            f64::exp2,
+            |x| x.abs().ln_1p(),
+            f64::exp_m1,
+            f64::floor,
+            f64::round_ties_even,
+            |x| x % SEVENTH,
+            |x| x.atan2(0.3f32.into()),
+            |x| 1.5f64.copysign(x),
+            f64::exp,
+            |x| x.abs().ln(),
+            f64::sin,
+            |x| 1.0 / x,
+            |x| x.abs().log2(),
+            f64::cbrt,
+            |x| x.min(0.0),
+            |x| 0.5 * (1.0 + erf(x / 2f64.sqrt())),
+            |x| x.hypot(2.0),
+            // The argument is rounded to f32 first; most are beyond the reach of the fast reduction.
+            |x| f64::from(x as f32 * 1e6).sin(),
+            f64::round,
+        ],
+    );
+}
+
+#[test]
+fn functions_of_doubles() {
+    let x: Vec<f64> = noise(100).iter().map(|v| 3.0 * f64::from(*v)).collect();
+    let mut memory = Memory::new();
+    let (n, count) = (x.len(), 22);
+    let px = memory.allocate_with("x", bytemuck::cast_slice(&x)).unwrap();
+    let out = memory.allocate("out", 8 * n * count).unwrap();
+    let arguments = Launch::new([1, 1, 1], [128, 1, 1]).argument(n as u32).argument(px).argument(out);
+    launch(DOUBLES, "doubles", &mut memory, &arguments).unwrap();
+    let out: Vec<f64> = bytemuck::pod_collect_to_vec(memory.bytes(out).unwrap().0);
+    hold(
+        &x,
+        &out,
+        1e-14,
+        &[
+            |x| x + 0.1,
+            |x| x * x,
+            |x| x / 7.1,
+            |x| 1.0 / x,
+            |x| x.abs().sqrt(),
+            |x| 1.0 / x.abs().sqrt(),
+            f64::exp,
+            |x| x.abs().ln(),
+            f64::sin,
+            f64::cos,
+            f64::tanh,
+            |x| x.abs().powf(1.7),
+            f64::floor,
+            |x| f64::from(x as f32),
+            |x| (x * 1e6).trunc(),
+            |x| x.mul_add(x, -1.0),
+            |x| x.min(0.5),
+            |x| (x * 1e10).sin(),
+            |x| 3.0 / (x * x),
+            |x| (x.abs() * 1e6).trunc(),
+            |x| 32.0 * x,
+            f64::round_ties_even,
+        ],
+    );
+}
+
+/// Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3").
+fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let [a, b] = [(c[0], 0xD251_1F53u64), (c[2], 0xCD9E_8D57)].map(|(c, m)| u64::from(c) * m);
+        c = [(b >> 32) as u32 ^ c[1] ^ key[0], b as u32, (a >> 32) as u32 ^ c[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    c
+}
+
+#[test]
+fn functions_of_integers() {
+    let (n, seed, d, m) = (64usize, 0x1234_5678u32, -13i32, 0x1_2345_6789u64);
+    let mut memory = Memory::new();
+    let out = memory.allocate("out", 8 * n * 37).unwrap();
+    let arguments =
+        Launch::new([1, 1, 1], [64, 1, 1]).argument(n as u32).argument(seed).argument(d).argument(m).argument(out);
+    launch(INTEGERS, "integers", &mut memory, &arguments).unwrap();
+    let out: Vec<u64> = bytemuck::pod_collect_to_vec(memory.bytes(out).unwrap().0);
+    for i in 0..n {
+        let c = philox([i as u32, 0, 0, 0], [seed, 7]);
+        let (a, b, w) = (c[0] as i32, c[1] as i32, u64::from(c[2]) << 32 | u64::from(c[3]));
+        let (s, u) = (w as i64, |v: i32| i64::from(v) as u64);
+        let both = u64::from(b as u32) << 32 | u64::from(a as u32);
+        let byte = |n: u32| (both >> (8 * n)) as u8;
+        let expected = [
+            c[0].into(),
+            c[1].into(),
+            c[2].into(),
+            c[3].into(),
+            u(a / d),
+            u(a % d),
+            (c[0] / d as u32).into(),
+            (c[0] % d as u32).into(),
+            w / m,
+            w % m,
+            (s / m as i64) as u64,
+            (s % m as i64) as u64,
+            ((u128::from(w) * u128::from(m)) >> 64) as u64,
+            ((i128::from(s) * -i128::from(m)) >> 64) as u64,
+            a.count_ones().into(),
+            a.leading_zeros().into(),
+            if a == 0 { 0 } else { u64::from(a.trailing_zeros()) + 1 },
+            (a.reverse_bits() as u32).into(),
+            u32::from_le_bytes([5, 3, 7, 1].map(byte)).into(),
+            ((both >> 32) << 13 | u64::from(a as u32 >> 19)) & 0xffff_ffff,
+            (both >> (d & 31)) & 0xffff_ffff,
+            (c[0] >> 5 & 0x3ff).into(),
+            w >> (d & 63),
+            (s >> (d & 63)) as u64,
+            u(a.min(b)),
+            u(a.wrapping_abs()),
+            w.leading_zeros().into(),
+            w.wrapping_mul(m).wrapping_add(3),
+            c[0].abs_diff(c[1]).wrapping_add(5).into(),
+            u(((i64::from(a) * i64::from(b)) >> 32) as i32),
+            u((a as i16).into()),
+            u((b as i8).into()),
+            (a as f32).to_bits().into(),
+            (i64::from(a) * i64::from(b)) as u64,
+            w / 10,
+            u(a / 7),
+            (c[0] % 1000).into(),
+        ];
+        for (k, expected) in expected.iter().enumerate() {
+            let got = out[k * n + i];
+            assert!(got == *expected, "{k} of {i}: {got:#x}, not {expected:#x}");
+        }
+    }
+}
+
+#[test]
+fn functions_of_halves() {
+    let n = 96usize;
+    let x: Vec<f16> = noise(n).iter().map(|v| f16::from_f32(2.0 * v)).collect();
+    let y: Vec<bf16> = noise(n).iter().map(|v| bf16::from_f32(2.0 * v)).collect();
+    let mut memory = Memory::new();
+    let px = memory.allocate_with("x", bytemuck::cast_slice(&x)).unwrap();
+    let py = memory.allocate_with("y", bytemuck::cast_slice(&y)).unwrap();
+    let out = memory.allocate("out", 4 * n * 19).unwrap();
+    let arguments = Launch::new([1, 1, 1], [96, 1, 1]).argument(n as u32).argument(px).argument(py).argument(out);
+    launch(HALVES, "halves", &mut memory, &arguments).unwrap();
+    let out: Vec<f64> = floats_at(&memory, out).iter().map(|v| f64::from(*v)).collect();
+    let (of_x, of_y) = out.split_at(11 * n);
+    let x64: Vec<f64> = x.iter().map(|v| v.to_f64()).collect();
+    let y64: Vec<f64> = y.iter().map(|v| v.to_f64()).collect();
+    hold(
+        &x64,
+        of_x,
+        6e-4,
+        &[
+            |x| x,
+            |x| 2.0 * x,
+            |x| x * x,
+            |x| x * x + x,
+            |x| x.max(0.25),
+            |x| f64::from(u8::from(x > 0.25)),
+            |x| x / 3.0,
+            |x| x.abs().sqrt(),
+            f64::exp,
+            f64::round_ties_even,
+            |x| 1.1 * x,
+        ],
+    );
+    hold(
+        &y64,
+        of_y,
+        5e-3,
+        &[|y| y, |y| 2.0 * y, |y| y * y, |y| y * y + y, |y| y.max(0.25), |y| -y, f64::exp, |y| 1.1 * y],
+    );
+
+    let [u, v] = ["u", "v"].map(|name| memory.allocate(name, 2 * n).unwrap());
+    let arguments = Launch::new([1, 1, 1], [64, 1, 1]).argument(n as u32 / 2).argument(px).argument(py);
+    launch(HALVES, "pairs", &mut memory, &arguments.argument(u).argument(v)).unwrap();
+    let u: Vec<f16> = bytemuck::pod_collect_to_vec(memory.bytes(u).unwrap().0);
+    let v: Vec<bf16> = bytemuck::pod_collect_to_vec(memory.bytes(v).unwrap().0);
+    for i in 0..n {
+        assert_eq!(u[i], f16::from_f64(2.0 * x64[i] + x64[i ^ 1]));
+        assert_eq!(v[i], bf16::from_f64(2.0 * y64[i] + y64[i ^ 1]));
+    }
+}
+
+#[test]
+fn calls_structures_and_reductions() {
+    let (n, which, block) = (200usize, 2usize, 128usize);
+    let x = noise(4 * n);
+    let mut memory = Memory::new();
+    let px = memory.allocate_with("x", bytes(&x)).unwrap();
+    let (py, pz) = (memory.allocate("y", 16 * n).unwrap(), memory.allocate("z", 16 * n).unwrap());
+    let sum = memory.allocate_with("sum", &[0; 4]).unwrap();
+    let count = memory.allocate_with("count", &[0; 28]).unwrap();
+    // float a, int b, and a float4 at a multiple of 16.
+    let mut pair = [0u32; 8];
+    (pair[0], pair[1]) = (0.5f32.to_bits(), 3);
+    pair[4..].copy_from_slice(&[1.0f32, 2.0, 3.0, 4.0].map(f32::to_bits));
+    let arguments =
+        Launch::new([2, 1, 1], [block as u32, 1, 1]).argument(n as u32).argument(px).argument(py).argument(pz);
+    let mut arguments = arguments.argument(sum).argument(count).argument(which as u32).argument(pair);
+    arguments.shared_bytes = 64;
+    launch(MIXED, "mixed", &mut memory, &arguments).unwrap();
+    let (y, z) = (floats_at(&memory, py), words(memory.bytes(pz).unwrap().0));
+    let (mut total, mut above, mut positive) = (0f64, 0, 0);
+    for i in 0..n {
+        let v = &x[4 * i..4 * i + 4];
+        let pick: f32 = (0..=which).map(|k| v[0] * ((k * 3 + which) % 7) as f32).sum();
+        let horner = (0..which + i % block % 3).fold(0f32, |s, _| s.mul_add(v[1], 1.0));
+        let expected = [pick, horner, v[2] * 3.0, v[3] + 1.5 + 6.0 + 2.0];
+        for (y, e) in y[4 * i..4 * i + 4].iter().zip(expected) {
+            assert!((y - e).abs() < 1e-5, "{i}: {y} {e}");
+        }
+        assert_eq!(z[4 * i..4 * i + 4], [(i % block) as u32, i as u32, u32::MAX, y[4 * i].to_bits()]);
+        total += f64::from(y[4 * i + 3]);
+        above += u32::from(y[4 * i] > 0.5);
+        positive += u32::from(i < block && y[4 * i + 1] > 1.0);
+    }
+    assert!((f64::from(floats_at(&memory, sum)[0]) - total).abs() < 1e-2);
+    assert_eq!(words(memory.bytes(count).unwrap().0), [above, 96, 5, positive, 0, 1, 5]);
+}
+
+// --- memory --------------------------------------------------------------------------------------------------------
 
 #[test]
 fn memory_instructions() {
@@ -1074,6 +1362,333 @@ fn products_of_matrices() {
     assert!(matches!(kind, FaultKind::BarrierDivergence(_)), "{kind}");
 }
 
+// --- Hopper --------------------------------------------------------------------------------------------------------
+
+/// Where element (row, k) of a matrix of halves lies in shared memory, rows of `span` bytes with the eight rows of a pattern
+/// one behind the other: the chunk of 16 bytes within the row is changed by the row's number.
+fn swizzled(span: usize, row: usize, byte: usize) -> usize {
+    let (chunk, inside) = (byte / 16, byte % 16);
+    let turned = match span {
+        128 => chunk ^ (row % 8),
+        64 => chunk ^ (row / 2 % 4),
+        32 => chunk ^ (row / 4 % 2),
+        _ => chunk,
+    };
+    row * span + 16 * turned + inside
+}
+
+fn descriptor(start: usize, leading: usize, stride: usize, span: usize) -> u64 {
+    let mode = [16, 128, 64, 32].iter().position(|s| *s == span).unwrap() as u64;
+    ((start / 16) | ((leading / 16) << 16) | ((stride / 16) << 32)) as u64 | (mode << 62)
+}
+
+/// A `wgmma` of [64, 16] by [16, 32] whose operands are images in shared memory from 1024 and 1024 + 8192 on, with each layout.
+fn one_wgmma(span: usize, a_transposed: bool, b_transposed: bool) {
+    let a = |m: usize, k: usize| ((m * 7 + k * 3) % 11) as f32 - 5.0;
+    let b = |k: usize, n: usize| ((k * 5 + n * 2) % 9) as f32 - 4.0;
+    let mut image = vec![0u8; 16384];
+    // Puts a matrix of `rows` by 16 at `base`, and says what describes it.
+    let mut put = |base: usize, rows: usize, transposed: bool, value: &dyn Fn(usize, usize) -> f32| {
+        let per_span = span / 2;
+        for row in 0..rows {
+            for k in 0..16 {
+                let at = match (span, transposed) {
+                    // Matrices of 8 rows by 16 bytes: next to each other along k at 4096, along the rows at 128.
+                    (16, false) => k / 8 * 4096 + row / 8 * 128 + row % 8 * 16 + k % 8 * 2,
+                    // Along the rows at 256, along k at 128.
+                    (16, true) => row / 8 * 256 + k / 8 * 128 + k % 8 * 16 + row % 8 * 2,
+                    (_, false) => swizzled(span, row, 2 * k),
+                    // Blocks of `span` bytes along the rows, 2048 bytes apart.
+                    (_, true) => row / per_span * 2048 + swizzled(span, k, row % per_span * 2),
+                };
+                image[base + at..base + at + 2].copy_from_slice(&bf16::from_f32(value(row, k)).to_le_bytes());
+            }
+        }
+        let (leading, stride) = match (span, transposed) {
+            (16, false) => (4096, 128),
+            (16, true) => (128, 256),
+            (_, false) => (16, 8 * span),
+            (_, true) => (2048, 8 * span),
+        };
+        descriptor(1024 + base, leading, stride, span)
+    };
+    let a_bits = put(0, 64, a_transposed, &a);
+    let b_bits = put(8192, 32, b_transposed, &|n, k| b(k, n));
+    let (ta, tb) = (u8::from(a_transposed), u8::from(b_transposed));
+    let list: Vec<String> = (0..16).map(|i| format!("%f{i}")).collect();
+    let list = list.join(", ");
+    let body = format!(
+        ".shared .align 1024 .b8 x[16384];\nmov.u64 %d0, x;\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 16;\nmov.u32 %r0, 0;\nCOPY:\n\
+         add.u64 %d2, %in, %d1;\nld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%d2];\nadd.u64 %d3, %d0, %d1;\n\
+         st.shared.v4.u32 [%d3], {{%r1, %r2, %r3, %r4}};\nadd.u64 %d1, %d1, 2048;\nadd.u32 %r0, %r0, 1;\nsetp.lt.u32 %p0, %r0, 8;\n@%p0 bra COPY;\n\
+         fence.proxy.async;\nbar.sync 0;\nwgmma.fence.sync.aligned;\nsetp.ne.u32 %p1, %r0, %r0;\nmov.u64 %d4, {a_bits};\nmov.u64 %d5, {b_bits};\n\
+         wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {{{list}}}, %d4, %d5, %p1, 1, 1, {ta}, {tb};\n\
+         wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {{{list}}}, %d4, %d5, 1, -1, -1, {ta}, {tb};\n\
+         wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\nmul.wide.u32 %d6, %r30, 64;\nadd.u64 %d7, %out, %d6;\n\
+         st.global.v4.f32 [%d7], {{%f0, %f1, %f2, %f3}};\nst.global.v4.f32 [%d7+16], {{%f4, %f5, %f6, %f7}};\n\
+         st.global.v4.f32 [%d7+32], {{%f8, %f9, %f10, %f11}};\nst.global.v4.f32 [%d7+48], {{%f12, %f13, %f14, %f15}};\nret;"
+    );
+    let (out, counters) = run(&kernel(&body), 1, 128, 128 * 64, &image).unwrap_or_else(|e| panic!("{span}: {e}"));
+    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&out);
+    for thread in 0..128 {
+        for i in 0..16 {
+            let m = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+            let n = thread % 4 * 2 + i / 4 * 8 + i % 2;
+            let exact: f32 = 2.0 * (0..16).map(|k| a(m, k) * b(k, n)).sum::<f32>();
+            assert_eq!(out[16 * thread + i], exact, "{span} {a_transposed} {b_transposed} ({m}, {n})");
+        }
+    }
+    assert_eq!(counters.flops, 2 * 2 * 64 * 32 * 16);
+}
+
+#[test]
+fn products_by_four_warps() {
+    for span in [16, 32, 64, 128] {
+        for (a, b) in [(false, false), (true, false), (false, true), (true, true)] {
+            one_wgmma(span, a, b);
+        }
+    }
+}
+
+/// A of ones in registers, B of ones in shared memory; [64, 16] by [16, 8] of halves or [64, 8] by [8, 8] of tf32. Then the
+/// statements, and %f0 of the first thread.
+fn wgmma_of_ones(types: &str, one: u32, numbers: &str, statements: &str) -> Result<f32, Failure> {
+    let body = format!(
+        ".shared .align 128 .b8 x[256];\nmov.u64 %d0, x;\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 2;\nadd.u64 %d2, %d0, %d1;\n\
+         mov.u32 %r0, {one};\nand.b32 %r1, %r30, 1;\nsetp.eq.u32 %p0, %r1, 0;\n@%p0 st.shared.u32 [%d2], %r0;\nbar.sync 0;\nmov.f32 %f0, 0f3F800000;\n\
+         mov.f32 %f1, %f0;\nmov.f32 %f2, %f0;\nmov.f32 %f3, %f0;\nwgmma.fence.sync.aligned;\nmov.u64 %d3, {};\n\
+         wgmma.mma_async.sync.aligned.{types} {{%f0, %f1, %f2, %f3}}, {{%r0, %r0, %r0, %r0}}, %d3, 1, {numbers};\n\
+         wgmma.commit_group.sync.aligned;\n{statements}\nsetp.eq.u32 %p2, %r30, 0;\n@%p2 st.global.f32 [%out], %f0;\nret;",
+        descriptor(1024, 128, 128, 16)
+    );
+    let (out, _) = run(&kernel(&body), 1, 128, 4, &[])?;
+    Ok(f32::from_le_bytes(out.try_into().unwrap()))
+}
+
+#[test]
+fn products_by_four_warps_have_to_be_waited_for() {
+    let wait = "wgmma.wait_group.sync.aligned 0;";
+    let halves = "m64n8k16.f32.f16.f16";
+    let ones = 0x3c00_3c00;
+    assert_eq!(wgmma_of_ones(halves, ones, "1, 1, 0", wait).unwrap(), 17.0);
+    assert_eq!(wgmma_of_ones(halves, ones, "-1, 1, 0", wait).unwrap(), -15.0);
+    assert_eq!(wgmma_of_ones("m64n8k8.f32.tf32.tf32", 1f32.to_bits(), "1, 1", wait).unwrap(), 9.0);
+    // Before the wait there is nothing to be seen.
+    assert!(wgmma_of_ones(halves, ones, "1, 1, 0", "").unwrap().is_nan());
+    assert!(wgmma_of_ones(halves, ones, "1, 1, 0", "wgmma.wait_group.sync.aligned 1;").unwrap().is_nan());
+    // Its operands may not change before the wait, barrier or not.
+    let change = format!("bar.sync 0;\n@%p0 st.shared.u32 [%d2], 0;\n{wait}");
+    match wgmma_of_ones(halves, ones, "1, 1, 0", &change) {
+        Err(Failure::Fault(fault)) => assert!(matches!(fault.kind, FaultKind::Race { here: "reads", .. }), "{fault}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        wgmma_of_ones(halves, ones, "1, 1, 0", &format!("{wait}\nbar.sync 0;\n@%p0 st.shared.u32 [%d2], 0;")).is_ok()
+    );
+    let (kind, ..) = fault(
+        ".shared .align 128 .b8 x[256];\nwgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%f0, %f1, %f2, %f3}, {%r0, %r0, %r0, %r0}, %d0, 1, 1, 1;",
+        96,
+    );
+    assert!(matches!(kind, FaultKind::Misuse(_)), "{kind}");
+}
+
+/// One thread brings a tile of `from` and sends it to `to`; `[axes]` coordinates as given.
+fn move_tile(
+    from: &TensorMap,
+    at: &[i32],
+    to: &TensorMap,
+    there: &[i32],
+    memory: &mut Memory,
+) -> Result<Counters, Failure> {
+    let axes = at.len();
+    let list = |c: &[i32]| c.iter().map(|c| c.to_string()).collect::<Vec<_>>().join(", ");
+    let bytes = from.tile.iter().zip(&from.steps).map(|(n, s)| n.div_ceil(*s)).product::<u32>() * 4;
+    let text = format!(
+        ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .align 64 .b8 a[128], .param .align 64 .b8 b[128])\n{{\n\
+         .reg .pred %p<2>;\n.reg .b64 %d<4>;\n.shared .align 1024 .b8 x[8192];\n.shared .align 8 .b64 object;\nmov.b64 %d0, a;\ncvta.param.u64 %d1, %d0;\n\
+         mov.b64 %d2, b;\ncvta.param.u64 %d3, %d2;\nprefetch.tensormap [%d1];\nmbarrier.init.shared.b64 [object], 1;\n\
+         mbarrier.arrive.expect_tx.shared.b64 _, [object], {bytes};\n\
+         cp.async.bulk.tensor.{axes}d.shared::cluster.global.mbarrier::complete_tx::bytes [x], [%d1, {{{}}}], [object];\n\
+         L:\nmbarrier.try_wait.parity.shared.b64 %p0, [object], 0;\n@!%p0 bra L;\nfence.proxy.async.shared::cta;\n\
+         cp.async.bulk.tensor.{axes}d.global.shared::cta.tile.bulk_group [%d3, {{{}}}], [x];\ncp.async.bulk.commit_group;\n\
+         cp.async.bulk.wait_group.read 0;\nst.shared.u32 [x], 0;\nret;\n}}\n",
+        list(at),
+        list(there)
+    );
+    let launch = Launch { budget: 10_000, ..Launch::new([1, 1, 1], [1, 1, 1]) };
+    let launch = launch.argument(from.encode().unwrap()).argument(to.encode().unwrap());
+    Module::parse(&text).unwrap_or_else(|e| panic!("{e}")).entry("k").unwrap().launch(memory, &launch)
+}
+
+#[test]
+fn tiles_of_tensors() {
+    let x: Vec<u32> = (0..6 * 40).collect();
+    let mut memory = Memory::new();
+    let from = memory.allocate_with("from", bytemuck::cast_slice(&x)).unwrap();
+    // Two axes, out of the tensor on two sides, with every swizzle on both ways: what comes back is what went.
+    for (swizzle, columns) in [(Swizzle::None, 12), (Swizzle::B32, 8), (Swizzle::B64, 16), (Swizzle::B128, 32)] {
+        let to = memory.allocate("to", 4 * 16 * columns).unwrap();
+        let a = TensorMap::dense(Element::U32, from, &[40, 6], &[columns as u32, 16], swizzle);
+        let b = TensorMap::dense(Element::U32, to, &[columns as u64, 16], &[columns as u32, 16], swizzle);
+        let counters = move_tile(&a, &[32, -2], &b, &[0, 0], &mut memory).unwrap();
+        let got = words(memory.slice(to, 4 * 16 * columns).unwrap());
+        for (i, got) in got.iter().enumerate() {
+            let (row, col) = (i / columns, i % columns);
+            let inside = (2..8).contains(&row) && col < 8;
+            assert_eq!(*got, if inside { ((row - 2) * 40 + 32 + col) as u32 } else { 0 }, "{swizzle:?} ({row}, {col})");
+        }
+        assert_eq!(
+            (counters.loads.distinct_bytes, counters.stores.distinct_bytes),
+            (6 * 8 * 4, 4 * 16 * columns as u64)
+        );
+    }
+    // Three axes, of the second every other element; only what lies inside is written.
+    let to = memory.allocate("to", 4 * 2 * 2 * 3).unwrap();
+    let a = TensorMap {
+        steps: vec![1, 2, 1],
+        ..TensorMap::dense(Element::U32, from, &[8, 5, 6], &[4, 3, 3], Swizzle::None)
+    };
+    let b = TensorMap::dense(Element::U32, to, &[4, 1, 3], &[4, 2, 3], Swizzle::None);
+    move_tile(&a, &[4, 1, 2], &b, &[0, 0, 0], &mut memory).unwrap();
+    let got = words(memory.slice(to, 48).unwrap());
+    let expected: Vec<u32> = (0..12).map(|i| (2 + i / 4) * 40 + 8 + 4 + i % 4).collect();
+    assert_eq!(got, expected);
+    // What nobody wrote is not read, and bounds are the allocation's, whatever the map says.
+    let empty = memory.allocate("empty", 1024).unwrap();
+    let fault = |a: &TensorMap, memory: &mut Memory| match move_tile(a, &[0, 0], a, &[0, 0], memory) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    let a = TensorMap::dense(Element::F32, empty, &[32, 8], &[32, 8], Swizzle::B128);
+    assert!(matches!(fault(&a, &mut memory), FaultKind::Unwritten { .. }));
+    let a = TensorMap::dense(Element::F32, from, &[40, 60], &[32, 8], Swizzle::B128);
+    let kind = match move_tile(&a, &[0, 40], &a, &[0, 0], &mut memory) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(kind, FaultKind::OutOfBounds { .. }), "{kind}");
+}
+
+#[test]
+fn maps_of_tensors_that_cannot_be() {
+    let good = TensorMap::dense(Element::Bf16, 4096, &[100, 7, 3], &[64, 4, 1], Swizzle::B128);
+    assert_eq!(good.strides, [200, 1400]);
+    // Strides of 200 bytes are no multiples of 16.
+    assert!(good.encode().unwrap_err().to_string().contains("multiples of 16"));
+    let good = TensorMap { strides: vec![208, 2080], ..good };
+    good.encode().unwrap();
+    let wrong = [
+        TensorMap { address: 4100, ..good.clone() },
+        TensorMap { tile: vec![32, 4, 1], ..good.clone() },
+        TensorMap { tile: vec![64, 257, 1], ..good.clone() },
+        TensorMap { steps: vec![1, 9, 1], ..good.clone() },
+        TensorMap { steps: vec![2, 1, 1], ..good.clone() },
+        TensorMap { shape: vec![100, 7], ..good.clone() },
+        TensorMap { shape: vec![0, 7, 3], ..good.clone() },
+        TensorMap { tile: vec![60, 4, 1], swizzle: Swizzle::None, ..good.clone() },
+    ];
+    for map in wrong {
+        assert!(map.encode().is_err(), "{map:?}");
+    }
+    let (kind, ..) = fault(
+        ".shared .align 128 .b8 x[128];\n.shared .align 8 .b64 object;\nmbarrier.init.shared.b64 [object], 1;\n\
+         cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [x], [%in, {0}], [object];",
+        1,
+    );
+    assert!(matches!(kind, FaultKind::OutOfBounds { .. }), "{kind}");
+}
+
+#[test]
+fn bulk_copies_to_global_memory() {
+    let body = |between: &str| {
+        format!(
+            ".shared .align 16 .b8 x[64];\nmov.u64 %d0, x;\nmov.u32 %r30, %tid.x;\nmul.wide.u32 %d1, %r30, 4;\nadd.u64 %d2, %d0, %d1;\n\
+             st.shared.u32 [%d2], %r30;\nfence.proxy.async.shared::cta;\nbar.sync 0;\nsetp.ne.u32 %p0, %r30, 0;\n@%p0 bra END;\n\
+             cp.async.bulk.global.shared::cta.bulk_group [%out], [%d0], 64;\ncp.async.bulk.commit_group;\n{between}\nst.shared.u32 [%d2], 9;\n\
+             cp.async.bulk.wait_group 0;\nEND:\nret;"
+        )
+    };
+    let (out, _) = run(&kernel(&body("cp.async.bulk.wait_group.read 0;")), 1, 16, 64, &[]).unwrap();
+    assert_eq!(words(&out), (0..16).collect::<Vec<u32>>());
+    // Another warp that changes the source before the wait is found, though a barrier is between them.
+    let text = kernel(
+        ".shared .align 16 .b8 x[64];\nmov.u64 %d0, x;\nmov.u32 %r30, %tid.x;\nsetp.eq.u32 %p0, %r30, 0;\n\
+         @%p0 st.shared.v4.u32 [%d0], {1, 2, 3, 4};\n@%p0 cp.async.bulk.global.shared::cta.bulk_group [%out], [%d0], 16;\n\
+         @%p0 cp.async.bulk.commit_group;\nbar.sync 0;\nsetp.eq.u32 %p1, %r30, 32;\n@%p1 st.shared.u32 [%d0], 9;\n\
+         @%p0 cp.async.bulk.wait_group 0;\nret;",
+    );
+    match run(&text, 1, 64, 64, &[]) {
+        Err(Failure::Fault(fault)) => assert!(matches!(fault.kind, FaultKind::Race { .. }), "{fault}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn clusters_of_one_block() {
+    // What each thread wrote before the arrival is there for all behind the wait.
+    let body = |wait: &str| {
+        format!(
+            ".shared .align 4 .b32 x[64];\nmov.u64 %d0, x;\nmul.wide.u32 %d1, %r30, 4;\nadd.u64 %d2, %d0, %d1;\nst.shared.u32 [%d2], %r30;\n\
+             barrier.cluster.arrive.release.aligned;\n{wait}\nsub.u32 %r1, 63, %r30;\nmul.wide.u32 %d1, %r1, 4;\n\
+             cvt.u32.u64 %r2, %d0;\nmapa.shared::cluster.u32 %r3, %r2, 0;\ncvt.u32.u64 %r4, %d1;\nadd.u32 %r3, %r3, %r4;\n\
+             ld.shared::cluster.u32 %r9, [%r3];\nmov.u32 %r5, %cluster_ctarank;\nadd.u32 %r9, %r9, %r5;\n\
+             barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;"
+        )
+    };
+    assert_eq!(threads(&body("barrier.cluster.wait.acquire.aligned;"), 64), (0..64).rev().collect::<Vec<u32>>());
+    let (kind, ..) = fault("barrier.cluster.wait.aligned;", 32);
+    assert!(matches!(kind, FaultKind::Misuse(_)), "{kind}");
+}
+
+const GEMM: &str = include_str!("ptx/gemm_sm90.ptx");
+
+/// [100, k] by [72, k] through the kernel; the text may be changed.
+fn gemm(text: &str, k: usize) -> Result<Counters, Failure> {
+    let (m, n) = (100usize, 72usize);
+    let row = k.next_multiple_of(8);
+    let numbers = |rows: usize| noise(rows * row).iter().map(|v| bf16::from_f32(*v)).collect::<Vec<bf16>>();
+    let (a, b) = (numbers(m), numbers(n));
+    let mut memory = Memory::new();
+    let pa = memory.allocate_with("a", bytemuck::cast_slice(&a)).unwrap();
+    let pb = memory.allocate_with("b", bytemuck::cast_slice(&b)).unwrap();
+    let pc = memory.allocate("c", 4 * m * n).unwrap();
+    let map = |address, rows: usize| {
+        let strides = vec![2 * row as u64];
+        let dense = TensorMap::dense(Element::Bf16, address, &[k as u64, rows as u64], &[64, 64], Swizzle::B128);
+        TensorMap { strides, ..dense }.encode().unwrap()
+    };
+    let arguments = Launch::new([2, 2, 1], [128, 1, 1]).argument(map(pa, m)).argument(map(pb, n));
+    let mut arguments = arguments.argument(m as u32).argument(n as u32).argument(k as u32).argument(pc);
+    arguments.shared_bytes = 4 * 8192;
+    arguments.budget = 1_000_000;
+    let counters = launch(text, "gemm", &mut memory, &arguments)?;
+    for (i, c) in floats_at(&memory, pc).iter().enumerate() {
+        let exact: f64 = (0..k).map(|j| a[i / n * row + j].to_f64() * b[i % n * row + j].to_f64()).sum();
+        assert!((f64::from(*c) - exact).abs() < 1e-4, "{k}, {i}: {c} {exact}");
+    }
+    Ok(counters)
+}
+
+#[test]
+fn a_product_through_tensor_maps() {
+    for k in [7, 64, 200, 320] {
+        let counters = gemm(GEMM, k).unwrap();
+        assert_eq!(counters.flops, 2 * 128 * 128 * k.next_multiple_of(64) as u64);
+    }
+    let kind = |text: &str| match gemm(text, 320) {
+        Err(Failure::Fault(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    };
+    // Tiles come while products are under way that are not waited for.
+    let hasty = kind(&GEMM.replace("wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;"));
+    assert!(matches!(hasty, FaultKind::InFlight { .. }), "{hasty}");
+    // Products that do not wait for the tiles: not at all, and by one look instead of a loop.
+    for waits in ["mbarrier.try_wait", "@!p bra AGAIN;"] {
+        let hasty = kind(&GEMM.replace(waits, &format!("// {waits}")));
+        assert!(matches!(hasty, FaultKind::InFlight { .. } | FaultKind::Unwritten { .. }), "{waits}: {hasty}");
+    }
+}
+
 // --- counters ------------------------------------------------------------------------------------------------------
 
 /// The counters of one access per thread of a warp at a stride.
@@ -1137,11 +1752,7 @@ fn mistakes_in_the_text_are_named() {
         (&doubling, 5, "too long"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob.u32 %r1;\n}", 4, "`%r1` is not declared"),
         (".version 8.0\n.target sm_80\n.entry k() {\n frob;\n}", 4, "unknown instruction `frob`"),
-        (
-            ".version 8.0\n.target sm_90a\n.entry k() {\n wgmma.fence.sync.aligned;\n}",
-            4,
-            "unknown instruction `wgmma.fence.sync.aligned`",
-        ),
+        (".version 8.0\n.target sm_90a\n.entry k() {\n tcgen05.wait;\n}", 4, "unknown instruction `tcgen05.wait`"),
         (".version 8.0\n.target sm_80\n.entry k() {\n add.u32.fast 1, 2, 3;\n}", 4, "add.u32.fast"),
         (
             ".version 8.0\n.target sm_80\n.entry k() {\n.reg .b32 a;\n add.fast.u32 a, 2, 3;\n}",
@@ -1214,7 +1825,7 @@ mod mutations {
 
     #[test]
     fn the_unchanged_texts_are_good() {
-        for text in [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, &kernel(REST)] {
+        for text in [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, MIXED, GEMM, &kernel(REST)] {
             Module::parse(text).unwrap();
         }
     }
@@ -1224,11 +1835,14 @@ mod mutations {
         for entry in &module.entries {
             let mut memory = Memory::new();
             let x = memory.allocate_with("x", &[0; 4096]).unwrap();
+            let map = TensorMap::dense(Element::Bf16, x, &[64, 16], &[64, 64], Swizzle::B128).encode().unwrap();
             let arguments = entry.parameters.iter().map(|p| match p.bytes {
                 8 => x.to_le_bytes().to_vec(),
+                128 => map.to_vec(),
                 n => vec![1; n.min(64) as usize],
             });
-            let mut launch = Launch::new([1, 1, 1], [32, 1, 1]);
+            let mut launch = Launch::new([1, 1, 1], [128, 1, 1]);
+            launch.shared_bytes = 32768;
             launch.arguments = arguments.collect();
             launch.budget = 2000;
             let _ = entry.launch(&mut memory, &launch);
@@ -1240,11 +1854,11 @@ mod mutations {
 
         #[test]
         fn never_panic(
-            which in 0..6usize,
+            which in 0..8usize,
             changes in prop::collection::vec((0..4u8, any::<prop::sample::Index>(), any::<prop::sample::Index>(), 32..127u8), 1..6),
         ) {
             let rest = kernel(REST);
-            let mut text = [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, &rest][which].as_bytes().to_vec();
+            let mut text = [SAXPY, BLOCK_SUM, MATMUL, SOFTMAX, MMA, MIXED, GEMM, &rest][which].as_bytes().to_vec();
             for (kind, a, b, byte) in changes {
                 if text.is_empty() {
                     break;

@@ -1,6 +1,8 @@
 //! Devices: where an arena lives and who runs launches. They know kernels and memory, not ops.
 
 mod arena;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod ptx;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -19,6 +21,9 @@ use std::str::FromStr;
 pub enum Device {
     /// This machine's processor; threads are those of rayon's global pool.
     Cpu,
+    /// PTX kernels on an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Gpu),
     /// PTX kernels on the machine of [`crate::ptx`], for what such a GPU is given: to test kernels, not to be fast.
     Ptx(CudaTarget),
     /// WGSL shaders through Vulkan, Metal or DirectX 12.
@@ -108,6 +113,13 @@ impl Device {
     /// The best device for something: the first of [`Device::report`]'s that is hardware of its own and that `fits` accepts,
     /// which should lower what is to run; otherwise the processor. `passed` is told which device was passed over, and why.
     pub fn auto_for(fits: impl Fn(&Device) -> Result<()>, mut passed: impl FnMut(String)) -> Device {
+        // Without a driver there is nothing to tell.
+        if let Ok(device) = Device::cuda() {
+            match fits(&device) {
+                Ok(()) => return device,
+                Err(e) => passed(format!("auto takes another device than cuda: {e}")),
+            }
+        }
         let Some(adapter) = report_wgpu().adapters.into_iter().next() else { return Device::Cpu };
         let reason = match Device::wgpu_hardware(&adapter).and_then(|device| fits(&device).map(|()| device)) {
             Ok(device) => return device,
@@ -133,6 +145,24 @@ impl Device {
         }
     }
 
+    /// The cuda device on the first GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] that says what is missing or too old.
+    #[cfg(feature = "cuda")]
+    pub fn cuda() -> Result<Device> {
+        Ok(Device::Cuda(cuda::Gpu::open()?))
+    }
+
+    /// The cuda device, in a build that has none.
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda() -> Result<Device> {
+        Err(Error::Device {
+            device: "cuda",
+            reason: "this build of langevin is without it (the feature `cuda`)".into(),
+        })
+    }
+
     /// The wgpu device on the most promising adapter; `LANGEVIN_ADAPTER` chooses one by a part of its name.
     ///
     /// # Errors
@@ -156,14 +186,8 @@ impl Device {
 
     /// Every device langevin knows, in `auto`'s order of preference, with the reason where one is not there.
     pub fn report() -> Vec<DeviceReport> {
-        let absent = |name, what: &str| DeviceReport {
-            name,
-            available: false,
-            detail: format!("this version of langevin has no {what} yet"),
-            adapters: vec![],
-        };
         vec![
-            absent("cuda", "CUDA kernels"),
+            report_cuda(),
             report_wgpu(),
             DeviceReport { name: "cpu", available: true, detail: cpu::describe(), adapters: vec![] },
             DeviceReport {
@@ -179,6 +203,8 @@ impl Device {
     pub fn target(&self) -> Target {
         match self {
             Device::Cpu => Target::Cpu,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => Target::Cuda(gpu.target()),
             Device::Ptx(target) => Target::Cuda(*target),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(gpu) => Target::Wgpu(gpu.target()),
@@ -189,11 +215,26 @@ impl Device {
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu => "cpu",
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => "cuda",
             Device::Ptx(_) => "ptx",
             #[cfg(feature = "wgpu")]
             Device::Wgpu(_) => "wgpu",
         }
     }
+}
+
+fn report_cuda() -> DeviceReport {
+    #[cfg(feature = "cuda")]
+    let found = cuda::Gpu::open().map(|gpu| gpu.to_string());
+    #[cfg(not(feature = "cuda"))]
+    let found = Device::cuda().map(|_| String::new());
+    let (available, detail) = match found {
+        Ok(detail) => (true, detail),
+        Err(Error::Device { reason, .. }) => (false, reason),
+        Err(e) => (false, e.to_string()),
+    };
+    DeviceReport { name: "cuda", available, detail, adapters: vec![] }
 }
 
 /// Why a build has no wgpu device.
@@ -230,6 +271,7 @@ impl FromStr for Device {
             "auto" => return Ok(Device::auto()),
             // Not by the report, which would list all adapters.
             "cpu" => return Ok(Device::Cpu),
+            "cuda" => return Device::cuda(),
             "ptx" => return Ok(Device::ptx((8, 0))),
             "ptx:90" => return Ok(Device::ptx((9, 0))),
             "wgpu" => return Device::wgpu(),

@@ -5,6 +5,7 @@ use crate::ptx::{Counters, Entry, Failure, Launch, Memory, Module};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -42,6 +43,24 @@ pub fn parameters(addresses: &[u64], scalars: &[Scalar]) -> Result<Vec<Vec<u8>>>
     addresses.iter().map(|a| Ok(a.to_le_bytes().to_vec())).chain(scalars.iter().map(scalar)).collect()
 }
 
+/// The bytes of each parameter of an entry, as its declaration in the text has them; `None` if there is no such entry.
+pub fn parameter_bytes(text: &str, entry: &str) -> Option<Vec<usize>> {
+    let declared = |found: &usize| {
+        let rest = text[found + ".entry".len()..].trim_start();
+        rest.strip_prefix(entry).map(str::trim_start).and_then(|rest| rest.strip_prefix('('))
+    };
+    let starts = text.match_indices(".entry").map(|(at, _)| at);
+    let list = starts.into_iter().find_map(|at| declared(&at))?.split(')').next()?;
+    let bytes = |parameter: &str| {
+        let array = parameter.rsplit_once('[').and_then(|(_, n)| n.trim_end().strip_suffix(']')?.trim().parse().ok());
+        let bits = parameter
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(['.'])?.strip_prefix(['b', 'u', 's', 'f'])?.parse::<usize>().ok())?;
+        Some(bits / 8 * array.unwrap_or(1))
+    };
+    list.split(',').map(str::trim).filter(|p| !p.is_empty()).map(bytes).collect()
+}
+
 /// Modules of the machine, parsed when a kernel of theirs is first asked for.
 #[derive(Debug, Default)]
 pub struct Machine {
@@ -55,12 +74,16 @@ impl Machine {
     /// [`Error::Kernel`] if its file does not parse or has no such entry.
     pub fn entry(&mut self, kernel: &Ptx) -> Result<Arc<Entry>> {
         let key = (kernel.file.folder, kernel.file.name);
-        if !self.modules.contains_key(&key) {
-            let module = Module::parse(&text(&kernel.file)?).map_err(|e| rejected(kernel, e.to_string()))?;
-            self.modules.insert(key, module);
-        }
-        let entry = self.modules.get(&key).and_then(|module| module.entry(&kernel.entry)).cloned();
-        entry.ok_or_else(|| rejected(kernel, format!("its file has no entry `{}`", kernel.entry)))
+        let module = match self.modules.entry(key) {
+            Slot::Occupied(module) => module.into_mut(),
+            Slot::Vacant(place) => {
+                place.insert(Module::parse(&text(&kernel.file)?).map_err(|e| rejected(kernel, e.to_string()))?)
+            }
+        };
+        module
+            .entry(&kernel.entry)
+            .cloned()
+            .ok_or_else(|| rejected(kernel, format!("its file has no entry `{}`", kernel.entry)))
     }
 
     /// Runs a launch over `memory`.
@@ -75,4 +98,20 @@ impl Machine {
 
 fn rejected(kernel: &Ptx, reason: String) -> Error {
     Error::Kernel { device: "ptx", kernel: kernel.name, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read_from_the_declaration() {
+        let text = ".version 8.0\n.visible .entry other(\n.param .u64 a\n)\n{\n}\n.visible .entry k(\n\t.param .u64 k_param_0,\n\t.param \
+                    .f32 k_param_1,\n\t.param .align 64 .b8 k_param_2[128]\n)\n{\n}\n.entry none()\n{\n}\n";
+        assert_eq!(parameter_bytes(text, "k"), Some(vec![8, 4, 128]));
+        assert_eq!(parameter_bytes(text, "other"), Some(vec![8]));
+        assert_eq!(parameter_bytes(text, "none"), Some(vec![]));
+        assert_eq!(parameter_bytes(text, "oth"), None);
+        assert_eq!(parameter_bytes("", "k"), None);
+    }
 }

@@ -1,9 +1,10 @@
 //! Where the largest number stands.
 
 use super::lanes::by_row;
+use super::lines::by_team;
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -37,7 +38,9 @@ impl Op for Argmax {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                by_team(self.name(), ptx!("argmax"), dims, [Arg::Input(0), Arg::Output(0)]).scalars(dims)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("argmax"));

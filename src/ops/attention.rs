@@ -8,7 +8,9 @@ use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+};
 use crate::simd;
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
@@ -170,7 +172,7 @@ impl Op for Attention {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.sizes_of(self.name(), io)?;
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => return Ok(self.launches(&s, io.inputs[0].dtype, target)),
             Target::Cpu => s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/attention", "attention");
@@ -180,6 +182,86 @@ impl Op for Attention {
                 s.words(Launch::wgsl(shader, target.grid(groups), args), self.scale)
             }
         }])
+    }
+}
+
+impl Attention {
+    /// On the cuda device: a block for some queries of a head, which goes over the keys. Where there are too few blocks the keys are cut
+    /// into parts, and a second launch puts together what those left in scratch.
+    fn launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
+        let tile = ForwardTile::of(s.d, s.dv, dtype);
+        let (blocks, slices) = (s.queries.div_ceil(tile.queries), s.dv.div_ceil(tile.columns));
+        let (parts, split) = cuts(s.pairs() * blocks * slices, s.keys, target);
+        let kernel = Ptx::new(self.name(), ptx!("attention"), dtype).entry(tile.entry).shared(tile.shared_bytes);
+        let (y, lse) = (Arg::Output(0), Arg::Output(1));
+        let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), y, lse];
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, parts, slices], THREADS, args);
+        let (rows, width) = (s.pairs() * s.queries, slices * tile.columns);
+        let launch = match parts {
+            1 => Launch { args: [&args[..], &[Arg::Input(0)]].concat(), ..launch },
+            _ => launch.with_scratch(parts * rows * (width + 1)),
+        };
+        let launch = launch.scalars([s.pairs(), s.queries, s.keys, s.heads, s.d, s.dv, width, blocks, split]);
+        let launch = launch.scalar(self.scale);
+        if parts == 1 {
+            return vec![launch];
+        }
+        let kernel = Ptx::new(self.name(), ptx!("attention"), dtype).entry(format!("attention_join_{dtype}"));
+        let grid = [(rows * s.dv).div_ceil(JOIN_THREADS), 1, 1];
+        let join = Launch::ptx(kernel, grid, JOIN_THREADS, [Arg::Left(0, 0), y, lse]);
+        vec![launch, join.scalars([s.pairs(), s.queries, s.heads, s.dv, width, parts])]
+    }
+}
+
+/// Threads of a block of the attention kernels for CUDA, and of those that put parts together.
+const THREADS: usize = 128;
+const JOIN_THREADS: usize = 256;
+/// The least queries or keys in a part there.
+const LEAST_PART: usize = 128;
+/// Rows of a tile of the f32 kernels there, and bytes of their shared memory: `TILE` and `SHARED` of `kernels/lib/attention.cuh`.
+const F32_TILE: usize = 64;
+const F32_SHARED_BYTES: usize = 4 * (4 * 64 * 36 + 64 * 80);
+
+/// Into how many parts, and of how many rows, `rows` that each of `blocks` blocks goes over are cut, so that there are two blocks for every
+/// multiprocessor.
+fn cuts(blocks: usize, rows: usize, target: &CudaTarget) -> (usize, usize) {
+    let processors = target.multiprocessors as usize;
+    let wanted = if blocks < processors { 2 * processors / blocks } else { 1 };
+    let part = rows.div_ceil(wanted.min(rows / LEAST_PART).max(1)).next_multiple_of(F32_TILE);
+    (rows.div_ceil(part), part)
+}
+
+/// An instance of the forward in `kernels/attention.cu`.
+struct ForwardTile {
+    entry: String,
+    queries: usize,
+    /// Columns of y that a block makes.
+    columns: usize,
+    shared_bytes: usize,
+}
+
+impl ForwardTile {
+    /// The instance for heads of `d` columns of q and k, and `dv` of v.
+    fn of(d: usize, dv: usize, dtype: DType) -> Self {
+        if dtype == DType::F32 {
+            let columns = [16, 32, 48, 64, 80, 128].into_iter().find(|c| dv <= *c).unwrap_or(256);
+            let entry = format!("attention_{columns}_{dtype}");
+            return ForwardTile { entry, queries: F32_TILE, columns, shared_bytes: F32_SHARED_BYTES };
+        }
+        let Some(columns) = [16, 32, 48, 64, 80, 96, 128, 160, 256].into_iter().find(|c| d.max(dv) <= *c) else {
+            // Two stages of Q and K, and V.
+            let shared_bytes = 2 * 2 * 64 * 128 + 64 * 512;
+            return ForwardTile { entry: format!("attention_wide_{dtype}"), queries: 64, columns: 256, shared_bytes };
+        };
+        let (queries, keys, stages) = match columns {
+            0..=64 => (128, 64, 3),
+            65..=128 => (128, 32, 3),
+            _ => (64, 32, 2),
+        };
+        // Q comes through the last stage.
+        let rows = (stages - 1) * 2 * keys + queries.max(2 * keys);
+        let entry = format!("attention_{columns}_{dtype}");
+        ForwardTile { entry, queries, columns, shared_bytes: rows * columns * 2 }
     }
 }
 
@@ -212,21 +294,21 @@ impl Op for AttentionGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.0.sizes_of(self.name(), io)?;
         match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => Ok(self.ptx_launches(&s, target)),
             Target::Cpu => {
                 let (splits, _) = s.splits();
                 let launch = Launch::cpu(self.name(), backward, 6, 3);
                 let launch = if splits > 1 { launch.with_scratch(splits * io.inputs[0].elements()) } else { launch };
                 Ok(vec![s.scalars(launch).scalar(self.0.scale)])
             }
-            Target::Wgpu(target) => self.launches(&s, target),
+            Target::Wgpu(target) => self.wgsl_launches(&s, target),
         }
     }
 }
 
 impl AttentionGrad {
     /// On the wgpu device: rowsum(dy ∘ y) into scratch, then dk and dv, then dq.
-    fn launches(&self, s: &Sizes, target: &WgpuTarget) -> Result<Vec<Launch>> {
+    fn wgsl_launches(&self, s: &Sizes, target: &WgpuTarget) -> Result<Vec<Launch>> {
         let [q, k, v, y, lse, dy] = [0, 1, 2, 3, 4, 5].map(Arg::Input);
         let (rows, shader) = (s.pairs() * s.queries, Shader::new(self.name(), wgsl!("attention_delta")));
         let delta = Launch::wgsl(shader, target.grid(rows.div_ceil(64)), [y, dy]).with_scratch(rows);
@@ -240,6 +322,50 @@ impl AttentionGrad {
         let (by_query, groups) = s.tiled(shader(by_query), target, s.queries, s.d)?;
         let by_query = Launch::wgsl(by_query, target.grid(groups), inputs.into_iter().chain([Arg::Output(0)]));
         Ok(vec![delta.scalars([s.queries, s.heads, s.dv, rows]), by_key, s.words(by_query, self.0.scale)])
+    }
+
+    /// On the cuda device: rowsum(dy ∘ y) into scratch, then dk and dv by blocks of keys, then dq by blocks of queries. Where there are too
+    /// few blocks what they go over is cut into parts, whose sums one more launch adds.
+    fn ptx_launches(&self, s: &Sizes, target: &CudaTarget) -> Vec<Launch> {
+        let kernel = |entry: String| Ptx::new(self.name(), ptx!("attention_grad"), DType::F32).entry(entry);
+        let [q, k, v, y, lse, dy] = [0, 1, 2, 3, 4, 5].map(Arg::Input);
+        let rows = s.pairs() * s.queries;
+        let delta = kernel("attention_grad_delta_f32".into());
+        let delta = Launch::ptx(delta, [rows.div_ceil(32), 1, 1], 256, [y, dy]).with_scratch(rows);
+        let mut launches = vec![delta.scalars([s.pairs(), s.queries, s.heads, s.dv])];
+
+        // Columns that a block makes: of dk and dv at once, and of dq.
+        let wide = s.d.max(s.dv);
+        let fits = |width: usize| [16, 32, 48, 64, 80, 128].into_iter().find(|c| width <= *c);
+        let of_both = fits(wide).or_else(|| fits(wide.div_ceil(2))).unwrap_or(128);
+        let of_one = fits(s.d).unwrap_or(256);
+        let sum = kernel("attention_grad_sum_f32".into());
+        let inputs = [q, k, v, dy, lse, Arg::Left(0, 0)];
+        // Rows that blocks have and rows that they go over, columns, outputs and their sizes.
+        let keys = s.pairs() * s.keys;
+        let by_key = ("by_key", s.keys, s.queries, of_both, wide, vec![(1, keys * s.d), (2, keys * s.dv)]);
+        let by_query = ("by_query", s.queries, s.keys, of_one, s.d, vec![(0, rows * s.d)]);
+        for (name, own, other, columns, width, outputs) in [by_key, by_query] {
+            let (blocks, slices) = (own.div_ceil(F32_TILE), width.div_ceil(columns));
+            let (parts, split) = cuts(s.pairs() * blocks * slices, other, target);
+            let kernel = kernel(format!("attention_grad_{name}_{columns}_f32")).shared(F32_SHARED_BYTES);
+            let mut launch = Launch::ptx(kernel, [s.pairs() * blocks, parts, slices], THREADS, inputs);
+            for &(output, elements) in &outputs {
+                match parts {
+                    1 => launch.args.push(Arg::Output(output)),
+                    _ => launch = launch.with_scratch(parts * elements),
+                }
+            }
+            let launch = launch.scalars([s.queries, s.keys, s.heads, s.d, s.dv, blocks, split]);
+            let number = launches.len();
+            launches.push(launch.scalar(self.0.scale));
+            let summed = if parts == 1 { vec![] } else { outputs };
+            launches.extend(summed.into_iter().enumerate().map(|(piece, (output, elements))| {
+                let args = [Arg::Left(number, piece), Arg::Output(output)];
+                Launch::ptx_flat(sum.clone(), DType::F32, elements, args).scalar(parts)
+            }));
+        }
+        launches
     }
 }
 

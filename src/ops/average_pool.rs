@@ -3,7 +3,7 @@
 use super::expect_inputs;
 use super::pool::{PoolWindow, Pooling, WINDOW_SCALARS};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -43,7 +43,11 @@ impl Op for AveragePool {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("average_pool"), x.dtype);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                self.window.ptx(kernel, x, &io.outputs[0], args)?.scalar(self.fixed())
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), forward, 1, 1);
                 self.window.scalars(self.name(), launch, x)?.scalar(self.fixed())
@@ -131,7 +135,10 @@ impl Op for AveragePoolGrad {
         // The window lies over dx, the output.
         let (window, fixed, dx) = (self.pool.window, self.pool.fixed(), &io.outputs[0]);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("average_pool_grad"), DType::F32);
+                window.ptx(kernel, dx, dx, [Arg::Input(0), Arg::Output(0)])?.scalar(fixed)
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), backward, 1, 1);
                 window.scalars(self.name(), launch, dx)?.scalar(fixed)

@@ -1,8 +1,9 @@
 //! Repeats a tensor along its middle.
 
+use super::lines::{by_pack, divisor};
 use super::{Reduce, Reduction, expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -58,7 +59,12 @@ impl Op for Broadcast {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let dtype = io.inputs[0].dtype;
+                let kernel = Ptx::new(self.name(), ptx!("broadcast"), dtype);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                by_pack(kernel, dtype, io.outputs[0].elements(), self.inner, args).scalars(divisor(self.middle))
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([self.outer, self.middle, self.inner]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "broadcast"));

@@ -3,11 +3,14 @@
 use super::dispatch_tokens::check_pairs;
 use super::embedding::expect_i32;
 use super::lanes::by_row;
+use super::lines::by_pack;
 use super::{DispatchTokens, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges, stretches};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// `y[t] = Σ_j x[places[t, j]]`, or if `weighted` each times weights\[t, j\]   x `[T·k, D]`, order i32 `[T·k]` and places i32
@@ -50,7 +53,13 @@ impl Op for CombineTokens {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [tokens, chosen] = io.inputs[2].shape[..] else { return Ok(vec![]) };
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("combine_tokens"), DType::F32);
+                let weights = Arg::Input(if self.weighted { 3 } else { 0 });
+                let args = [Arg::Input(0), Arg::Input(2), weights, Arg::Output(0)];
+                let launch = by_pack(kernel, DType::F32, io.outputs[0].elements(), io.inputs[0].cols(), args);
+                return Ok(vec![launch.scalars([tokens * chosen, chosen]).scalar(self.weighted)]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, io.inputs.len(), 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "combine_tokens"));
@@ -110,7 +119,13 @@ impl Op for CombineWeightsGrad {
         let [tokens, chosen] = io.inputs[2].shape[..] else { return Ok(vec![]) };
         let (pairs, width) = (tokens * chosen, io.inputs[0].cols());
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("combine_weights_grad"), DType::F32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                // A warp a pair.
+                let blocks = pairs.div_ceil(FLAT_THREADS / 32).max(1);
+                Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalars([pairs, width, chosen])
+            }
             Target::Cpu => Launch::cpu(self.name(), weights_kernel, 3, 1).scalars([chosen, width]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/lanes", "combine_weights_grad"));

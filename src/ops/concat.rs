@@ -1,8 +1,9 @@
 //! Tensors one after the other along an axis.
 
+use super::lines::{self, by_unit, divisor};
 use super::{Slice, expect_real, expect_typed};
 use crate::cpu::threads::stretches;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -63,7 +64,7 @@ impl Op for Concat {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let runs = io.inputs.iter().map(|x| x.shape[self.axis..].iter().product::<usize>());
         match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => Ok(self.fours(io, &runs.collect::<Vec<_>>())),
             Target::Cpu => Ok(vec![Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars(runs)]),
             Target::Wgpu(target) => Ok(self.pairs(io, &runs.collect::<Vec<_>>(), target)),
         }
@@ -71,6 +72,27 @@ impl Op for Concat {
 }
 
 impl Concat {
+    /// Launches of the PTX kernel, which takes four inputs at a time; `runs` are what the inputs give to a row of y.
+    fn fours(&self, io: &Signature, runs: &[usize]) -> Vec<Launch> {
+        let dtype = io.inputs[0].dtype;
+        let rows: usize = io.inputs[0].shape[..self.axis].iter().product();
+        let unit = lines::unit(dtype, runs.iter().copied());
+        let in_units = |n: usize| n * dtype.size() / unit;
+        let (width, mut start) = (runs.iter().sum(), 0);
+        let four = |(i, runs): (usize, &[usize])| {
+            // An input that is not there is the first, of which nothing is taken.
+            let input = |k: usize| Arg::Input(4 * i + if k < runs.len() { k } else { 0 });
+            let args = (0..4).map(input).chain([Arg::Output(0)]);
+            let made: usize = runs.iter().sum();
+            let launch = by_unit(self.name(), ptx!("concat"), unit, rows * made * dtype.size(), args);
+            let given = [0, 1, 2, 3].map(|k| in_units(runs.get(k).copied().unwrap_or(0)));
+            let launch = launch.scalars(given).scalars([start, width].map(in_units));
+            start += made;
+            launch.scalars(divisor(in_units(made)))
+        };
+        runs.chunks(4).enumerate().map(four).collect()
+    }
+
     /// Launches of the shader, which takes two inputs at a time; `runs` are what the inputs give to a row of y.
     fn pairs(&self, io: &Signature, runs: &[usize], target: &WgpuTarget) -> Vec<Launch> {
         let rows: usize = io.inputs[0].shape[..self.axis].iter().product();

@@ -2,9 +2,10 @@
 
 use super::embedding::expect_i32;
 use super::lanes::by_row;
+use super::lines::by_team;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -52,7 +53,10 @@ impl Op for CrossEntropy {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                by_team(self.name(), ptx!("cross_entropy"), dims, args).scalars(dims)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy"));
@@ -99,7 +103,10 @@ impl Op for CrossEntropyGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                by_team(self.name(), ptx!("cross_entropy_grad"), dims, args).scalars(dims)
+            }
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 3, 1).scalar(dims[1]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/lanes", "cross_entropy_grad"));

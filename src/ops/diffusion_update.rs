@@ -2,9 +2,9 @@
 
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = clamp(Σᵢ cᵢ · xᵢ, −clip, clip), up to [`DiffusionUpdate::MAX_TERMS`] tensors of one shape; inputs: the coefficients
@@ -52,7 +52,14 @@ impl Op for DiffusionUpdate {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let clip = self.clip.unwrap_or(f32::INFINITY);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                // The first tensor stands for those that are absent.
+                let x = (1..=Self::MAX_TERMS).map(|i| Arg::Input(if i <= self.terms { i } else { 1 }));
+                let args = [Arg::Input(0)].into_iter().chain(x).chain([Arg::Output(0)]);
+                let kernel = Ptx::new(self.name(), ptx!("diffusion_update"), DType::F32);
+                let launch = Launch::ptx_flat(kernel, DType::F32, io.outputs[0].elements(), args);
+                launch.scalar(self.terms).scalar(clip)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1 + self.terms, 1).scalar(clip),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "diffusion_update"));

@@ -1,10 +1,11 @@
 //! Tokens to the experts that they go to: a row for every pair, sorted by expert.
 
 use super::embedding::expect_i32;
+use super::lines::{by_pack, divisor};
 use super::{CombineTokens, CombineWeightsGrad, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::stretches;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// `y[p] = x[order[p] / k]`, or if `weighted` times weights\[order\[p\]\]   x `[T, D]`, order i32 `[T·k]` and places i32 `[T, k]` of
@@ -64,7 +65,14 @@ impl Op for DispatchTokens {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [tokens, chosen] = io.inputs[2].shape[..] else { return Ok(vec![]) };
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("dispatch_tokens"), DType::F32);
+                let weights = Arg::Input(if self.weighted { 3 } else { 0 });
+                let args = [Arg::Input(0), Arg::Input(1), weights, Arg::Output(0)];
+                let launch = by_pack(kernel, DType::F32, io.outputs[0].elements(), io.inputs[0].cols(), args);
+                let launch = launch.scalar(tokens * chosen).scalars(divisor(chosen));
+                return Ok(vec![launch.scalar(self.weighted)]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, io.inputs.len(), 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "dispatch_tokens"));

@@ -1,12 +1,13 @@
 //! Dropout with masks that are made again instead of kept.
 
+use super::lines::divisor;
 use super::random::{BLOCK, expect_seeds, sample_blocks};
 use super::{expect_inputs, expect_plain};
 use crate::cpu::philox;
 use crate::cpu::threads::Ptr;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = x·mask/(1 − p), mask = [u ≥ p] (Srivastava et al. 2014); inputs x `[B, …]`, seeds i32 `[B, 2]`, draw `[1]`. The uniform
@@ -49,7 +50,12 @@ impl Op for Dropout {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let sizes = [n, self.stream as usize];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
+                let kernel = Ptx::new(self.name(), ptx!("dropout"), DType::F32);
+                let launch = Launch::ptx_flat(kernel, DType::F32, io.outputs[0].elements(), args);
+                launch.scalars(divisor(n)).scalar(self.stream as usize).scalars([self.p, 1.0 / (1.0 - self.p)])
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1).scalars(sizes).scalar(self.p),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/multiply", "lib/philox", "dropout"));

@@ -1,8 +1,10 @@
 //! EDM's preconditioning coefficients.
 
 use super::{expect_inputs, expect_shape};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+};
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// σ `[B]` → c_skip, c_out, c_in, c_noise, each `[B]`; with s = sigma_data:
@@ -38,7 +40,13 @@ impl Op for EdmCoefficients {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (kernel, n) =
+                    (Ptx::new(self.name(), ptx!("edm_coefficients"), DType::F32), io.inputs[0].elements());
+                let args = [Arg::Input(0)].into_iter().chain((0..4).map(Arg::Output));
+                let blocks = n.div_ceil(FLAT_THREADS).max(1);
+                Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(n).scalar(self.sigma_data)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 4).scalar(self.sigma_data),
             Target::Wgpu(target) => {
                 let (shader, n) = (Shader::new(self.name(), wgsl!("edm_coefficients")), io.inputs[0].elements());

@@ -1,8 +1,11 @@
 //! Rows of a table by index, and their gradient.
 
+use super::lines::{by_unit, divisor};
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, stretches, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+};
 use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
@@ -47,7 +50,13 @@ impl Op for Embedding {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let [rows, c] = io.inputs[0].shape[..] else { return Ok(vec![]) };
+                let unit = if c.is_multiple_of(4) { 16 } else { 4 };
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                let launch = by_unit(self.name(), ptx!("embedding"), unit, io.outputs[0].bytes(), args);
+                return Ok(vec![launch.scalar(rows).scalars(divisor(4 * c / unit))]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "embedding"));
@@ -98,7 +107,12 @@ impl Op for EmbeddingGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (n, c) = (io.inputs[0].rows(), io.inputs[0].cols());
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("embedding_grad"), DType::F32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                Launch::ptx(kernel, [self.rows, 1, 1], FLAT_THREADS, args).scalars([n, c])
+            }
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 2, 1).scalars([self.rows, c]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("embedding_grad"));

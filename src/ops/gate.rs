@@ -1,9 +1,12 @@
 //! A residual sum with a gate by sample and channel.
 
+use super::lines::{by_pack, divisor};
 use super::norm::Chunks;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -62,7 +65,12 @@ impl Op for Gate {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = chunks(&io.inputs[0]);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].elements());
+                let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
+                let kernel = Ptx::new(self.name(), ptx!("gate"), dtype);
+                by_pack(kernel, dtype, n, c.channels, args).scalars(divisor(c.rows * c.channels))
+            }
             Target::Cpu => Launch::cpu(self.name(), forward, 3, 1).scalars([c.samples, c.rows, c.channels]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "gate"));
@@ -98,7 +106,13 @@ impl Op for GateGrad {
         let c = chunks(&io.inputs[0]);
         let sizes = [c.samples, c.rows, c.channels];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let parts = c.channels.div_ceil(32);
+                let args = (0..3).map(Arg::Input).chain((0..2).map(Arg::Output));
+                let kernel = Ptx::new(self.name(), ptx!("gate_grad"), DType::F32);
+                Launch::ptx(kernel, [(c.samples * parts).max(1), 1, 1], FLAT_THREADS, args)
+                    .scalars([c.rows, c.channels, parts])
+            }
             Target::Cpu => {
                 // A sum a channel of every chunk.
                 let sums = c.samples * c.count * c.channels;

@@ -1,9 +1,10 @@
 //! One slice of each sample, by index.
 
 use super::embedding::expect_i32;
+use super::lines::{by_unit, divisor};
 use super::{expect_inputs, expect_plain};
 use crate::cpu::threads::stretches;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 
@@ -40,7 +41,13 @@ impl Op for Gather {
         let x = &io.inputs[0].shape;
         let sizes = [x[1], x[2..].iter().product()];
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let [count, inner] = sizes;
+                let unit = if inner.is_multiple_of(4) { 16 } else { 4 };
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                let launch = by_unit(self.name(), ptx!("gather"), unit, io.outputs[0].bytes(), args);
+                return Ok(vec![launch.scalar(count).scalars(divisor(4 * inner / unit))]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "gather"));
@@ -89,7 +96,12 @@ impl Op for GatherGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let inner = io.inputs[0].shape[1..].iter().product::<usize>();
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let unit = if inner.is_multiple_of(4) { 16 } else { 4 };
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                let launch = by_unit(self.name(), ptx!("gather_grad"), unit, io.outputs[0].bytes(), args);
+                return Ok(vec![launch.scalars(divisor(self.count)).scalars(divisor(4 * inner / unit))]);
+            }
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "gather_grad"));

@@ -1,8 +1,9 @@
 //! The gated GELU of transformer feed-forwards.
 
+use super::lines::by_pack;
 use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -47,7 +48,11 @@ impl Op for Geglu {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].elements());
+                let kernel = Ptx::new(self.name(), ptx!("geglu"), dtype);
+                return Ok(vec![by_pack(kernel, dtype, n, io.outputs[0].cols(), [Arg::Input(0), Arg::Output(0)])]);
+            }
             Target::Cpu => Launch::cpu(self.name(), forward, 1, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "lib/activation", "geglu"));
@@ -81,7 +86,11 @@ impl Op for GegluGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (kernel, n) = (Ptx::new(self.name(), ptx!("geglu_grad"), DType::F32), io.inputs[1].elements());
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                return Ok(vec![by_pack(kernel, DType::F32, n, io.inputs[1].cols(), args)]);
+            }
             Target::Cpu => Launch::cpu(self.name(), backward, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/activation", "geglu_grad"));

@@ -3,7 +3,10 @@
 use super::{expect_inputs, expect_plain};
 use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Flat, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl_with_sums};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Flat, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx,
+    wgsl_with_sums,
+};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -41,7 +44,15 @@ impl Op for GradNorm {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let elements = io.inputs[0].elements();
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let count = elements.div_ceil(STRETCH).max(1);
+                let kernel = |entry: &str| Ptx::new(self.name(), ptx!("grad_norm"), DType::F32).entry(entry);
+                let squares =
+                    Launch::ptx(kernel("grad_norm_squares_f32"), [count, 1, 1], FLAT_THREADS, [Arg::Input(0)]);
+                let squares = squares.with_scratch(count).scalars([elements, STRETCH]);
+                let args = [Arg::Left(0, 0), Arg::Output(0)];
+                vec![squares, Launch::ptx(kernel("grad_norm_f32"), [1; 3], FLAT_THREADS, args).scalar(count)]
+            }
             Target::Cpu => {
                 // Two f32 hold one f64.
                 let partial = 2 * elements.div_ceil(CHUNK).max(1);

@@ -2,9 +2,12 @@
 
 use super::embedding::expect_i32;
 use super::expect_inputs;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
+
+/// Threads of a block of the PTX kernel.
+const SORT_THREADS: usize = 1024;
 
 /// A stable counting sort of the pairs of a token and an expert, by expert.   experts i32 `[T, k]` → order i32 `[T·k]`, places
 /// i32 `[T, k]`, offsets i32 `[E + 1]`
@@ -47,7 +50,15 @@ impl Op for GroupByExpert {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let pairs = io.inputs[0].elements();
+                let kernel = Ptx::new(self.name(), ptx!("group_by_expert"), DType::I32);
+                let args = [Arg::Input(0), Arg::Output(0), Arg::Output(1), Arg::Output(2)];
+                let launch = Launch::ptx(kernel, [self.experts, 1, 1], SORT_THREADS, args);
+                // A warp takes a stretch of the pairs, 128 at a time.
+                let stretch = pairs.div_ceil(SORT_THREADS / 32).next_multiple_of(128);
+                return Ok(vec![launch.scalars([pairs, self.experts, stretch])]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 3),
             Target::Wgpu(target) => {
                 let args = [Arg::Input(0), Arg::Output(0), Arg::Output(1), Arg::Output(2)];

@@ -1,14 +1,16 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::norm::{
+    self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
+};
 use super::{Activation, expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, Flat, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, wgsl,
-    wgsl_with_sums,
+    Arg, Args, Cost, CudaTarget, Flat, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value,
+    WgpuTarget, ptx, wgsl, wgsl_with_sums,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -95,7 +97,7 @@ impl Op for GroupNorm {
             return Ok(self.large(target, &c, rows));
         }
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => return Ok(self.kernels(target, io.inputs[0].dtype, &c)),
             Target::Cpu => {
                 // Mean and squared deviations of every group of every chunk in f64; three coefficients a channel.
                 let launch = Launch::cpu(self.name(), forward, self.inputs(), 2)
@@ -119,6 +121,41 @@ impl Op for GroupNorm {
                     .scalar(self.eps)
             }
         }])
+    }
+}
+
+/// Groups of a tile of the PTX kernel that holds whole ones, at most, and bytes of shared memory that it takes besides.
+const WHOLE_GROUPS: usize = 64;
+const WHOLE_STATIC: usize = 18 << 10;
+
+impl GroupNorm {
+    /// Launches of the PTX kernels: one where blocks hold whole groups, or the moments of stretches of every group, then y.
+    fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = *self;
+        let (dims, width, pack) = ([c.samples, c.rows, c.channels], c.channels / groups, 16 / dtype.size());
+        let multiprocessors = target.multiprocessors as usize;
+        let kernel = |part: &str, pack: usize| {
+            Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_{part}_{pack}_{dtype}"))
+        };
+        let [gamma, beta, scale, shift] = parameter_args(true, modulate, Arg::Input(1));
+        let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
+        // Two blocks fit a multiprocessor.
+        let shared = (target.shared_bytes as usize).min(112 << 10).saturating_sub(WHOLE_STATIC);
+        // What is small is better off with few blocks than with two launches.
+        let wanted = (c.elements() * dtype.size()).div_ceil(16 << 10).min(multiprocessors);
+        if let Some(tiles) = Tiles::whole(dims, width, pack, shared, WHOLE_GROUPS, wanted) {
+            let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
+            let kernel = Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_whole_{dtype}"));
+            return vec![scalars(tiles.launch(kernel.shared(tiles.bytes()), args)).scalar(self.eps)];
+        }
+        let parts = Tiles::new(dims, width, pack, 8, 2 * multiprocessors);
+        let moments = parts.launch(kernel("moments", parts.pack), [Arg::Input(0)]).scalar(groups);
+        let moments = moments.with_scratch(2 * c.samples * groups * parts.count);
+
+        let tiles = Tiles::new(dims, width, pack, 4, 4 * multiprocessors);
+        let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Left(0, 0), Arg::Output(0), Arg::Output(1)];
+        let apply = scalars(tiles.launch(kernel("apply", tiles.pack), args));
+        vec![moments, apply.scalars([parts.count, parts.per]).scalar(self.eps)]
     }
 }
 
@@ -191,8 +228,8 @@ impl Op for GroupNormGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
-        if let Target::Cuda(_) = target {
-            return target.lacks(self.name());
+        if let Target::Cuda(target) = target {
+            return Ok(self.kernels(target, &c));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
@@ -207,6 +244,30 @@ impl Op for GroupNormGrad {
 }
 
 impl GroupNormGrad {
+    /// Launches of the PTX kernels: the sums of stretches of every channel, those of samples, dx, the parameters' gradients.
+    fn kernels(&self, target: &CudaTarget, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = self.0;
+        let n = self.0.inputs();
+        let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
+        let [gamma, beta, scale, shift] = parameter_args(true, modulate, x);
+        let kernel = |part: &str, pack: usize| {
+            Ptx::new(self.name(), ptx!("group_norm_grad"), DType::F32).entry(format!("group_norm_grad{part}_{pack}"))
+        };
+        let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
+        let (dims, mut launches) = ([c.samples, c.rows, c.channels], vec![]);
+        let args = [x, gamma, beta, scale, shift, dy, stats];
+
+        let parts = Tiles::of_columns(dims, target);
+        let launch = scalars(parts.launch(kernel("_sums", parts.pack), args));
+        let sums = norm::add_column_sums(&mut launches, &parts, launch, 2);
+
+        let tiles = Tiles::new(dims, c.channels / groups, 4, 4, 4 * target.multiprocessors as usize);
+        let launch = tiles.launch(kernel("", tiles.pack), args.into_iter().chain([sums, Arg::Output(0)]));
+        launches.push(scalars(launch));
+        launches.push(norm::parameters_grad_ptx([c.samples, c.channels], true, modulate, sums));
+        launches
+    }
+
     fn shaders(&self, target: &WgpuTarget, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = self.0;
         let n = self.0.inputs();

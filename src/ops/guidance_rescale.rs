@@ -3,7 +3,9 @@
 use super::lanes::Samples;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl_with_sums};
+use crate::graph::{
+    Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl_with_sums,
+};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -46,7 +48,15 @@ impl Op for GuidanceRescale {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let samples = io.inputs[0].shape[0];
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let over = Samples::new(samples, io.inputs[0].shape[1..].iter().product());
+                let kernel = |entry: &str| Ptx::new(self.name(), ptx!("guidance_rescale"), DType::F32).entry(entry);
+                let (cond, combined) = (Arg::Input(0), Arg::Input(1));
+                let spreads = kernel("guidance_rescale_spreads_f32");
+                let spreads = over.ptx(spreads, over.all(), [cond, combined]).with_scratch(4 * over.all());
+                let args = [combined, Arg::Left(0, 0), Arg::Output(0)];
+                vec![spreads, over.ptx(kernel("guidance_rescale_f32"), over.all(), args).scalar(self.phi)]
+            }
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 2, 1).scalar(samples).scalar(self.phi)],
             Target::Wgpu(target) => {
                 let over = Samples::new(samples, io.inputs[0].shape[1..].iter().product());

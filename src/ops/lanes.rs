@@ -1,6 +1,6 @@
 //! What shaders over rows and columns share: how a workgroup lies over them, and sums of columns in several launches.
 
-use crate::graph::{Arg, Launch, Shader, WgpuTarget, wgsl};
+use crate::graph::{Arg, FLAT_THREADS, Launch, Ptx, Shader, WgpuTarget, wgsl};
 
 /// Invocations of a workgroup.
 const LANES: usize = 256;
@@ -136,5 +136,10 @@ impl Samples {
         args: impl IntoIterator<Item = Arg>,
     ) -> Launch {
         Launch::wgsl(shader, target.grid(groups), args).scalars([self.samples, self.n, STRETCH, self.count])
+    }
+
+    /// The launch of a PTX kernel with so many blocks, see `kernels/lib/samples.cuh`.
+    pub fn ptx(&self, kernel: Ptx, blocks: usize, args: impl IntoIterator<Item = Arg>) -> Launch {
+        Launch::ptx(kernel, [blocks.max(1), 1, 1], FLAT_THREADS, args).scalars([self.n, STRETCH, self.count])
     }
 }

@@ -1,12 +1,16 @@
 //! Layer normalisation over the last dimension, with a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::norm::{
+    self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
+};
 use super::{expect_inputs, expect_real, expect_shape};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -48,6 +52,11 @@ impl LayerNorm {
         launch.scalars([self.affine, self.modulate]).scalar(self.eps)
     }
 
+    fn ptx_scalars(&self, launch: Launch, c: &Chunks) -> Launch {
+        let launch = launch.scalars([c.samples * c.rows, c.channels, c.rows.max(1)]);
+        launch.scalars([self.affine, self.modulate])
+    }
+
     fn shader(&self, shader: Shader) -> Shader {
         shader.flag("AFFINE", self.affine).flag("MODULATE", self.modulate)
     }
@@ -87,7 +96,13 @@ impl Op for LayerNorm {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
+                let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
+                let (dtype, dims) = (io.inputs[0].dtype, [c.samples * c.rows, c.channels]);
+                let launch = norm::by_row(self.name(), ptx!("layer_norm"), dtype, target, dims, args);
+                self.ptx_scalars(launch, &c).scalar(self.eps)
+            }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/lanes", "layer_norm");
@@ -126,8 +141,8 @@ impl Op for LayerNormGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
-        if let Target::Cuda(_) = target {
-            return target.lacks(self.name());
+        if let Target::Cuda(target) = target {
+            return Ok(self.kernels(target, &c));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
@@ -141,6 +156,25 @@ impl Op for LayerNormGrad {
 }
 
 impl LayerNormGrad {
+    fn kernels(&self, target: &CudaTarget, c: &Chunks) -> Vec<Launch> {
+        let LayerNorm { affine, modulate, .. } = self.0;
+        let n = self.0.inputs();
+        let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
+        let [gamma, _, scale, _] = parameter_args(affine, modulate, x);
+        let (file, args) = (ptx!("layer_norm_grad"), [x, gamma, scale, stats, dy, Arg::Output(0)]);
+        let launch = norm::by_row(self.name(), file, DType::F32, target, [c.samples * c.rows, c.channels], args);
+        let mut launches = vec![self.0.ptx_scalars(launch, c)];
+        if n > 1 {
+            let tiles = Tiles::of_columns([c.samples, c.rows, c.channels], target);
+            let kernel = Ptx::new("layer_norm_grad_sums", file, DType::F32);
+            let kernel = kernel.entry(format!("layer_norm_grad_sums_{}", tiles.pack));
+            let launch = tiles.launch(kernel, [x, stats, dy]);
+            let sums = norm::add_column_sums(&mut launches, &tiles, launch, 2);
+            launches.push(norm::parameters_grad_ptx([c.samples, c.channels], affine, modulate, sums));
+        }
+        launches
+    }
+
     fn shaders(&self, target: &WgpuTarget, c: &Chunks) -> Vec<Launch> {
         let LayerNorm { affine, modulate, .. } = self.0;
         let n = self.0.inputs();

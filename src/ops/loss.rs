@@ -5,7 +5,8 @@ use super::{Affine, Binary, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::simd;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl_with_sums,
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx,
+    wgsl_with_sums,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -42,6 +43,12 @@ fn squares(kind: LossKind, target: &WgpuTarget, over: Samples) -> Launch {
     let shader = kind.shader("loss", wgsl_with_sums!(target, DType::F32; "loss")).entry("sum_squares");
     let launch = over.launch(shader, target, over.all(), [Arg::Input(0), Arg::Input(1)]);
     launch.scalar(kind.code().1).with_scratch(over.all())
+}
+
+/// The same in PTX.
+fn ptx_squares(over: Samples) -> Launch {
+    let kernel = Ptx::new("loss", ptx!("loss"), DType::F32).entry("loss_squares_f32");
+    over.ptx(kernel, over.all(), [Arg::Input(0), Arg::Input(1)]).with_scratch(over.all())
 }
 
 /// prediction `[B, …]`, target `[B, …]`, weight `[B]` → the weighted loss of each sample `[B]`. Sums are in f64 across blocks.
@@ -101,7 +108,14 @@ impl Op for Loss {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (samples, over) = (io.inputs[0].shape[0], Samples::new(io.inputs[0].shape[0], n));
+                let kernel = Ptx::new(self.name(), ptx!("loss"), DType::F32);
+                let args = [Arg::Left(0, 0), Arg::Input(2), Arg::Output(0)];
+                let sum = Launch::ptx(kernel, [samples.max(1), 1, 1], FLAT_THREADS, args);
+                let sum = sum.scalars([n, over.all() / samples.max(1), kind]).scalar(c);
+                vec![ptx_squares(over), sum]
+            }
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 3, 1).scalars([n, kind]).scalar(c)],
             Target::Wgpu(target) => {
                 let samples = io.inputs[0].shape[0];
@@ -190,7 +204,20 @@ impl Op for LossGrad {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let (kind, c) = self.kind.code();
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let over = Samples::new(io.inputs[0].shape[0], n);
+                let mut launches = vec![];
+                // Not read for the mean square, which needs no sums.
+                let mut sums = Arg::Input(2);
+                if self.kind != LossKind::Mse {
+                    launches.push(ptx_squares(over));
+                    sums = Arg::Left(0, 0);
+                }
+                let args = (0..4).map(Arg::Input).chain([Arg::Output(0), sums]);
+                let kernel = Ptx::new(self.name(), ptx!("loss_grad"), DType::F32);
+                launches.push(over.ptx(kernel, over.all(), args).scalar(kind).scalar(c));
+                launches
+            }
             Target::Cpu => vec![Launch::cpu(self.name(), grad_kernel, 4, 1).scalars([n, kind]).scalar(c)],
             Target::Wgpu(target) => {
                 let over = Samples::new(io.inputs[0].shape[0], n);

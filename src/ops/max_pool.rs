@@ -4,9 +4,9 @@ use super::pool::{PoolWindow, Pooling};
 use super::{expect_inputs, expect_shape};
 use crate::Result;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// y = the largest pixel under each window, every channel by itself; padding is below every number.
 /// x `[B, H, W, C]` → y `[B, H', W', C]`
@@ -34,7 +34,10 @@ impl Op for MaxPool {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.outputs[0].elements());
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("max_pool"), DType::F32);
+                self.0.ptx(kernel, x, &io.outputs[0], [Arg::Input(0), Arg::Output(0)])?
+            }
             Target::Cpu => self.0.scalars(self.name(), Launch::cpu(self.name(), forward, 1, 1), x)?,
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "lib/pool", "lib/peak", "max_pool"));
@@ -97,7 +100,12 @@ impl Op for MaxPoolGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, windows) = (&io.inputs[0], io.inputs[1].elements());
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = |name| Ptx::new(name, ptx!("max_pool_grad"), DType::F32);
+                let peaks = self.0.ptx(kernel("max_pool_grad_peaks"), x, &io.inputs[1], [Arg::Input(0)])?;
+                let args = [Arg::Left(0, 0), Arg::Input(1), Arg::Output(0)];
+                vec![peaks.with_scratch(windows), self.0.ptx(kernel(self.name()), x, x, args)?]
+            }
             Target::Cpu => vec![self.0.scalars(self.name(), Launch::cpu(self.name(), backward, 2, 1), x)?],
             Target::Wgpu(target) => {
                 let peaks = wgsl!("lib/flat", "lib/pool", "lib/peak", "max_pool_grad_peaks");

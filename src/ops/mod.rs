@@ -29,6 +29,7 @@ mod guidance_rescale;
 mod lanes;
 mod layer_norm;
 mod linear;
+mod lines;
 mod lora;
 mod loss;
 mod matmul;

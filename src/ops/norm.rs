@@ -1,9 +1,10 @@
 //! What the normalisations share: rows in chunks, parameters by channel, and the gradients of those parameters.
 
 use super::expect_typed;
+use super::reduce::sum_few;
 use crate::Result;
-use crate::graph::{Arg, Args, Launch, Shader, WgpuTarget, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, CudaTarget, FLAT_THREADS, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 
 /// Elements of a chunk: 128 KiB, a part of L2, and enough to outweigh what is done once a chunk.
 const CHUNK: usize = 1 << 15;
@@ -157,8 +158,151 @@ pub(crate) fn parameters_grad(
 ) -> Launch {
     let shader = Shader::new("norm_parameters_grad", wgsl!("norm_parameters_grad"));
     let shader = shader.flag("AFFINE", affine).flag("MODULATE", modulate);
+    let args = gradient_args(affine, modulate, sums);
+    Launch::wgsl(shader, target.grid(channels.div_ceil(64)), args).scalars([samples, channels])
+}
+
+/// The sums, gamma, beta, scale, and the gradients of gamma, beta, scale, shift; the sums stand for what is absent.
+fn gradient_args(affine: bool, modulate: bool, sums: Arg) -> impl Iterator<Item = Arg> {
     let [gamma, beta, scale, _] = parameter_args(affine, modulate, sums);
     let outputs = parameter_places(affine, modulate).map(|place| place.map_or(sums, |i| Arg::Output(1 + i)));
-    let args = [sums, gamma, beta, scale].into_iter().chain(outputs);
-    Launch::wgsl(shader, target.grid(channels.div_ceil(64)), args).scalars([samples, channels])
+    [sums, gamma, beta, scale].into_iter().chain(outputs)
+}
+
+/// Numbers of a row that a thread of the PTX kernels holds in registers; `FOR_ROWS` of `kernels/lib/norm.cuh`.
+const FEW_HELD: usize = 16;
+const MANY_HELD: usize = 32;
+
+/// A launch of a PTX kernel over rows, each shared by some threads: as few as hold it, or more where rows are so few that blocks of
+/// them would leave multiprocessors idle. Its first scalar is their number.
+pub(crate) fn by_row(
+    name: &'static str,
+    file: PtxFile,
+    dtype: DType,
+    target: &CudaTarget,
+    [rows, cols]: [usize; 2],
+    args: impl IntoIterator<Item = Arg>,
+) -> Launch {
+    let most = cols.div_ceil(FEW_HELD / 2).next_power_of_two();
+    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
+    let lanes = cols.div_ceil(FEW_HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
+    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { MANY_HELD / 4 };
+    let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
+    let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
+    Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
+}
+
+/// Threads beside each other that read a stretch long enough for memory: 256 bytes.
+const WIDE_ENOUGH: usize = 16;
+
+/// How blocks of the PTX kernels lie over x `[samples, rows, channels]`; `Tile` of `kernels/lib/norm.cuh`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiles {
+    samples: usize,
+    rows: usize,
+    channels: usize,
+    /// Channels of a thread.
+    pub pack: usize,
+    /// Threads beside each other.
+    across: usize,
+    /// Channels of a tile, and tiles beside each other.
+    cols: usize,
+    tiles: usize,
+    /// Stretches of a sample, and rows of a stretch.
+    pub count: usize,
+    pub per: usize,
+}
+
+impl Tiles {
+    /// Tiles of whole groups of `width` channels; `pack` channels a thread where channels are a multiple of that, and at least `least`
+    /// rows where more blocks could share them, of which there are about `wanted`.
+    pub fn new([samples, rows, channels]: [usize; 3], width: usize, pack: usize, least: usize, wanted: usize) -> Self {
+        let fits =
+            channels.is_multiple_of(pack) && (width.is_multiple_of(pack) || common(width, pack) <= FLAT_THREADS * pack);
+        let pack = if fits { pack } else { 1 };
+        // Tiles begin where a group and a pack do.
+        let unit = common(width, pack);
+        let units = channels / unit;
+        let across = |k: &usize| (k * unit / pack).min(FLAT_THREADS);
+        // Long enough stretches first, then threads that have work.
+        let score = |k: &usize| {
+            let across = across(k);
+            let busy = across * (FLAT_THREADS / across).min(rows.max(1));
+            (across.min(WIDE_ENOUGH), busy * FLAT_THREADS * units / (units.div_ceil(*k) * k), FLAT_THREADS - across)
+        };
+        let most = (FLAT_THREADS * pack / unit).clamp(1, units);
+        let k = (1..=most).max_by_key(score).unwrap_or(1);
+        let (across, cols, tiles) = (across(&k), k * unit, units.div_ceil(k));
+        let down = FLAT_THREADS / across;
+        let count = wanted.div_ceil((samples * tiles).max(1)).min(rows.div_ceil(down * least)).max(1);
+        let per = rows.div_ceil(count).next_multiple_of(down).max(1);
+        Tiles { samples, rows, channels, pack, across, cols, tiles, count: rows.div_ceil(per).max(1), per }
+    }
+
+    /// Tiles that have all rows of their sample, for blocks that keep them in `bytes` of shared memory, 16 of them a thread and row; of no
+    /// more than `groups` groups. None where they do not fit or would be fewer than `wanted`.
+    pub fn whole(
+        [samples, rows, channels]: [usize; 3],
+        width: usize,
+        pack: usize,
+        bytes: usize,
+        groups: usize,
+        wanted: usize,
+    ) -> Option<Self> {
+        let unit = common(width, pack);
+        let lines = rows.div_ceil((bytes / (16 * FLAT_THREADS)).max(1));
+        let fits = |k: &usize| {
+            let (across, tiles) = (k * unit / pack, (channels / unit).div_ceil(*k));
+            // Less than 64 bytes beside each other would be read in pieces of sectors.
+            let wide = across * pack == channels || across >= 4;
+            wide && across * lines <= FLAT_THREADS && k * unit <= groups * width && samples * tiles >= wanted
+        };
+        let k = if channels.is_multiple_of(pack) { (1..=channels / unit).rev().find(fits)? } else { return None };
+        let (across, cols, tiles) = (k * unit / pack, k * unit, (channels / unit).div_ceil(k));
+        Some(Tiles { samples, rows, channels, pack, across, cols, tiles, count: 1, per: rows })
+    }
+
+    /// Bytes of shared memory in which a block keeps its tile, see [`Tiles::whole`].
+    pub fn bytes(&self) -> usize {
+        self.per.div_ceil(FLAT_THREADS / self.across) * FLAT_THREADS * 16
+    }
+
+    /// Tiles for sums of columns of f32: any channels beside each other, two blocks a multiprocessor.
+    pub fn of_columns(dims: [usize; 3], target: &CudaTarget) -> Self {
+        Tiles::new(dims, 1, 4, 4, 2 * target.multiprocessors as usize)
+    }
+
+    /// The launch of a kernel with a block for each part.
+    pub fn launch(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
+        let blocks = (self.samples * self.count * self.tiles).max(1);
+        let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args);
+        let Tiles { rows, channels, cols, across, tiles, count, per, .. } = *self;
+        launch.scalars([rows, channels, cols, across, tiles, count, per])
+    }
+}
+
+/// The least common multiple with a power of two.
+fn common(n: usize, power: usize) -> usize {
+    n * (power >> n.trailing_zeros().min(power.trailing_zeros()))
+}
+
+/// The launch of [`parameters_grad`] by the PTX kernel.
+pub(crate) fn parameters_grad_ptx([samples, channels]: [usize; 2], affine: bool, modulate: bool, sums: Arg) -> Launch {
+    let kernel = Ptx::new("norm_parameters_grad", ptx!("norm_parameters_grad"), DType::F32);
+    let launch =
+        Launch::ptx(kernel, [channels.div_ceil(32), 1, 1], FLAT_THREADS, gradient_args(affine, modulate, sums));
+    launch.scalars([samples, channels]).scalars([affine, modulate])
+}
+
+/// Adds a launch over tiles that leaves `values` sums for every channel of each stretch, and what joins those of a sample; where the
+/// sums `[samples, values, channels]` are then.
+pub(crate) fn add_column_sums(launches: &mut Vec<Launch>, tiles: &Tiles, parts: Launch, values: usize) -> Arg {
+    let &Tiles { samples, channels, count, .. } = tiles;
+    launches.push(parts.with_scratch(samples * count * values * channels));
+    let sums = Arg::Left(launches.len() - 1, 0);
+    if count == 1 {
+        return sums;
+    }
+    launches.push(sum_few([samples, count, values * channels], [sums]).with_scratch(samples * values * channels));
+    Arg::Left(launches.len() - 1, 0)
 }

@@ -3,10 +3,11 @@
 use super::{expect_inputs, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_GROUP, Flat, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+    Arg, Args, Cost, FLAT_GROUP, FLAT_THREADS, Flat, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value,
+    WgpuTarget, ptx, wgsl,
 };
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// How parameters follow gradients.
@@ -40,6 +41,9 @@ pub struct Optimizer {
     pub kind: OptimizerKind,
     pub emas: usize,
 }
+
+/// Packs of 16 bytes that a thread of `kernels/optimizer.cu` takes.
+const OPTIMIZER_PACKS: usize = 16;
 
 impl Optimizer {
     /// The most averages that one optimiser keeps.
@@ -105,7 +109,19 @@ impl Op for Optimizer {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let n = io.inputs[0].elements();
+                // The parameters stand for averages that are absent.
+                let average = |i: usize, first: usize| if i < self.emas { first + i } else { 0 };
+                let inputs =
+                    (0..4).chain((0..Self::MAX_EMAS).map(|i| average(i, 4))).chain([4, 5].map(|i| i + self.emas));
+                let outputs = (0..3).chain((0..Self::MAX_EMAS).map(|i| average(i, 3)));
+                let args = inputs.map(Arg::Input).chain(outputs.map(Arg::Output));
+                let kernel = Ptx::new(self.name(), ptx!("optimizer"), DType::F32);
+                let blocks = n.div_ceil(FLAT_THREADS * 4 * OPTIMIZER_PACKS).max(1);
+                let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args);
+                vec![launch.scalars([n, self.kind as usize, self.emas])]
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, 6 + self.emas, 3 + self.emas);
                 vec![launch.scalars([self.emas, self.kind as usize])]

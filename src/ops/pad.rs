@@ -1,8 +1,9 @@
 //! Zeros around a tensor along an axis.
 
+use super::lines::{self, by_unit, divisor};
 use super::{Slice, expect_inputs, expect_real};
 use crate::cpu::threads::stretches;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -49,7 +50,14 @@ impl Op for Pad {
         let inner: usize = x[self.axis + 1..].iter().product();
         let [before, run, after] = [self.before, x[self.axis], self.after].map(|n| n * inner);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let dtype = io.inputs[0].dtype;
+                let unit = lines::unit(dtype, [before, run, after]);
+                let [before, run, after] = [before, run, after].map(|n| n * dtype.size() / unit);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                let launch = by_unit(self.name(), ptx!("pad"), unit, io.outputs[0].bytes(), args);
+                launch.scalars([before, run]).scalars(divisor(before + run + after))
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1).scalars([before, run, after]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "pad"));

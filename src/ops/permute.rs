@@ -1,9 +1,11 @@
 //! Axes in another order.
 
+use super::lines::{self, by_unit, divisor};
 use super::{expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl,
+    Arg, Args, Cost, FLAT_GROUP, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value,
+    WgpuTarget, ptx, wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -73,7 +75,7 @@ impl Op for Permute {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let axes = self.axes(&io.inputs[0].shape);
         match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => Ok(vec![self.lower_ptx(&io.outputs[0], &axes)?]),
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
                 Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])
@@ -83,25 +85,88 @@ impl Op for Permute {
     }
 }
 
+/// y's axes as (size, distance in x, distance in y).
+fn with_distances(axes: &[(usize, usize)]) -> Vec<[usize; 3]> {
+    let mut listed: Vec<[usize; 3]> = Vec::new();
+    for (size, in_x) in axes.iter().rev() {
+        let in_y = listed.last().map_or(1, |[size, _, in_y]| size * in_y);
+        listed.push([*size, *in_x, in_y]);
+    }
+    listed.reverse();
+    listed
+}
+
 impl Permute {
-    /// Axes that the shader has room for.
+    /// Axes that kernels have room for.
     const MAX_AXES: usize = 6;
+    /// Axes that the PTX kernel has room for beside the two that it transposes.
+    const MAX_OTHERS: usize = 4;
     /// Sides from which on squares are transposed in workgroup memory.
     const MIN_SIDE: usize = 16;
 
-    fn lower_wgsl(&self, dtype: DType, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Launch> {
-        let n: usize = axes.iter().map(|a| a.0).product();
-        // (size, distance in x, distance in y)
-        let mut listed: Vec<[usize; 3]> = Vec::new();
-        for (size, in_x) in axes.iter().rev() {
-            let in_y = listed.last().map_or(1, |[size, _, in_y]| size * in_y);
-            listed.push([*size, *in_x, in_y]);
-        }
-        listed.reverse();
-        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/flat", "permute"));
+    /// The axis that is contiguous in x, if it is not y's last and both are long enough to transpose squares of them.
+    fn near(listed: &[[usize; 3]]) -> Option<usize> {
         let last = listed.len() - 1;
         let near = listed.iter().position(|[size, in_x, _]| *in_x == 1 && *size >= Self::MIN_SIDE);
-        let near = near.filter(|near| *near != last && listed[last][0] >= Self::MIN_SIDE && !target.software);
+        near.filter(|near| *near != last && listed[last][0] >= Self::MIN_SIDE)
+    }
+
+    fn lower_ptx(&self, y: &TensorType, axes: &[(usize, usize)]) -> Result<Launch> {
+        let mut listed = with_distances(axes);
+        if let Some(near) = Self::near(&listed).filter(|_| listed.len() <= Self::MAX_OTHERS + 2) {
+            return Ok(self.transpose_ptx(y, listed, near));
+        }
+        // A last axis that stays is a run; any other has runs of one element.
+        let run = match listed.last() {
+            Some([size, 1, _]) => *size,
+            _ => 1,
+        };
+        if run > 1 {
+            listed.pop();
+        }
+        if listed.len() > Self::MAX_AXES {
+            let reason = format!("{} axes in another order; there is room for {}", listed.len(), Self::MAX_AXES);
+            return Err(Error::unsupported("`permute` on the cuda device", reason));
+        }
+        let size = y.dtype.size();
+        let unit = lines::unit(y.dtype, listed.iter().map(|axis| axis[1]).chain([run]));
+        let launch = by_unit(self.name(), ptx!("permute"), unit, y.bytes(), [Arg::Input(0), Arg::Output(0)]);
+        let launch = launch.scalars(divisor(run * size / unit)).scalar(listed.len());
+        listed.reverse();
+        listed.resize(Self::MAX_AXES, [1, 0, 0]);
+        let axis = |[n, in_x, _]: &[usize; 3]| divisor(*n).into_iter().chain([in_x * size / unit]);
+        Ok(launch.scalars(listed.iter().flat_map(axis)))
+    }
+
+    /// The transposition of y's last axis with axis `near`.
+    fn transpose_ptx(&self, y: &TensorType, mut listed: Vec<[usize; 3]>, near: usize) -> Launch {
+        let (last, near) = (listed.remove(listed.len() - 1), listed.remove(near));
+        // Two elements of two bytes move as one word if all words begin at even places.
+        let places = listed.iter().flat_map(|[_, in_x, in_y]| [*in_x, *in_y]);
+        let even = places.chain([last[0], last[1], near[0], near[2]]).all(|n| n.is_multiple_of(2));
+        let (kind, side) = match y.dtype.size() {
+            4 => ("4", 32),
+            _ if even => ("2x2", 64),
+            _ => ("2", 32),
+        };
+        let squares = [last[0].div_ceil(side), near[0].div_ceil(side)];
+        let blocks = squares[0] * squares[1] * listed.iter().map(|axis| axis[0]).product::<usize>();
+        let kernel = Ptx::new(self.name(), ptx!("permute"), y.dtype).entry(format!("permute_turn_{kind}"));
+        let args = [Arg::Input(0), Arg::Output(0)];
+        let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args);
+        let launch = launch.scalars([last[0], last[1], near[0], near[2]]);
+        listed.reverse();
+        listed.resize(Self::MAX_OTHERS, [1, 0, 0]);
+        let axis = |[n, in_x, in_y]: &[usize; 3]| divisor(*n).into_iter().chain([*in_x, *in_y]);
+        launch.scalars(squares.into_iter().flat_map(divisor)).scalars(listed.iter().flat_map(axis))
+    }
+
+    fn lower_wgsl(&self, dtype: DType, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Launch> {
+        let n: usize = axes.iter().map(|a| a.0).product();
+        let mut listed = with_distances(axes);
+        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/flat", "permute"));
+        let last = listed.len() - 1;
+        let near = Self::near(&listed).filter(|_| !target.software);
         let (shader, groups, sides) = match near {
             Some(near) => {
                 let [last, last_in_x, _] = listed.remove(last);

@@ -1,7 +1,8 @@
 //! What the poolings share: windows over NHWC images, and which pixels lie under which window.
 
+use super::lines::{by_pack, divisor};
 use super::{Padding, expect_inputs, expect_real};
-use crate::graph::{Arg, Args, FLAT_GROUP, Launch, Shader, WgpuTarget};
+use crate::graph::{Arg, Args, FLAT_GROUP, Launch, Ptx, Shader, WgpuTarget};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -64,6 +65,21 @@ impl PoolWindow {
         let p = self.over(op, x)?;
         let pairs = [p.size, p.out, p.kernel, p.near].into_iter().flatten();
         Ok(launch.scalars(pairs).scalars([p.channels, p.stride]))
+    }
+
+    /// The launch of a PTX kernel that makes `made` with the window over x: windows, or pixels; `kernels/lib/pool.cuh`.
+    pub(crate) fn ptx(
+        &self,
+        kernel: Ptx,
+        x: &TensorType,
+        made: &TensorType,
+        args: impl IntoIterator<Item = Arg>,
+    ) -> Result<Launch> {
+        let p = self.over(kernel.name, x)?;
+        let of = |pair: [usize; 2]| pair.into_iter().flat_map(divisor);
+        let (size, read) = if made.shape[1..3] == p.size { (p.size, p.out) } else { (p.out, p.size) };
+        let launch = by_pack(kernel, made.dtype, made.elements(), p.channels, args).scalars(of(size));
+        Ok(launch.scalars([read, p.kernel, p.near].into_iter().flatten()).scalars(divisor(p.stride)))
     }
 
     /// The launch of a shader that makes `elements` numbers with the window over x, means divided by `divisor` or else by the

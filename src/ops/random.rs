@@ -1,13 +1,14 @@
 //! Random tensors that depend on seeds and counters alone.
 
 use super::embedding::expect_i32;
+use super::lines::divisor;
 use super::{expect_inputs, expect_shape};
 use crate::cpu::philox;
 use crate::cpu::simd::{cos_sin_turn, ln};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// A distribution.
@@ -85,7 +86,12 @@ impl Op for Random {
         let sizes = [n, self.stream as usize];
         let normal = self.kind == RandomKind::Normal;
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                let kernel = Ptx::new(self.name(), ptx!("random"), DType::F32);
+                let launch = Launch::ptx_flat(kernel, DType::F32, io.outputs[0].elements(), args);
+                launch.scalars(divisor(n)).scalar(self.stream as usize).scalar(normal)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1).scalars(sizes).scalar(normal),
             Target::Wgpu(target) => {
                 let source = wgsl!("lib/flat", "lib/multiply", "lib/philox", "lib/turn", "random");

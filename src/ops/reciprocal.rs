@@ -2,8 +2,8 @@
 
 use super::{Affine, Binary, elementwise, expect_inputs, expect_plain};
 use crate::Result;
-use crate::graph::{Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::tensor::{DType, TensorType};
 
 /// y = 1/x, any shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,10 @@ impl Op for Reciprocal {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("reciprocal"), DType::F32);
+                Launch::ptx_flat(kernel, DType::F32, io.outputs[0].stored(), [Arg::Input(0), Arg::Output(0)])
+            }
             Target::Cpu => Launch::cpu(self.name(), |args: &Args| elementwise(args, |[x]| 1.0 / x), 1, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "reciprocal"));

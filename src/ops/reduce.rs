@@ -1,11 +1,12 @@
 //! Sums over the middle of a tensor.
 
 use super::lanes::add_sums;
+use super::lines::by_team;
 use super::{Broadcast, expect_inputs, expect_plain};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Signature, Target, Value};
+use crate::graph::{Arg, Args, CudaTarget, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Signature, Target, Value, ptx};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// What [`Reduce`] makes of the numbers it runs over.
@@ -76,7 +77,7 @@ impl Op for Reduce {
         let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
         let dims = [self.outer, self.middle, self.inner];
         Ok(match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => sums(dims, scale, target),
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(dims).scalar(scale)],
             Target::Wgpu(target) => {
                 let mut launches = vec![];
@@ -84,6 +85,74 @@ impl Op for Reduce {
                 launches
             }
         })
+    }
+}
+
+/// Rows that a thread of the PTX kernel adds at least, where more blocks could share them.
+const FEW_ROWS: usize = 8;
+/// Numbers of a row that a block adds at least.
+const STRETCH: usize = 1 << 12;
+
+/// Launches of the PTX kernels that sum x `[outer, middle, inner]` over the middle, times `scale`. Where too few blocks would have all
+/// the work, stretches of the middle are summed first.
+fn sums([outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> Vec<Launch> {
+    let columns = Columns::new(middle, inner);
+    let (blocks, least) = match inner {
+        1 => (outer, STRETCH),
+        _ => (outer * columns.tiles, FLAT_THREADS / columns.across * FEW_ROWS),
+    };
+    let wanted = (4 * target.multiprocessors as usize).div_ceil(blocks.max(1));
+    let count = wanted.min(middle.div_ceil(least)).max(1);
+    // Stretches begin where 16 bytes do.
+    let per = middle.div_ceil(count).next_multiple_of(4);
+    let count = middle.div_ceil(per.max(1)).max(1);
+    if count == 1 {
+        return vec![stretches([outer, middle, inner], [1, per], scale, [Arg::Input(0), Arg::Output(0)])];
+    }
+    let parts = stretches([outer, middle, inner], [count, per], 1.0, [Arg::Input(0)]);
+    let all = stretches([outer, count, inner], [1, count], scale, [Arg::Left(0, 0), Arg::Output(0)]);
+    vec![parts.with_scratch(outer * count * inner), all]
+}
+
+/// The launch that sums x `[outer, middle, inner]` over a short middle.
+pub(super) fn sum_few(dims: [usize; 3], args: impl IntoIterator<Item = Arg>) -> Launch {
+    stretches(dims, [1, dims[1]], 1.0, args)
+}
+
+/// The launch that sums `count` stretches of `per` rows each.
+fn stretches(
+    [outer, middle, inner]: [usize; 3],
+    [count, per]: [usize; 2],
+    scale: f32,
+    args: impl IntoIterator<Item = Arg>,
+) -> Launch {
+    if inner == 1 {
+        let launch = by_team("reduce", ptx!("reduce"), [outer * count, per], args);
+        return launch.scalars([outer, middle, count, per]).scalar(scale);
+    }
+    let Columns { pack, across, tiles } = Columns::new(middle, inner);
+    let kernel = Ptx::new("reduce", ptx!("reduce"), DType::F32).entry(format!("reduce_columns_{pack}"));
+    let launch = Launch::ptx(kernel, [(outer * count * tiles).max(1), 1, 1], FLAT_THREADS, args);
+    launch.scalars([middle, inner, count, per, tiles, across]).scalar(scale)
+}
+
+/// How a block lies over columns.
+struct Columns {
+    /// Columns of a thread.
+    pack: usize,
+    /// Threads beside each other; the others go on below.
+    across: usize,
+    /// Blocks beside each other.
+    tiles: usize,
+}
+
+impl Columns {
+    fn new(rows: usize, cols: usize) -> Self {
+        let pack = if cols.is_multiple_of(4) { 4 } else { 1 };
+        // Few rows leave room for more columns.
+        let most = FLAT_THREADS / rows.next_power_of_two().min(8);
+        let across = (cols / pack).next_power_of_two().clamp(1, most);
+        Columns { pack, across, tiles: cols.div_ceil(across * pack) }
     }
 }
 

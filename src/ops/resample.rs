@@ -1,9 +1,12 @@
 //! Separable FIR up- and downsampling of NHWC images.
 
+use super::lines::{by_pack, divisor};
 use super::{Slice, expect_inputs, expect_real};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -132,7 +135,7 @@ impl Op for Resample {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         if let Target::Cuda(_) = target {
-            return target.lacks(self.name());
+            return Ok(vec![self.lower_ptx(io, target)?]);
         }
         if let Target::Wgpu(target) = target {
             return self.lower_wgsl(io, target);
@@ -150,20 +153,44 @@ impl Op for Resample {
 }
 
 impl Resample {
-    /// Taps that the shader has room for, unless all are equal.
+    /// Taps that kernels on devices have room for, unless all are equal.
     const MAX_TAPS: usize = 16;
 
-    fn lower_wgsl(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
+    /// The filter as kernels on devices take it, and whether all taps are as the first.
+    fn weights(&self, target: &Target) -> Result<([f32; Self::MAX_TAPS], bool)> {
         let taps = self.filter.len();
         let equal = self.constant_taps(taps).is_some();
         if taps > Self::MAX_TAPS && !equal {
             let reason = format!("the filter has {taps} taps that differ; there is room for {}", Self::MAX_TAPS);
-            return Err(Error::unsupported("`resample` on the wgpu device", reason));
+            return Err(Error::unsupported(format!("`resample` on the {} device", target.name()), reason));
         }
-        let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
-        let line = y[2] * y[3];
         let mut weights = [0.0; Self::MAX_TAPS];
         weights.iter_mut().zip(&self.filter).for_each(|(w, f)| *w = *f);
+        Ok((weights, equal))
+    }
+
+    fn lower_ptx(&self, io: &Signature, target: &Target) -> Result<Launch> {
+        let (x, y) = (&io.inputs[0], &io.outputs[0]);
+        let args = [Arg::Input(0), Arg::Output(0)];
+        let kernel = Ptx::new(self.name(), ptx!("resample"), x.dtype);
+        if let (Some(tap), true) = (self.constant_taps(self.up), self.down == 1 && self.pad == [self.up - 1, 0]) {
+            let kernel = kernel.entry(format!("resample_repeat_{}", x.dtype));
+            let launch = by_pack(kernel, x.dtype, x.elements(), x.cols(), args);
+            return Ok(launch.scalars(divisor(x.shape[2])).scalar(self.up).scalar(tap * tap));
+        }
+        let (weights, equal) = self.weights(target)?;
+        let launch = by_pack(kernel, x.dtype, y.elements(), y.cols(), args);
+        let launch = launch.scalars([x.shape[1], x.shape[2]]);
+        let launch = launch.scalars([y.shape[1], y.shape[2], self.up].into_iter().flat_map(divisor));
+        let launch = launch.scalars([self.down, self.pad[0], self.filter.len()]);
+        Ok(launch.scalar(equal).scalars(weights))
+    }
+
+    fn lower_wgsl(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
+        let taps = self.filter.len();
+        let (weights, equal) = self.weights(&Target::Wgpu(*target))?;
+        let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
+        let line = y[2] * y[3];
         let dtype = io.inputs[0].dtype;
         let shader = Shader::new(self.name(), wgsl!(dtype; "lib/line", "resample")).flag("EQUAL", equal);
         // Of `samples` samples of so many rows of x and y.

@@ -1,8 +1,9 @@
 //! Nearest-neighbour resizing of NHWC images to any size.
 
+use super::lines::{self, by_pack, by_unit, divisor};
 use super::{expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, stretches, tasks};
-use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -24,7 +25,7 @@ fn sides(op: &str, what: &str, ty: &TensorType) -> Result<[usize; 4]> {
 }
 
 /// A launch of a shader of `lib/line` over an output `[B, H, W, C]`. Its first scalar is the number of lines.
-fn lines(shader: Shader, target: &WgpuTarget, out: &[usize]) -> Launch {
+fn by_line(shader: Shader, target: &WgpuTarget, out: &[usize]) -> Launch {
     let (lines, line) = (out[0] * out[1], out[2] * out[3]);
     Launch::wgsl(shader, target.grid(lines * line.div_ceil(1024)), [Arg::Input(0), Arg::Output(0)]).scalar(lines)
 }
@@ -53,11 +54,19 @@ impl Op for ResizeNearest {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (x, y) = (&io.inputs[0], &io.outputs[0]);
+                let unit = lines::unit(x.dtype, [x.cols()]);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                let launch = by_unit(self.name(), ptx!("resize_nearest"), unit, y.bytes(), args);
+                let launch = launch.scalars([x.shape[1], x.shape[2]]);
+                let sizes = [x.cols() * x.dtype.size() / unit, self.height, self.width];
+                return Ok(vec![launch.scalars(sizes.map(divisor).into_iter().flatten())]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/line", "resize_nearest");
-                lines(Shader::new(self.name(), text), target, &io.outputs[0].shape)
+                by_line(Shader::new(self.name(), text), target, &io.outputs[0].shape)
             }
         };
         let x = &io.inputs[0].shape;
@@ -106,11 +115,20 @@ impl Op for ResizeNearestGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
-            Target::Cpu => Launch::cpu(self.name(), grad_kernel, 1, 1),
-            Target::Wgpu(target) => {
-                lines(Shader::new(self.name(), wgsl!("lib/line", "resize_nearest_grad")), target, &io.outputs[0].shape)
+            Target::Cuda(_) => {
+                let (dy, dx) = (&io.inputs[0].shape, &io.outputs[0]);
+                let kernel = Ptx::new(self.name(), ptx!("resize_nearest_grad"), DType::F32);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                let launch = by_pack(kernel, DType::F32, dx.elements(), dx.cols(), args);
+                let launch = launch.scalars([dy[1], dy[2]]);
+                return Ok(vec![launch.scalars([self.height, self.width].map(divisor).into_iter().flatten())]);
             }
+            Target::Cpu => Launch::cpu(self.name(), grad_kernel, 1, 1),
+            Target::Wgpu(target) => by_line(
+                Shader::new(self.name(), wgsl!("lib/line", "resize_nearest_grad")),
+                target,
+                &io.outputs[0].shape,
+            ),
         };
         let dy = &io.inputs[0].shape;
         Ok(vec![launch.scalars([dy[1], dy[2], dy[3], self.height, self.width])])

@@ -1,12 +1,15 @@
 //! Root-mean-square normalisation over the last dimension.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::Chunks;
+use super::norm::{self, Chunks, Tiles};
+use super::reduce::sum_few;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+};
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -75,7 +78,12 @@ impl Op for RmsNorm {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(target) => {
+                let (dims, args) =
+                    ([x.rows(), x.cols()], [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)]);
+                let launch = norm::by_row(self.name(), ptx!("rms_norm"), x.dtype, target, dims, args);
+                self.scalars(launch, x)
+            }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
             Target::Wgpu(target) => {
                 let text = wgsl!(x.dtype; "lib/lanes", "rms_norm");
@@ -112,8 +120,8 @@ impl Op for RmsNormGrad {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, n) = (&io.inputs[0], self.0.inputs());
-        if let Target::Cuda(_) = target {
-            return target.lacks(self.name());
+        if let Target::Cuda(target) = target {
+            return Ok(self.kernels(target, [x.rows(), x.cols()]));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, [x.rows(), x.cols()]));
@@ -127,6 +135,23 @@ impl Op for RmsNormGrad {
 }
 
 impl RmsNormGrad {
+    fn kernels(&self, target: &CudaTarget, dims: [usize; 2]) -> Vec<Launch> {
+        let (affine, n) = (self.0.affine, self.0.inputs());
+        let [x, rstd, dy] = [0, n, n + 1].map(Arg::Input);
+        let (file, args) = (ptx!("rms_norm_grad"), [x, self.0.gamma(), rstd, dy, Arg::Output(0)]);
+        let launch = norm::by_row(self.name(), file, DType::F32, target, dims, args);
+        let mut launches = vec![launch.scalars(dims).scalar(affine)];
+        if affine {
+            let tiles = Tiles::of_columns([1, dims[0], dims[1]], target);
+            let kernel = Ptx::new("rms_norm_grad_sums", file, DType::F32);
+            let kernel = kernel.entry(format!("rms_norm_grad_sums_{}", tiles.pack));
+            let sums = tiles.launch(kernel, [x, rstd, dy]).with_scratch(tiles.count * dims[1]);
+            let all = sum_few([1, tiles.count, dims[1]], [Arg::Left(1, 0), Arg::Output(1)]);
+            launches.extend([sums, all]);
+        }
+        launches
+    }
+
     fn shaders(&self, target: &WgpuTarget, [rows, channels]: [usize; 2]) -> Vec<Launch> {
         let (affine, n) = (self.0.affine, self.0.inputs());
         let [x, rstd, dy] = [0, n, n + 1].map(Arg::Input);

@@ -3,8 +3,11 @@
 use super::embedding::expect_i32;
 use super::{expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx,
+    wgsl,
+};
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// Tokens of a workgroup of the shaders.
@@ -60,6 +63,19 @@ fn by_token(shader: Shader, target: &WgpuTarget, sizes: [usize; 3], args: impl I
     Launch::wgsl(shader, target.grid(sizes[0].div_ceil(TOKENS)), args).scalars(sizes)
 }
 
+/// The launch of a PTX kernel that takes a group of a warp's lanes a token.
+fn by_group(kernel: Ptx, sizes: [usize; 3], args: impl IntoIterator<Item = Arg>) -> Result<Launch> {
+    let [tokens, experts, _] = sizes;
+    // What a token has chosen is a bit of a lane.
+    if experts > 32 * 32 {
+        let reason = format!("{experts} experts; there is room for {}", 32 * 32);
+        return Err(Error::unsupported(format!("`{}` on the cuda device", kernel.name), reason));
+    }
+    let lanes = experts.next_power_of_two().min(32);
+    let blocks = (tokens * lanes).div_ceil(FLAT_THREADS);
+    Ok(Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalars(sizes).scalar(lanes))
+}
+
 impl Op for Route {
     fn name(&self) -> &'static str {
         "route"
@@ -85,7 +101,11 @@ impl Op for Route {
         let sizes = [io.inputs[0].rows(), io.inputs[0].cols(), self.chosen];
         let lowest = self.routing == Routing::Bottom;
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = [Arg::Input(0), Arg::Output(0), Arg::Output(1)];
+                by_group(Ptx::new(self.name(), ptx!("route"), DType::F32), sizes, args)?
+                    .scalars([lowest, self.normalize])
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 2).scalars(sizes).scalars([lowest, self.normalize]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("route"));
@@ -162,7 +182,11 @@ impl Op for RouteGrad {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let sizes = [io.inputs[0].rows(), io.inputs[0].cols(), io.inputs[2].cols()];
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+                let kernel = Ptx::new(self.name(), ptx!("route_grad"), DType::F32);
+                by_group(kernel, sizes, args)?.scalar(self.normalize)
+            }
             Target::Cpu => Launch::cpu(self.name(), grad_kernel, 3, 1).scalars(sizes).scalar(self.normalize),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("route_grad")).flag("NORMALIZE", self.normalize);

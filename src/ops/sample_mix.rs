@@ -1,10 +1,11 @@
 //! Linear combinations with coefficients by sample.
 
+use super::lines::by_pack;
 use super::{Binary, Reduce, expect_inputs, expect_plain, expect_shape};
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// y = a·x, or a·x + b·z with two terms; inputs: a `[B]`, x `[B, …]` (, b `[B]`, z like x) → y like x. What
@@ -66,7 +67,11 @@ impl Op for SampleMix {
         let x = &io.inputs[1];
         let width = x.elements() / x.shape[0].max(1);
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let args = (0..4).map(|i| Arg::Input(i % (2 * self.terms))).chain([Arg::Output(0)]);
+                let kernel = Ptx::new(self.name(), ptx!("sample_mix"), DType::F32);
+                by_pack(kernel, DType::F32, x.elements(), width, args).scalar(self.terms == 2)
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2 * self.terms, 1).scalars([self.terms, width]),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "sample_mix")).flag("TWO", self.terms == 2);

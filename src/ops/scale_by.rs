@@ -3,9 +3,9 @@
 use super::{Binary, Reduce, expect_inputs, expect_plain, expect_shape};
 use crate::Result;
 use crate::cpu::threads::{Ptr, ranges};
-use crate::graph::{Args, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// y = s₀ · x   x any shape, s `[1]`
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -43,7 +43,15 @@ impl Op for ScaleBy {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("scale_by"), DType::F32);
+                Launch::ptx_flat(
+                    kernel,
+                    DType::F32,
+                    io.outputs[0].stored(),
+                    [Arg::Input(0), Arg::Input(1), Arg::Output(0)],
+                )
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!("lib/flat", "scale_by"));

@@ -1,8 +1,9 @@
 //! A part of a tensor along an axis.
 
+use super::lines::{self, by_unit, divisor};
 use super::{Pad, expect_inputs, expect_real};
 use crate::cpu::threads::stretches;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -49,7 +50,13 @@ impl Op for Slice {
         let inner: usize = x[self.axis + 1..].iter().product();
         let sizes = [x[self.axis] * inner, self.start * inner, self.len * inner];
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let (dtype, bytes) = (io.inputs[0].dtype, io.outputs[0].bytes());
+                let unit = lines::unit(dtype, sizes);
+                let [from, start, run] = sizes.map(|n| n * dtype.size() / unit);
+                let launch = by_unit(self.name(), ptx!("slice"), unit, bytes, [Arg::Input(0), Arg::Output(0)]);
+                return Ok(vec![launch.scalars([from, start]).scalars(divisor(run))]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
                 let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "slice"));

@@ -1,9 +1,12 @@
 //! Sinusoidal embeddings of times and noise levels.
 
+use super::lines::divisor;
 use super::{expect_inputs, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
-use crate::tensor::TensorType;
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+};
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
 /// FLOPs counted for a sine or cosine.
@@ -37,9 +40,21 @@ impl TimestepEmbedding {
         -(self.max_period as f64).ln() / ((self.dim / 2) as f64 - self.freq_shift as f64)
     }
 
-    /// How `wave` of `shaders/lib/wave.wgsl` gets its frequencies: their quotient, and the turns a unit of t at the first.
+    /// What kernels on devices make frequencies of: their quotient, and the turns a unit of t at the first.
+    fn frequencies(&self) -> [f64; 2] {
+        [self.exponent().exp(), self.scale as f64 / std::f64::consts::TAU]
+    }
+
+    /// The turns at the first frequency and the quotient as `kernels/lib/wave.cuh` takes numbers of f64: their lower and upper halves.
+    pub(crate) fn f64_scalars(&self) -> [usize; 4] {
+        let [quotient, first] = self.frequencies().map(|v| v.to_bits() as usize);
+        let low = |bits: usize| bits & u32::MAX as usize;
+        [low(first), first >> 32, low(quotient), quotient >> 32]
+    }
+
+    /// How `wave` of `shaders/lib/wave.wgsl` gets its frequencies.
     pub(crate) fn wide_scalars(&self) -> [[usize; 4]; 2] {
-        [self.exponent().exp(), self.scale as f64 / std::f64::consts::TAU].map(wide)
+        self.frequencies().map(wide)
     }
 
     /// Appends its fields to a launch; read back by [`TimestepEmbedding::of`].
@@ -67,6 +82,13 @@ impl TimestepEmbedding {
         let frequencies: Vec<f64> = (0..half).map(|j| frequency(j) * self.scale as f64).collect();
         waves(t, &frequencies, self.dim, self.flip_sin_to_cos, |t| t, out);
     }
+}
+
+/// The launch of a PTX kernel that takes a thread for each of `times` rows and `width` columns.
+fn by_wave(kernel: Ptx, times: usize, width: usize, args: impl IntoIterator<Item = Arg>) -> Launch {
+    let (threads, divisor) = (times * width, divisor(width));
+    let blocks = threads.div_ceil(FLAT_THREADS).max(1);
+    Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(threads).scalars(divisor)
 }
 
 /// A normal number or zero as the `Wide` of `shaders/lib/wide.wgsl`.
@@ -133,7 +155,13 @@ impl Op for TimestepEmbedding {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("timestep_embedding"), DType::F32);
+                // A thread has a sine and its cosine, or the zero of an odd dim.
+                let width = self.dim.div_ceil(2);
+                let launch = by_wave(kernel, io.outputs[0].rows(), width, [Arg::Input(0), Arg::Output(0)]);
+                launch.scalars([self.dim, self.flip_sin_to_cos as usize]).scalars(self.f64_scalars())
+            }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), kernel, 1, 1)),
             Target::Wgpu(target) => {
                 let source =
@@ -185,7 +213,12 @@ impl Op for FourierEmbedding {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) => {
+                let kernel = Ptx::new(self.name(), ptx!("fourier_embedding"), DType::F32);
+                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+                let launch = by_wave(kernel, io.inputs[0].elements(), io.inputs[1].elements(), args);
+                launch.scalars([self.log, self.flip_sin_to_cos])
+            }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), fourier_kernel, 2, 1);
                 launch.scalar(self.log).scalar(self.flip_sin_to_cos)

@@ -4,8 +4,8 @@ use super::linear::expect_weight;
 use super::timestep_embedding::expect_times;
 use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
 use crate::cpu::gemm::{self, Matrix, gemm};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Signature, Target, Value};
-use crate::tensor::{DType, TensorType};
+use crate::graph::{Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Signature, Target, Value, ptx};
+use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// y = act(embedding(t)·W₁ + b₁)·W₂ + b₂ (+ label)   t `[B]`, W₁ `[dim, E]` in panels, b₁ `[E]`, W₂ `[E, E₂]` in panels,
@@ -71,8 +71,8 @@ impl Op for TimestepMlp {
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        if let Target::Cuda(_) = target {
-            return target.lacks(self.name());
+        if let Target::Cuda(target) = target {
+            return self.lower_ptx(io, target);
         }
         if let Target::Wgpu(_) = target {
             return self.launches(io, target);
@@ -86,6 +86,52 @@ impl Op for TimestepMlp {
 }
 
 impl TimestepMlp {
+    /// Threads of a block of the PTX kernels, and the samples that it takes.
+    const THREADS: usize = 512;
+    const SAMPLES: usize = 4;
+    /// Elements of the first weight up to which every block may read it.
+    const SMALL: usize = 1 << 16;
+
+    /// One launch if the first weight is small, and a block of outputs for each multiprocessor at most; else one for each layer.
+    fn lower_ptx(&self, io: &Signature, target: &CudaTarget) -> Result<Vec<Launch>> {
+        let (samples, n) = (io.outputs[0].rows(), io.outputs[0].cols());
+        let (dim, hidden) = (self.embedding.dim, io.inputs[1].cols());
+        let tiles = samples.div_ceil(Self::SAMPLES);
+        let grid = |cols: usize| [cols.div_ceil(PANEL), tiles, 1];
+        let kernel = |entry: &str, shared: usize| {
+            Ptx::new(self.name(), ptx!("timestep_mlp"), DType::F32).entry(entry).shared(shared)
+        };
+        let launch = |kernel: Ptx, cols: usize, args: &[Arg]| {
+            Launch::ptx(kernel, grid(cols), Self::THREADS, args.iter().copied())
+        };
+        let scalars = |launch: Launch| {
+            let launch = launch.scalars([samples, dim, hidden, self.act as usize]);
+            launch.scalar(self.embedding.flip_sin_to_cos).scalars(self.embedding.f64_scalars())
+        };
+        // What four samples have at one place.
+        let place = 4 * Self::SAMPLES;
+        // Sums of the warps of a block lie there as well.
+        let limit = (target.shared_bytes as usize).saturating_sub(place * PANEL * Self::THREADS / 32);
+        if place * dim > limit {
+            let reason = format!("an embedding of {dim}; there is room for {}", limit / place);
+            return Err(Error::unsupported(format!("`{}` on the cuda device", self.name()), reason));
+        }
+        let label = Arg::Input(if self.label { 5 } else { 0 });
+        let blocks = n.div_ceil(PANEL) * tiles;
+        let one = dim * hidden <= Self::SMALL && blocks <= target.multiprocessors as usize;
+        if one && place * (dim + hidden) <= limit {
+            let args = [0, 1, 2, 3, 4].map(Arg::Input);
+            let args = [&args[..], &[label, Arg::Output(0)]].concat();
+            let all = launch(kernel("timestep_mlp_f32", place * (dim + hidden)), n, &args);
+            return Ok(vec![scalars(all).scalar(n).scalar(self.label)]);
+        }
+        let first = launch(kernel("timestep_mlp_hidden_f32", place * dim), hidden, &[0, 1, 2].map(Arg::Input));
+        let args = [Arg::Left(0, 0), Arg::Input(3), Arg::Input(4), label, Arg::Output(0)];
+        let second = launch(kernel("timestep_mlp_out_f32", 0), n, &args);
+        let first = scalars(first.with_scratch(tiles * hidden * Self::SAMPLES));
+        Ok(vec![first, second.scalars([samples, hidden, n]).scalar(self.label)])
+    }
+
     /// Its three ops one after the other, a launch each, what is between them in scratch.
     fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (samples, mut launches) = (io.outputs[0].rows(), Vec::new());

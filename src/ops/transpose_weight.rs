@@ -3,9 +3,14 @@
 use super::expect_inputs;
 use super::linear::expect_weight;
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
+
+/// Squares of panels that a block of the PTX kernel turns.
+const SQUARES: usize = 4;
 
 /// W `[taps, C, N]` → W' `[taps, N, C]` with W'[t, n, c] = W[taps−1−t, c, n], both in panels. For a linear layer, taps = 1, it
 /// is the transpose; for a convolution the kernel is turned by 180° besides.
@@ -42,9 +47,15 @@ impl Op for TransposeWeight {
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [taps, c, n] = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
         let launch = match target {
-            Target::Cuda(_) => return target.lacks(self.name()),
+            Target::Cuda(_) | Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
+            Target::Cuda(_) => {
+                let squares = taps * c.div_ceil(PANEL) * n.div_ceil(PANEL);
+                let kernel = Ptx::new(self.name(), ptx!("transpose_weight"), DType::F32);
+                let args = [Arg::Input(0), Arg::Output(0)];
+                let launch = Launch::ptx(kernel, [squares.div_ceil(SQUARES), 1, 1], FLAT_THREADS, args);
+                return Ok(vec![launch.scalars([taps, c, n, squares])]);
+            }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
-            Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Wgpu(target) => {
                 let squares = taps * c.div_ceil(PANEL) * n.div_ceil(PANEL);
                 let shader = Shader::new(self.name(), wgsl!("transpose_weight"));

@@ -3,8 +3,9 @@
 use super::check::{Conflict, Failure, Fault, FaultKind, Mark, Shadow, Trap};
 use super::count::{Class, Counters};
 use super::instr::Flow;
-use super::instr::barrier::{Barrier, Mbarrier};
+use super::instr::barrier::{Barrier, CLUSTER_BARRIER, Mbarrier};
 use super::instr::copy::Copies;
+use super::instr::wgmma::Products;
 use super::memory::{CALL_PARAMETERS, LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve};
 use super::module::{Entry, Operand, Space, Special, Type};
 use super::parse::MAX_SHARED;
@@ -107,7 +108,9 @@ impl Entry {
     fn check(&self, launch: &Launch) -> Result<Vec<u8>, String> {
         let name = &self.name;
         let threads: u64 = launch.block.iter().map(|n| u64::from(*n)).product();
-        if launch.grid.contains(&0) || threads == 0 || threads > MAX_THREADS {
+        let [x, y, z] = launch.grid;
+        let grid = (1..1 << 31).contains(&x) && (1..1 << 16).contains(&y) && (1..1 << 16).contains(&z);
+        if !grid || threads == 0 || threads > MAX_THREADS {
             return Err(format!("a grid of {:?} blocks of {:?} threads is not possible", launch.grid, launch.block));
         }
         if let Some(required) = self.required_threads.filter(|r| *r != launch.block) {
@@ -190,7 +193,12 @@ pub(super) struct Warp {
     pub time: u32,
     /// The barrier that it waits at and the count of that barrier's completions when it came.
     pub waiting: Option<(usize, u64)>,
+    /// By lane; empty until there are any.
     pub copies: Vec<Copies>,
+    /// Products of matrices under way.
+    pub products: Products,
+    /// The count of completions of the cluster's barrier when it arrived there last.
+    pub arrived: Option<u64>,
 }
 
 /// The block that runs.
@@ -249,7 +257,7 @@ impl Machine<'_> {
             shadow,
             clocks: (0..count).map(clock).collect(),
             bulk_clock: start + 1,
-            barriers: (0..16).map(|_| Barrier::new(count + 1)).collect(),
+            barriers: (0..=CLUSTER_BARRIER).map(|_| Barrier::new(count + 1)).collect(),
             mbarriers: BTreeMap::new(),
             live: u32::MAX >> (32 - count),
         };
@@ -294,7 +302,9 @@ impl Machine<'_> {
                     local: vec![Local::new(self.entry.local_bytes); if self.entry.local_bytes > 0 { 32 } else { 0 }],
                     time: 0,
                     waiting: None,
-                    copies: (0..32).map(|_| Copies::default()).collect(),
+                    copies: Vec::new(),
+                    products: Products::default(),
+                    arrived: None,
                 }
             })
             .collect()
@@ -673,6 +683,10 @@ impl Context<'_> {
                 FaultKind::Unwritten { space: Space::Shared, address, bytes, place: self.shared_name(address) }
             }
             Conflict::InFlight(mark) => FaultKind::InFlight { address, line: line(&mark) },
+            // It has come, and whoever touches it has not waited for it.
+            Conflict::Race { mark, .. } if usize::from(mark.warp) == self.block.bulk_index() => {
+                FaultKind::InFlight { address, line: line(&mark) }
+            }
             Conflict::Race { here, there, mark } => {
                 let linear = u32::from(mark.warp) * 32 + u32::from(mark.lane) % 32;
                 let [x, y, _] = self.launch.block;

@@ -148,6 +148,8 @@ pub struct Memory {
     /// By rising address.
     allocations: Vec<Allocation>,
     bounds: Vec<Bound>,
+    /// The one that the last access was in, where the next one probably is.
+    last: usize,
 }
 
 impl Memory {
@@ -272,7 +274,7 @@ impl Memory {
                 bounds.push(Bound { window, allocation });
             }
         }
-        self.bounds = bounds;
+        (self.bounds, self.last) = (bounds, 0);
         Ok(())
     }
 
@@ -291,10 +293,24 @@ impl Memory {
 
     /// The allocation of an access that stays inside a bound, and where it begins there.
     #[inline]
-    fn find(&self, access: &'static str, address: u64, bytes: u64, writes: bool) -> Result<(usize, usize), FaultKind> {
+    fn find(
+        &mut self,
+        access: &'static str,
+        address: u64,
+        bytes: u64,
+        writes: bool,
+    ) -> Result<(usize, usize), FaultKind> {
         let may = |b: &&Bound| b.contains(address, bytes) && (b.window.writable || !writes);
-        match self.bounds.iter().find(may) {
-            Some(bound) => Ok((bound.allocation, (address - self.allocations[bound.allocation].base) as usize)),
+        let found = match self.bounds.get(self.last).filter(may) {
+            Some(_) => Some(self.last),
+            None => self.bounds.iter().position(|b| may(&b)),
+        };
+        match found {
+            Some(found) => {
+                self.last = found;
+                let bound = &self.bounds[found];
+                Ok((bound.allocation, (address - self.allocations[bound.allocation].base) as usize))
+            }
             None => Err(self.outside(access, address, bytes)),
         }
     }

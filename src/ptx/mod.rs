@@ -16,9 +16,11 @@ pub mod machine;
 pub mod memory;
 pub mod module;
 mod parse;
+pub mod tensor;
 
 pub use check::{Failure, Fault, FaultKind};
 pub use count::Counters;
 pub use machine::Launch;
 pub use memory::{Memory, Window};
 pub use module::{Entry, Module, ParseError};
+pub use tensor::TensorMap;

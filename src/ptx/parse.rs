@@ -458,7 +458,7 @@ impl<'a> Parser<'a> {
             return Err(at_line(format!("there is no function `{name}` with a body; calls are known by name alone")));
         };
         let function = &self.functions[index];
-        if self.body.calls.iter().any(|c| *c == index) || self.body.calls.len() >= MAX_DEPTH {
+        if self.body.calls.contains(&index) || self.body.calls.len() >= MAX_DEPTH {
             return Err(at_line(format!("`{name}` calls itself, or calls are too deep")));
         }
         if self.body.code.len() > MAX_EXPANSION * self.tokens.len() {

@@ -79,6 +79,8 @@ pub(super) trait Engine: Debug + Send {
 pub(super) fn engine(device: &Device, schedule: &Schedule) -> Result<Box<dyn Engine>> {
     Ok(match device {
         Device::Cpu => Box::new(Cpu { arena: Arena::new(schedule.arena_bytes())? }),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => Box::new(super::cuda::Cuda::new(gpu, schedule)?),
         Device::Ptx(_) => Box::new(super::ptx::Ptx::new(schedule)?),
         #[cfg(feature = "wgpu")]
         Device::Wgpu(gpu) => Box::new(super::gpu::Wgpu::new(gpu, schedule)?),

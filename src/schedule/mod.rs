@@ -1,5 +1,7 @@
 //! Schedules: explicit lists of steps over programs that share one arena. Every method is a function to a [`Schedule`].
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 #[cfg(feature = "wgpu")]
 mod gpu;

@@ -150,6 +150,8 @@ pub struct Command {
     pub flat: Option<Flat>,
     /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
+    /// Arguments that the launch only reads.
+    pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,
     /// Arguments that go on behind what the launch sees of them, see [`Launch::part`].
@@ -158,6 +160,19 @@ pub struct Command {
     pub scope: Arc<str>,
     /// Cost of the op; zero for all but the first launch of one op.
     pub cost: Cost,
+}
+
+impl Command {
+    /// Scratch arguments that the launch writes and does not read, with their numbers.
+    pub(super) fn fresh(&self) -> impl Iterator<Item = (usize, &Slice)> {
+        let overlaps =
+            |a: &Slice, b: &Slice| a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
+        self.writes.iter().filter_map(move |w| {
+            let slice = &self.args[*w];
+            let read = self.args.iter().enumerate().any(|(i, a)| !self.writes.contains(&i) && overlaps(a, slice));
+            (slice.space == Space::Scratch && !read).then_some((*w, slice))
+        })
+    }
 }
 
 /// How a graph is turned into a program.
@@ -527,6 +542,8 @@ impl<'a> Compiler<'a> {
             for (l, launch) in self.launches[i].iter().enumerate() {
                 let mut args = Vec::with_capacity(launch.args.len());
                 let (mut writes, mut outputs, mut partial) = (Vec::new(), Vec::new(), Vec::new());
+                let is_input = |a: &usize| matches!(launch.args[*a], Arg::Input(_));
+                let reads = (0..launch.args.len()).filter(is_input).collect();
                 let mut back = Vec::new();
                 let (before, after) = (&self.launches[i][..l], &self.launches[i][l + 1..]);
                 let scratch = |of: usize, k: usize| {
@@ -570,7 +587,16 @@ impl<'a> Compiler<'a> {
                 }
                 let cost = if l == 0 { node.op.cost(&self.graph.signature(node)) } else { Cost::default() };
                 let (op, scope) = (node.op.name(), node.scope.clone());
-                commands.push(Command { writes, outputs, partial, op, scope, cost, ..command(launch.clone(), args) });
+                commands.push(Command {
+                    writes,
+                    reads,
+                    outputs,
+                    partial,
+                    op,
+                    scope,
+                    cost,
+                    ..command(launch.clone(), args)
+                });
                 commands.append(&mut back);
             }
         }
@@ -616,6 +642,7 @@ fn command(launch: Launch, args: Vec<Slice>) -> Command {
         scalars,
         flat: launch.flat,
         writes: vec![],
+        reads: vec![],
         outputs: vec![],
         partial: vec![],
         op: "",
@@ -637,5 +664,5 @@ fn copy(target: Target, from: Slice, to: Slice) -> Command {
         }
     };
     let cost = Cost { flops: 0, bytes: 2 * from.bytes as u64 };
-    Command { writes: vec![1], outputs: vec![], op: "copy", cost, ..command(launch, vec![from, to]) }
+    Command { writes: vec![1], reads: vec![0], outputs: vec![], op: "copy", cost, ..command(launch, vec![from, to]) }
 }

@@ -3,20 +3,24 @@
 use super::engine::{Engine, foreign, place};
 use super::{Command, Schedule};
 use crate::Result;
-use crate::device::{Arena, ptx};
-use crate::graph::{Kernel, Region};
+use crate::device::ptx;
+use crate::graph::Kernel;
+use crate::ptx::memory::Window;
 use crate::ptx::{Counters, Launch, Memory};
 use std::ops::Range;
 use std::time::Instant;
 
 #[derive(Debug)]
 pub(super) struct Ptx {
-    arena: Arena,
+    memory: Memory,
+    /// The arena's address.
+    arena: u64,
+    bytes: usize,
     machine: ptx::Machine,
 }
 
 impl Ptx {
-    /// Parses all modules that the schedule needs.
+    /// Parses all modules that the schedule needs. Buffers count as written: they are zero.
     pub(super) fn new(schedule: &Schedule) -> Result<Ptx> {
         let mut machine = ptx::Machine::default();
         for command in schedule.programs.iter().flat_map(|p| &p.commands) {
@@ -25,74 +29,63 @@ impl Ptx {
                 other => return Err(foreign("ptx", other)),
             };
         }
-        Ok(Ptx { arena: Arena::new(schedule.arena_bytes())?, machine })
+        let (mut memory, bytes) = (Memory::new(), schedule.arena_bytes());
+        let arena = memory.allocate("the arena", bytes)?;
+        memory.slice_mut(arena, schedule.buffers.bytes())?.fill(0);
+        Ok(Ptx { memory, arena, bytes, machine })
     }
 
+    /// The address of a place in the arena.
+    fn at(&self, offset: usize) -> u64 {
+        self.arena + offset as u64
+    }
+
+    /// Runs a launch, which may touch its arguments and nothing else. What it is to write into scratch memory is unwritten before it, whatever
+    /// lay there.
     fn command(&mut self, schedule: &Schedule, command: &Command) -> Result<Counters> {
         let Kernel::Ptx(kernel) = &command.kernel else { return Err(foreign("ptx", &command.kernel)) };
-        // Arguments that share bytes, as those of a launch in place do, lie in one allocation; each of the others has its own, so
-        // that the machine sees an access behind its end.
-        let mut spans: Vec<(usize, usize)> =
-            command.args.iter().map(|a| (place(schedule, a), place(schedule, a) + a.bytes)).collect();
-        let starts: Vec<usize> = spans.iter().map(|s| s.0).collect();
-        spans.sort_unstable();
-        spans.dedup_by(|b, a| {
-            let shared = b.0 < a.1;
-            if shared {
-                a.1 = a.1.max(b.1);
-            }
-            shared
-        });
-        let mut memory = Memory::new();
-        let mut bases = Vec::with_capacity(spans.len());
-        for &(start, end) in &spans {
-            bases.push(memory.allocate_with("an argument", self.arena.slice_mut(start, end - start)?)?);
+        for (_, slice) in command.fresh() {
+            self.memory.forget(self.at(place(schedule, slice)), slice.bytes)?;
         }
-        let address = |start: &usize| {
-            let span = spans.partition_point(|s| s.0 <= *start).saturating_sub(1);
-            bases[span] + (start - spans[span].0) as u64
-        };
-        let addresses: Vec<u64> = starts.iter().map(address).collect();
+        let addresses: Vec<u64> = command.args.iter().map(|slice| self.at(place(schedule, slice))).collect();
         let mut launch = Launch::new(command.grid, command.block);
+        for (i, (slice, address)) in command.args.iter().zip(&addresses).enumerate() {
+            let name = format!("argument {i}");
+            let writable = !command.reads.contains(&i);
+            launch.windows.push(Window { name, address: *address, bytes: slice.bytes as u64, writable });
+        }
         launch.shared_bytes = kernel.shared_bytes;
         launch.arguments = ptx::parameters(&addresses, &command.scalars)?;
-        let counters = self.machine.run(kernel, &launch, &mut memory)?;
-        for (&(start, end), base) in spans.iter().zip(&bases) {
-            if let Some((bytes, _)) = memory.bytes(*base) {
-                self.arena.slice_mut(start, end - start)?.copy_from_slice(bytes);
-            }
-        }
-        Ok(counters)
+        self.machine.run(kernel, &launch, &mut self.memory)
     }
 }
 
 impl Engine for Ptx {
     fn bytes(&self) -> usize {
-        self.arena.bytes()
+        self.bytes
     }
 
     fn look(&mut self, offset: usize, bytes: usize, see: &mut dyn FnMut(&[u8])) -> Result<()> {
-        see(self.arena.slice_mut(offset, bytes)?);
+        see(self.memory.slice(self.at(offset), bytes)?);
         Ok(())
     }
 
     fn fill(&mut self, offset: usize, bytes: usize, make: &mut dyn FnMut(&mut [u8])) -> Result<()> {
-        make(self.arena.slice_mut(offset, bytes)?);
+        make(self.memory.slice_mut(self.at(offset), bytes)?);
         Ok(())
     }
 
-    fn memory(&mut self, offset: usize, bytes: usize) -> Result<Region> {
-        self.arena.region(offset, bytes)
-    }
-
     fn copy(&mut self, from: usize, to: usize, bytes: usize) -> Result<()> {
-        self.arena.copy(from, to, bytes)
+        let copied = self.memory.slice(self.at(from), bytes)?.to_vec();
+        self.memory.slice_mut(self.at(to), bytes)?.copy_from_slice(&copied);
+        Ok(())
     }
 
     fn load_row(&mut self, schedule: &Schedule, row: usize) -> Result<()> {
         let Some(id) = schedule.row else { return Ok(()) };
         let offset = schedule.buffers.get(id).offset;
-        self.arena.slice_mut(offset, schedule.rows.columns)?.copy_from_slice(schedule.rows.row(row));
+        let row: &[u8] = bytemuck::cast_slice(schedule.rows.row(row));
+        self.memory.slice_mut(self.at(offset), row.len())?.copy_from_slice(row);
         Ok(())
     }
 

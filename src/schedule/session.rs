@@ -1,7 +1,7 @@
 //! The executor: one arena, and a schedule run over it.
 
 use super::engine::{Engine, engine, place};
-use super::{BufferId, Command, Mark, Program, Schedule, Slice, Space, Step};
+use super::{BufferId, Mark, Program, Schedule, Slice, Space, Step};
 use crate::device::{ALIGN, Device, HostWork};
 use crate::graph::Region;
 use crate::ptx::Counters;
@@ -277,7 +277,7 @@ impl Session {
     fn poison_command(&mut self, program: usize, number: usize) -> Result<()> {
         let (schedule, engine) = (&self.schedule, &mut self.engine);
         let (command, guard) = (&schedule.programs[program].commands[number], schedule.programs[program].guard);
-        for (argument, slice) in fresh(command) {
+        for (argument, slice) in command.fresh() {
             let (offset, end) = (place(schedule, slice), guard_zone(schedule, slice));
             // 0xFF in every byte is NaN as f32, f16 and bf16, and -1 as i32.
             engine.fill(offset, slice.bytes, &mut |bytes| bytes.fill(0xFF))?;
@@ -344,17 +344,6 @@ fn not_finite(dtype: DType, bytes: &[u8]) -> Option<f32> {
         DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).find(|v| !v.is_finite()),
         _ => bytemuck::cast_slice::<u8, f32>(bytes).iter().copied().find(|v| !v.is_finite()),
     }
-}
-
-/// Scratch arguments that the launch writes and does not read, with their numbers.
-fn fresh(command: &Command) -> impl Iterator<Item = (usize, &Slice)> {
-    let overlaps =
-        |a: &Slice, b: &Slice| a.space == b.space && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
-    command.writes.iter().filter_map(move |w| {
-        let slice = &command.args[*w];
-        let read = command.args.iter().enumerate().any(|(i, a)| !command.writes.contains(&i) && overlaps(a, slice));
-        (slice.space == Space::Scratch && !read).then_some((*w, slice))
-    })
 }
 
 /// Where the zone behind a scratch value begins.

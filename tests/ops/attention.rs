@@ -134,6 +134,37 @@ fn large_attention_gradients() {
     }
 }
 
+/// A head for every instance of the kernels for CUDA, few queries for which keys are cut into parts, heads of v alone too wide for one block.
+#[test]
+fn heads_of_every_size() {
+    for s in [
+        [1, 130, 70, 1, 30, 32],
+        [1, 33, 65, 2, 48, 48],
+        [1, 1, 700, 2, 72, 72],
+        [2, 40, 33, 1, 80, 80],
+        [1, 129, 50, 1, 96, 88],
+        [1, 20, 260, 1, 128, 128],
+        [1, 66, 40, 1, 256, 256],
+        [1, 3, 300, 1, 8, 300],
+    ] {
+        let case = Case::new(format!("attention {s:?}"), op(s), inputs(s, 2.0), |i| reference(s, i));
+        case.forward_only().check();
+        let (op, inputs) = (AttentionGrad(op(s)), grad_inputs(s, 2.0));
+        let mut case = Case::new(format!("gradient {s:?}"), op, inputs, |i| grad_reference(s, i)).forward_only();
+        case.bound = 2e-5;
+        case.check();
+    }
+}
+
+/// softmax(−|scale| · q kᵀ) is that of −q.
+#[test]
+fn negative_scales() {
+    let s = [1, 20, 40, 2, 16, 16];
+    let turned = |i: &[Tensor]| reference(s, &[i[0].map(|v| -v), i[1].clone(), i[2].clone()]);
+    let op = Attention { scale: -op(s).scale, ..op(s) };
+    Case::new("a negative scale", op, inputs(s, 4.0), turned).check();
+}
+
 #[test]
 fn extreme_scores_stay_finite() {
     let s = [1, 20, 300, 1, 4, 4];

@@ -44,7 +44,17 @@ fn sum_middle(x: &Tensor, [o, m, n]: [usize; 3], scale: f64) -> Tensor {
 
 #[test]
 fn reduce_and_broadcast() {
-    for d in [[1, 1, 1], [2, 5, 3], [3, 130, 17], [1, 700, 1], [4, 3, 1], [2, 100, 200]] {
+    for d in [
+        [1, 1, 1],
+        [2, 5, 3],
+        [3, 130, 17],
+        [1, 700, 1],
+        [4, 3, 1],
+        [2, 100, 200],
+        [3, 2, 300],
+        [2, 9001, 1],
+        [1, 3000, 8],
+    ] {
         let [o, m, n] = d;
         let big = o * m * n > 2000;
         let sum = Case::new(format!("sum {d:?}"), Reduce::sum_middle(o, m, n), vec![f32s(&d, 5)], |i| {

@@ -70,7 +70,8 @@ fn gather() {
 
 #[test]
 fn argmax() {
-    for (shape, n) in [(vec![5, 7], 7), (vec![9], 9), (vec![2, 3, 1], 1), (vec![40, 1000], 1000)] {
+    for (shape, n) in [(vec![5, 7], 7), (vec![9], 9), (vec![2, 3, 1], 1), (vec![40, 1000], 1000), (vec![2, 9001], 9001)]
+    {
         // Steps of a quarter: there are ties, and the first one counts.
         let x = f32s(&shape, 1).map(|v| (v * 4.0).round() / 4.0 - 3.0);
         Case::new(format!("argmax {shape:?}"), Argmax, vec![x], |i| {

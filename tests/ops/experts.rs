@@ -32,7 +32,7 @@ fn route_reference(op: Route, logits: &Tensor) -> Vec<Tensor> {
 
 #[test]
 fn route() {
-    for (tokens, count, chosen) in [(1, 1, 1), (5, 8, 2), (3, 3, 3), (67, 13, 4)] {
+    for (tokens, count, chosen) in [(1, 1, 1), (5, 8, 2), (3, 3, 3), (67, 13, 4), (3, 71, 5)] {
         for (routing, normalize) in [(Routing::Top, false), (Routing::Bottom, false), (Routing::Bottom, true)] {
             let op = Route { chosen, routing, normalize };
             // Far enough from each other that a finite difference changes no choice.
@@ -87,7 +87,7 @@ fn ints(data: &[i32], shape: &[usize]) -> Tensor {
 
 #[test]
 fn group_by_expert() {
-    for (tokens, chosen, count) in [(1, 1, 1), (5, 2, 8), (300, 3, 7), (1000, 1, 2)] {
+    for (tokens, chosen, count) in [(1, 1, 1), (5, 2, 8), (300, 3, 7), (1000, 1, 2), (5000, 2, 9)] {
         for experts in choices(tokens * chosen, count) {
             let [order, places, offsets] = group(&experts, count);
             let input = i32s(&[tokens, chosen], &experts);

@@ -73,9 +73,14 @@ fn group_norm_with_relu() {
 #[test]
 fn large_group_norms() {
     // Several chunks a sample, with samples and with chunks as tasks.
-    for (shape, groups) in
-        [(vec![1, 33, 31, 96], 32), (vec![4, 20, 20, 100], 4), (vec![1, 700, 3], 1), (vec![2, 5, 5000], 8)]
-    {
+    for (shape, groups) in [
+        (vec![1, 33, 31, 96], 32),
+        (vec![4, 20, 20, 100], 4),
+        (vec![1, 700, 3], 1),
+        (vec![2, 5, 5000], 8),
+        (vec![2, 5, 4608], 2),
+        (vec![16, 15, 15, 24], 6),
+    ] {
         for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
             let op = op(groups, Activation::Silu, true);
             let inputs = inputs(&shape, true, mean, std);
@@ -144,8 +149,13 @@ fn grad_reference(op: GroupNorm, i: &[Tensor]) -> Vec<Tensor> {
 
 #[test]
 fn large_group_norm_gradients() {
-    let cases = [(vec![1, 33, 31, 96], 32, false), (vec![4, 20, 20, 100], 4, true)];
-    for ((shape, groups, modulate), act) in cases.into_iter().zip([Activation::Silu, Activation::Relu]) {
+    let cases = [
+        (vec![1, 33, 31, 96], 32, false, Activation::Silu),
+        (vec![4, 20, 20, 100], 4, true, Activation::Relu),
+        (vec![2, 3, 2304], 1, true, Activation::Identity),
+        (vec![1, 7, 625], 1, false, Activation::Silu),
+    ];
+    for (shape, groups, modulate, act) in cases {
         let op = op(groups, act, modulate);
         let mut inputs = inputs(&shape, modulate, 0.5, 1.0);
         let tensors: Vec<Tensor> = inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();

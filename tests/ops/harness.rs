@@ -344,7 +344,7 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     places
 }
 
-/// The ptx device as every GPU for which the graph is lowered differently.
+/// The ptx device as every GPU for which the graph is lowered differently, and the cuda device.
 fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     let mut places: Vec<(Device, Target)> = vec![];
     let lower = |target: &Target| {
@@ -356,10 +356,25 @@ fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
         match lower(&target) {
             Ok(launches) if places.iter().any(|(_, other)| lower(other).is_ok_and(|l| l == launches)) => {}
             Ok(_) => places.push((device, target)),
-            Err(e) => eprintln!("{name}: not run on {device}: {e}"),
+            Err(e) => panic!("{name} on {device}: {e}"),
         }
     }
+    places.extend(gpu().map(|device| (device.clone(), device.target())));
     places
+}
+
+/// The cuda device, where there is one; why not is printed once.
+fn gpu() -> Option<Device> {
+    static FOUND: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+    let found = FOUND.get_or_init(|| match Device::cuda() {
+        Ok(device) => Some(device),
+        Err(e) if required("cuda") => panic!("LANGEVIN_REQUIRE asks for cuda: {e}"),
+        Err(e) => {
+            eprintln!("not run on cuda: {e}");
+            None
+        }
+    });
+    found.clone()
 }
 
 /// True if `LANGEVIN_REQUIRE` has a word.

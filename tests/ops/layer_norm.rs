@@ -55,7 +55,7 @@ fn layer_norm() {
 
 #[test]
 fn large_layer_norms() {
-    for shape in [vec![2, 150, 384], vec![3, 40, 1001], vec![300, 77], vec![1, 9, 20_000]] {
+    for shape in [vec![2, 150, 384], vec![3, 40, 1001], vec![300, 77], vec![1, 3, 5000], vec![1, 9, 20_000]] {
         for op in all() {
             for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
                 let inputs = inputs(op, &shape, mean, std);
@@ -71,6 +71,15 @@ fn large_layer_norms() {
 fn layer_norm_gradient_at_large_means() {
     for op in all() {
         Case::new(format!("{op:?}"), op, inputs(op, &[2, 2, 18], 60.0, 0.6), |i| reference(op, i)).check();
+    }
+}
+
+#[test]
+fn layer_norm_gradient_of_long_rows() {
+    for (op, shape) in all().map(|op| (op, [1, 2, 520])).chain(all().skip(3).map(|op| (op, [1, 1, 4104]))) {
+        let mut inputs = inputs(op, &shape, 0.2, 1.0);
+        inputs.iter_mut().skip(1).for_each(|i| i.differentiate = shape[2] < 1000);
+        Case::new(format!("{op:?} {shape:?}"), op, inputs, |i| reference(op, i)).check();
     }
 }
 

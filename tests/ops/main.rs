@@ -30,3 +30,4 @@ mod random;
 mod resample;
 mod rms_norm;
 mod timestep;
+mod views;

@@ -33,11 +33,21 @@ fn rms_norm() {
         for shape in [vec![1], vec![7], vec![2, 5], vec![3, 2, 17], vec![2, 2, 2, 33]] {
             Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, 0.2), |i| reference(op, i)).check();
         }
-        for (shape, mean) in [(vec![2, 300, 64], 0.0), (vec![50, 1001], 100.0), (vec![1, 9, 20_000], 0.1)] {
+        for (shape, mean) in
+            [(vec![2, 300, 64], 0.0), (vec![50, 1001], 100.0), (vec![3, 5000], 0.0), (vec![1, 9, 20_000], 0.1)]
+        {
             Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, mean), |i| reference(op, i))
                 .forward_only()
                 .check();
         }
+    }
+}
+
+#[test]
+fn rms_norm_gradient_of_long_rows() {
+    for (affine, shape) in [(true, [2, 520]), (false, [1, 4104])] {
+        let op = RmsNorm { eps: 1e-6, affine };
+        Case::new(format!("{op:?} {shape:?}"), op, inputs(op, &shape, 0.2), |i| reference(op, i)).check();
     }
 }
 

@@ -38,7 +38,20 @@ pub fn wgpu() -> Option<Device> {
     }
 }
 
-/// The same with f16; `LANGEVIN_REQUIRE` may have `f16`.
+/// The cuda device; where there is none, the reason is printed, or it is a failure if `LANGEVIN_REQUIRE` has `cuda`.
+pub fn cuda() -> Option<Device> {
+    let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "cuda"));
+    match Device::cuda() {
+        Ok(device) => Some(device),
+        Err(e) if required => panic!("LANGEVIN_REQUIRE asks for cuda: {e}"),
+        Err(e) => {
+            eprintln!("skipped on cuda: {e}");
+            None
+        }
+    }
+}
+
+/// The wgpu device with f16; `LANGEVIN_REQUIRE` may have `f16`.
 pub fn wgpu_f16() -> Option<Device> {
     let required = std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|d| d == "f16"));
     match wgpu() {

@@ -2,13 +2,16 @@
 
 use super::super::check::{FaultKind, Trap};
 use super::super::count::Class;
-use super::super::machine::{Block, Context, Warp};
+use super::super::machine::{Block, Context};
 use super::super::module::{Operand, Space, Type};
 use super::control::Nothing;
 use super::copy::BulkCopy;
 use super::data::{Place, aligned, is_strong, locate, place, space};
 use super::warp::missing;
 use super::{Decode, Execute, Flow, Opcode, decoded, is_scalar};
+
+/// The number of the barrier of the cluster, behind a block's sixteen.
+pub const CLUSTER_BARRIER: usize = 16;
 
 /// One of a block's sixteen barriers.
 pub struct Barrier {
@@ -72,6 +75,11 @@ impl Mbarrier {
 }
 
 impl Block {
+    /// The place of what copies do by themselves among the clocks: behind the warps.
+    pub fn bulk_index(&self) -> usize {
+        self.clocks.len()
+    }
+
     /// Completes the barriers that waited for a warp that has ended.
     pub fn complete_barriers(&mut self) {
         let live = self.live;
@@ -102,6 +110,9 @@ pub(super) fn decode(op: &Opcode<'_>, mut operands: Vec<Operand>) -> Decode {
         op.flag("sync").then_some(()).ok_or_else(|| op.unknown())?;
         let [members] = op.operands(operands)?;
         return decoded(Class::Barrier, WarpSync(members));
+    }
+    if op.flag("cluster") {
+        return cluster(op, operands);
     }
     op.flag("cta");
     let kind = op.one_of(&["sync", "arrive", "red"]).ok_or_else(|| op.unknown())?;
@@ -137,6 +148,56 @@ fn fence(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         op.one_of(&["cta", "cluster", "gpu", "sys", "gl"]);
     }
     decoded(Class::Barrier, Nothing)
+}
+
+/// `barrier.cluster`: of a cluster of one block, so that it is the block's.
+fn cluster(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
+    let arrives = op.one_of(&["arrive", "wait"]).ok_or_else(|| op.unknown())? == "arrive";
+    op.one_of(if arrives { &["release", "relaxed"] } else { &["acquire"] });
+    op.flag("aligned");
+    op.operands::<0>(operands)?;
+    decoded(Class::Barrier, ClusterBarrier { arrives })
+}
+
+struct ClusterBarrier {
+    arrives: bool,
+}
+
+impl Execute for ClusterBarrier {
+    fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
+        if cx.mask != cx.warp.live {
+            return Ok(Flow::Missing(cx.warp.live & !cx.mask));
+        }
+        let warp = cx.warp.index;
+        let (own, live) = (cx.block.clocks[warp].clone(), cx.block.live);
+        let barrier = &mut cx.block.barriers[CLUSTER_BARRIER];
+        match (self.arrives, cx.warp.arrived) {
+            (true, None) => {
+                cx.warp.arrived = Some(barrier.completions);
+                barrier.arrived |= 1 << warp;
+                join(&mut barrier.clock, &own);
+                if barrier.is_complete(live) {
+                    barrier.complete();
+                }
+                cx.block.tick(warp);
+                Ok(Flow::Next)
+            }
+            (false, Some(completions)) if barrier.completions == completions => {
+                cx.warp.waiting = Some((CLUSTER_BARRIER, completions));
+                Ok(Flow::Wait)
+            }
+            (false, Some(_)) => {
+                (cx.warp.waiting, cx.warp.arrived) = (None, None);
+                let done = barrier.done.clone();
+                cx.block.acquire(warp, &done);
+                Ok(Flow::Next)
+            }
+            (true, Some(_)) => Err(cx.fault(FaultKind::Misuse("arrives twice at the cluster's barrier".into()))),
+            (false, None) => {
+                Err(cx.fault(FaultKind::Misuse("waits at the cluster's barrier without an arrival".into())))
+            }
+        }
+    }
 }
 
 struct WarpSync(Operand);
@@ -178,7 +239,7 @@ impl Execute for BlockBarrier {
         let id = cx.value(&self.id, Type::U(32), lane) as usize;
         let threads = self.threads.as_ref().map(|t| cx.value(t, Type::U(32), lane) as u32);
         let misuse = |reason| Err(Trap::new(lane, FaultKind::Misuse(reason)));
-        if id >= cx.block.barriers.len() {
+        if id >= CLUSTER_BARRIER {
             return misuse(format!("there is no barrier {id}: a block has 16"));
         }
         if let Some(threads) = threads.filter(|t| *t == 0 || t % 32 != 0) {
@@ -329,9 +390,8 @@ impl SharedBarrier {
         }
         // Who has not seen the initialisation races with it.
         cx.load(lane, space, address, &mut [0; 8], false)?;
-        if let Action::Wait { .. } = self.action {
-            cx.land_bulk(address);
-        }
+        // Who looks first finds them still under way, so that one look is not enough.
+        let landed = matches!(self.action, Action::Wait { .. }) && cx.land_bulk(address);
         let own = cx.block.clocks[warp].clone();
         let Some(object) = cx.block.mbarriers.get_mut(&address) else {
             return Err(FaultKind::Misuse(format!("there is no barrier object at shared address {address:#x}")));
@@ -361,7 +421,7 @@ impl SharedBarrier {
             }
             Action::Wait { parity, tries } => {
                 let (phase, given) = (object.phase, value.unwrap_or(0));
-                let complete = if parity { phase & 1 != given & 1 } else { phase != given };
+                let complete = !landed && if parity { phase & 1 != given & 1 } else { phase != given };
                 if complete {
                     let done = object.done.clone();
                     cx.block.acquire(warp, &done);
@@ -377,11 +437,13 @@ impl SharedBarrier {
 }
 
 impl Context<'_> {
-    /// The bulk copies of a barrier object arrive.
-    fn land_bulk(&mut self, address: u64) {
-        let Some(object) = self.block.mbarriers.get_mut(&address) else { return };
-        for copy in std::mem::take(&mut object.copies) {
-            object.bytes -= copy.bytes as i64;
+    /// The bulk copies of a barrier object arrive; whether there are any.
+    fn land_bulk(&mut self, address: u64) -> bool {
+        let Some(object) = self.block.mbarriers.get_mut(&address) else { return false };
+        let copies = std::mem::take(&mut object.copies);
+        let any = !copies.is_empty();
+        for copy in copies {
+            object.bytes -= copy.data.len() as i64;
             let clock = self.block.bulk_clock;
             if let Some(last) = object.clock.last_mut() {
                 *last = clock;
@@ -390,6 +452,7 @@ impl Context<'_> {
             self.block.bulk_clock += 1;
         }
         object.settle();
+        any
     }
 
     /// A bulk copy that a barrier object counts begins.
@@ -408,12 +471,5 @@ impl Context<'_> {
             "only the lanes {:#010x} of the warp are left",
             self.warp.live
         ))))
-    }
-}
-
-impl Warp {
-    /// The index among those that share a barrier's clock of what copies do by themselves.
-    pub(super) fn bulk_index(block: &Block) -> usize {
-        block.clocks.len()
     }
 }

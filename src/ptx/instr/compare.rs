@@ -53,6 +53,9 @@ fn set(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     let flushes = op.flag("ftz");
     let result = if op.name == "set" { op.ty()? } else { Type::Pred };
     let ty = op.ty()?;
+    if let (Type::F16x2 | Type::Bf16x2, "set", None, false) = (ty, op.name, combine, flushes) {
+        return set_pair(op, operands, name, result, ty);
+    }
     let holds = comparison(name, ty, flushes).ok_or_else(|| op.unknown())?;
     let (to, a, b, c) = match combine {
         None => {
@@ -83,6 +86,43 @@ fn set(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     };
     let [a, b] = [a, b].map(|o| Source::new(o, ty));
     decoded(Class::Integer, Set { to, a, b, c, one, holds, combine })
+}
+
+/// `set` of two halves at once: a one of their type, or all bits of a half.
+fn set_pair(op: &Opcode<'_>, operands: Vec<Operand>, name: &str, result: Type, ty: Type) -> Decode {
+    let half = if ty == Type::F16x2 { Type::F(16) } else { Type::Bf16 };
+    let one: u64 = match result {
+        Type::U(32) | Type::S(32) => 0xffff,
+        _ if result == ty && ty == Type::F16x2 => half::f16::ONE.to_bits().into(),
+        _ if result == ty => half::bf16::ONE.to_bits().into(),
+        _ => return Err(op.unknown()),
+    };
+    let holds = comparison(name, half, false).ok_or_else(|| op.unknown())?;
+    let [to, a, b] = op.operands(operands)?;
+    if ![&a, &b].into_iter().all(is_scalar) {
+        return Err(op.unknown());
+    }
+    let [a, b] = [a, b].map(|o| Source::new(o, ty));
+    decoded(Class::Integer, SetPair { to, a, b, one, holds })
+}
+
+struct SetPair {
+    to: Operand,
+    a: Source,
+    b: Source,
+    one: u64,
+    holds: Comparison,
+}
+
+impl Execute for SetPair {
+    fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
+        let (a, b) = (*self.a.row(cx), *self.b.row(cx));
+        let low = (self.holds)(&a, &b);
+        let high = (self.holds)(&a.map(|v| v >> 16), &b.map(|v| v >> 16));
+        let bit = |bits: u32, lane: usize| u64::from(bits >> lane & 1) * self.one;
+        cx.set_row(&self.to, &std::array::from_fn(|lane| bit(high, lane) << 16 | bit(low, lane)));
+        Ok(Flow::Next)
+    }
 }
 
 struct Set {

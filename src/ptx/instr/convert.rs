@@ -1,5 +1,7 @@
 //! `cvt`: between types, with rounding and saturation.
 
+use half::{bf16, f16};
+
 use super::super::count::Class;
 use super::super::module::{Operand, Type};
 use super::rounding::{Round, flush, from_bits, from_integer, round, to_bits};
@@ -31,6 +33,11 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         let x = from_bits(bits, from);
         if flushes && from == Type::F(32) { flush(x, from) } else { x }
     };
+    if !(relu || saturate || flushes)
+        && let Some(fast) = common(op, to, from, direction)
+    {
+        return fast(operands);
+    }
     match (to, from) {
         (Type::Pred, _) | (_, Type::Pred | Type::F16x2 | Type::Bf16x2 | Type::Tf32) => Err(op.unknown()),
         (Type::F16x2 | Type::Bf16x2, _) => {
@@ -87,6 +94,36 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
                 to.extend((if saturate { n.clamp(least, most) } else { n }) as u64)
             })
         }
+    }
+}
+
+type Decoder<'a> = Box<dyn FnOnce(Vec<Operand>) -> Decode + 'a>;
+
+/// The conversions that are in every kernel, as the CPU does them.
+fn common<'a>(op: &'a Opcode<'_>, to: Type, from: Type, direction: Option<(Round, bool)>) -> Option<Decoder<'a>> {
+    fn with<'a>(op: &'a Opcode<'_>, from: Type, f: impl Fn(u64) -> u64 + Send + Sync + 'static) -> Option<Decoder<'a>> {
+        Some(Box::new(move |operands| alu(op, Class::Convert, 0, operands, &[from], move |[a, ..]| f(a))))
+    }
+    let float = |x: f32| if x.is_nan() { 0x7fff_ffff } else { u64::from(x.to_bits()) };
+    let half = |x: f16| if x.is_nan() { 0x7fff } else { u64::from(x.to_bits()) };
+    let brain = |x: bf16| if x.is_nan() { 0x7fff } else { u64::from(x.to_bits()) };
+    let number = |bits: u64| f32::from_bits(bits as u32);
+    match (to, from, direction) {
+        (Type::F(32), Type::F(16), None) => with(op, from, move |a| float(f16::from_bits(a as u16).to_f32())),
+        (Type::F(32), Type::Bf16, None) => with(op, from, move |a| float(number(a << 16))),
+        (Type::F(16), Type::F(32), Some((Round::Nearest, false))) => {
+            with(op, from, move |a| half(f16::from_f32(number(a))))
+        }
+        (Type::Bf16, Type::F(32), Some((Round::Nearest, false))) => {
+            with(op, from, move |a| brain(bf16::from_f32(number(a))))
+        }
+        (Type::F(32), Type::S(32), Some((Round::Nearest, false))) => with(op, from, move |a| float(a as i32 as f32)),
+        (Type::F(32), Type::U(32), Some((Round::Nearest, false))) => with(op, from, move |a| float(a as u32 as f32)),
+        (Type::S(32), Type::F(32), Some((Round::Zero, true))) => with(op, from, move |a| number(a) as i32 as u64),
+        (Type::U(32 | 64) | Type::S(32 | 64), Type::U(32 | 64), None) => with(op, from, |a| a),
+        (Type::U(32 | 64) | Type::S(32 | 64), Type::S(32), None) => with(op, from, |a| a as i32 as u64),
+        (Type::U(32 | 64) | Type::S(32 | 64), Type::S(64), None) => with(op, from, |a| a),
+        _ => None,
     }
 }
 

@@ -24,9 +24,20 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
             let wanted = space(op).ok_or_else(|| op.unknown())?;
             alu(op, Class::Integer, 0, operands, &[Type::U(64)], move |[a, ..]| u64::from(resolve(a).0 == wanted))
         }
+        // A cluster has one block, whose addresses stay as they are.
+        "mapa" => {
+            let ty = match space(op) {
+                Some(Space::Shared) | None => op.ty()?,
+                Some(_) => return Err(op.unknown()),
+            };
+            if !matches!(ty, Type::U(32 | 64)) {
+                return Err(op.unknown());
+            }
+            alu(op, Class::Integer, 0, operands, &[ty, Type::U(32)], |[a, ..]| a)
+        }
         "prefetch" | "prefetchu" => {
             space(op);
-            op.one_of(&["L1", "L2"]).ok_or_else(|| op.unknown())?;
+            op.one_of(&["L1", "L2", "tensormap"]).ok_or_else(|| op.unknown())?;
             op.operands::<1>(operands)?;
             decoded(Class::Global, super::control::Nothing)
         }
@@ -226,15 +237,20 @@ impl Iterator for Runs<'_> {
 }
 
 /// The lanes of a mask, in order.
-#[inline]
-fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let lane = mask.trailing_zeros() as usize;
-        (lane < 32).then(|| {
-            mask &= mask - 1;
-            lane
-        })
-    })
+struct Lanes(u32);
+
+impl Iterator for Lanes {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        if self.0 == 0 {
+            return None;
+        }
+        let lane = self.0.trailing_zeros() as usize;
+        self.0 &= self.0 - 1;
+        Some(lane)
+    }
 }
 
 impl Execute for Transfer {
@@ -250,6 +266,11 @@ impl Execute for Transfer {
             self.access(cx, space, &addresses, cx.mask)?;
             return Ok(Flow::Next);
         }
+        if let (Some(space), Operand::Variable(..) | Operand::Integer(_)) = (space, &self.place.base) {
+            let address = cx.address(&self.place.base, self.place.offset, 0, space);
+            self.access(cx, space, &[address; 32], cx.mask)?;
+            return Ok(Flow::Next);
+        }
         let mut spaces = [self.space; 32];
         for lane in cx.lanes() {
             (spaces[lane], addresses[lane]) = locate(cx, &self.place, self.space, lane);
@@ -257,7 +278,7 @@ impl Execute for Transfer {
         let mut left = cx.mask;
         while left != 0 {
             let space = spaces[left.trailing_zeros() as usize];
-            let mask = lanes_of(left).filter(|l| spaces[*l] == space).fold(0, |m, l| m | 1 << l);
+            let mask = Lanes(left).filter(|l| spaces[*l] == space).fold(0, |m, l| m | 1 << l);
             self.access(cx, space, &addresses, mask)?;
             left &= !mask;
         }
@@ -271,14 +292,14 @@ impl Transfer {
         let bytes = (self.ty.bytes() * self.values.len()) as u64;
         let name = if self.store { "store" } else { "load" };
         let mut accesses = [(0, 0); 32];
-        let mut odd = 0;
-        let active = lanes_of(mask).zip(&mut accesses).map(|(lane, access)| {
+        let (mut odd, mut count) = (0, 0);
+        for lane in Lanes(mask) {
             odd |= addresses[lane] & (bytes - 1);
-            *access = (addresses[lane], bytes);
-        });
-        let count = active.count();
+            accesses[count] = (addresses[lane], bytes);
+            count += 1;
+        }
         if odd != 0 {
-            for lane in lanes_of(mask) {
+            for lane in Lanes(mask) {
                 aligned(name, space, addresses[lane], bytes).map_err(|kind| Trap::new(lane, kind))?;
             }
         }
@@ -287,7 +308,7 @@ impl Transfer {
                 continue;
             }
             // Bounds may lie between the lanes, or one of them is at fault.
-            for lane in lanes_of(run.lanes) {
+            for lane in Lanes(run.lanes) {
                 let one = Run { lanes: 1 << lane, address: addresses[lane], step: 0, bytes };
                 self.together(cx, space, &one).map_err(|kind| Trap::new(lane, kind))?;
             }
@@ -333,7 +354,7 @@ impl Transfer {
             (space, false) => {
                 let mut buffer = [0u8; 16];
                 let bytes = self.ty.bytes() * self.values.len();
-                for (i, lane) in lanes_of(run.lanes).enumerate() {
+                for (i, lane) in Lanes(run.lanes).enumerate() {
                     cx.load(lane, space, run.address + i as u64 * run.step, &mut buffer[..bytes], self.strong)?;
                     let one = Run { lanes: 1 << lane, ..*run };
                     self.spread(&mut cx.warp.registers, &one, &buffer[..bytes]);
@@ -342,7 +363,7 @@ impl Transfer {
             (space, true) => {
                 let mut buffer = [0u8; 16];
                 let bytes = self.ty.bytes() * self.values.len();
-                for (i, lane) in lanes_of(run.lanes).enumerate() {
+                for (i, lane) in Lanes(run.lanes).enumerate() {
                     for (out, source) in buffer.chunks_mut(self.ty.bytes()).zip(&self.sources) {
                         let value = cx.value(&source.operand, self.ty, lane);
                         out.copy_from_slice(&value.to_le_bytes()[..self.ty.bytes()]);
@@ -359,7 +380,7 @@ impl Transfer {
         let each = self.ty.bytes() * self.values.len();
         let same = run.step == 0 && run.lanes.count_ones() > 1;
         let mut who = cx.mark(0, self.strong);
-        for (i, lane) in lanes_of(run.lanes).enumerate() {
+        for (i, lane) in Lanes(run.lanes).enumerate() {
             who.lane = if same && !self.store { MANY } else { lane as u8 };
             let at = start + i * run.step as usize;
             if self.store {
@@ -383,7 +404,7 @@ impl Transfer {
             if run.step == 0 && run.lanes == u32::MAX {
                 row.fill(number);
             } else if run.step == 0 {
-                lanes_of(run.lanes).for_each(|lane| row[lane] = number);
+                Lanes(run.lanes).for_each(|lane| row[lane] = number);
             }
         }
         if run.step == 0 {
@@ -399,7 +420,7 @@ impl Transfer {
                 _ => spread::<8>(row, run, data),
             }
             if let Type::S(8 | 16 | 32) = self.ty {
-                lanes_of(run.lanes).for_each(|lane| row[lane] = self.ty.extend(row[lane]));
+                Lanes(run.lanes).for_each(|lane| row[lane] = self.ty.extend(row[lane]));
             }
         }
     }
@@ -417,41 +438,34 @@ impl Transfer {
 }
 
 /// Numbers of `N` bytes at the steps of a run, into its lanes.
-fn spread<const N: usize>(row: &mut Row, run: &Run, data: &[u8]) {
-    let chunks = data.chunks(run.step as usize).filter_map(|chunk| chunk.first_chunk::<N>());
-    if run.lanes == u32::MAX {
-        row.iter_mut().zip(chunks).for_each(|(value, bytes)| *value = number(bytes));
-    } else {
-        lanes_of(run.lanes).zip(chunks).for_each(|(lane, bytes)| row[lane] = number(bytes));
+fn spread<const N: usize>(row: &mut Row, run: &Run, mut data: &[u8]) {
+    let step = run.step as usize;
+    for lane in Lanes(run.lanes) {
+        let Some(bytes) = data.first_chunk::<N>() else { return };
+        row[lane] = number(bytes);
+        data = data.get(step..).unwrap_or(&[]);
     }
 }
 
 /// The low `N` bytes of a run's lanes, at its steps. Where all go to one place, the last one stays.
-fn gather<const N: usize>(row: &Row, run: &Run, data: &mut [u8]) {
-    let put = |chunk: &mut [u8], value: u64| {
-        if let (Some(chunk), Some(bytes)) = (chunk.first_chunk_mut::<N>(), value.to_le_bytes().first_chunk::<N>()) {
-            *chunk = *bytes;
-        }
-    };
-    if run.step == 0 {
-        put(data, row[31 - run.lanes.leading_zeros() as usize]);
-        return;
-    }
-    let chunks = data.chunks_mut(run.step as usize);
-    if run.lanes == u32::MAX {
-        row.iter().zip(chunks).for_each(|(value, chunk)| put(chunk, *value));
-    } else {
-        lanes_of(run.lanes).zip(chunks).for_each(|(lane, chunk)| put(chunk, row[lane]));
+fn gather<const N: usize>(row: &Row, run: &Run, mut data: &mut [u8]) {
+    let step = run.step as usize;
+    for lane in Lanes(run.lanes) {
+        let value = row[lane].to_le_bytes();
+        let (Some(to), Some(from)) = (data.first_chunk_mut::<N>(), value.first_chunk::<N>()) else { return };
+        *to = *from;
+        data = data.get_mut(step..).unwrap_or(&mut []);
     }
 }
 
 #[inline]
 fn number<const N: usize>(bytes: &[u8; N]) -> u64 {
-    let mut all = [0; 8];
-    for i in 0..N {
-        all[i] = bytes[i];
+    let (mut value, mut at) = (0, N);
+    while at > 0 {
+        at -= 1;
+        value = value << 8 | u64::from(bytes[at]);
     }
-    u64::from_le_bytes(all)
+    value
 }
 
 /// Little-endian bytes, eight at most.

@@ -131,23 +131,46 @@ struct Mma {
     c: Vec<Operand>,
 }
 
-impl Mma {
-    /// Spreads registers into rows of k: register r of lane (group, member) holds the elements of `row(r)` from `col(r)` on.
-    fn gather<const ROWS: usize>(&self, cx: &Context<'_>, list: &[Operand], tall: bool) -> [[f64; 16]; ROWS] {
-        let mut out = [[0.0; 16]; ROWS];
-        let each = 32 / self.ty.bits() as usize;
-        for (r, operand) in list.iter().enumerate() {
-            let values = cx.values(operand, Type::B(32));
-            // A has two rows of registers, one above the other, before it goes on to the right.
-            let (down, right) = if tall { (r % 2, r / 2) } else { (0, r) };
-            for (lane, value) in values.iter().enumerate() {
-                for i in 0..each {
-                    let bits = if each == 2 { value >> (16 * i) & 0xffff } else { *value };
-                    out[lane / 4 + 8 * down][(lane % 4 + 4 * right) * each + i] = from_bits(bits, self.ty);
-                }
+/// Spreads registers into rows of k: register r of lane (group, member) holds the elements of `row(r)` from `col(r)` on.
+pub(super) fn gather<const ROWS: usize>(cx: &Context<'_>, list: &[Operand], ty: Type, tall: bool) -> [[f64; 16]; ROWS] {
+    let mut out = [[0.0; 16]; ROWS];
+    let each = 32 / ty.bits() as usize;
+    for (r, operand) in list.iter().enumerate() {
+        let values = cx.values(operand, Type::B(32));
+        // A has two rows of registers, one above the other, before it goes on to the right.
+        let (down, right) = if tall { (r % 2, r / 2) } else { (0, r) };
+        for (lane, value) in values.iter().enumerate() {
+            for i in 0..each {
+                let bits = if each == 2 { value >> (16 * i) & 0xffff } else { *value };
+                out[lane / 4 + 8 * down][(lane % 4 + 4 * right) * each + i] = from_bits(bits, ty);
             }
         }
-        out
+    }
+    out
+}
+
+/// Adds the products of A, which is given as `[k, rows]`, and B, `[k, n]`, to `[rows, n]`, with vectors as wide as the CPU has.
+pub(super) fn multiply(a: &[f64], b: &[f64], out: &mut [f64], rows: usize, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn wide(a: &[f64], b: &[f64], out: &mut [f64], rows: usize, n: usize) {
+            products(a, b, out, rows, n);
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has both.
+            return unsafe { wide(a, b, out, rows, n) };
+        }
+    }
+    products(a, b, out, rows, n);
+}
+
+#[inline(always)]
+fn products(a: &[f64], b: &[f64], out: &mut [f64], rows: usize, n: usize) {
+    for (a, b) in a.chunks_exact(rows).zip(b.chunks_exact(n)) {
+        for (a, out) in a.iter().zip(out.chunks_exact_mut(n)) {
+            out.iter_mut().zip(b).for_each(|(out, b)| *out += a * b);
+        }
     }
 }
 
@@ -157,14 +180,19 @@ impl Execute for Mma {
         if missing != 0 {
             return Ok(Flow::Missing(missing));
         }
-        let a: [[f64; 16]; 16] = self.gather(cx, &self.a, true);
-        let b: [[f64; 16]; 8] = self.gather(cx, &self.b, false);
+        let a: [[f64; 16]; 16] = gather(cx, &self.a, self.ty, true);
+        let b: [[f64; 16]; 8] = gather(cx, &self.b, self.ty, false);
+        let (mut a_rows, mut b_rows, mut sums) = ([0.0; 256], [0.0; 128], [0.0; 128]);
+        for k in 0..self.k {
+            (0..16).for_each(|row| a_rows[16 * k + row] = a[row][k]);
+            (0..8).for_each(|col| b_rows[8 * k + col] = b[col][k]);
+        }
+        multiply(&a_rows[..16 * self.k], &b_rows[..8 * self.k], &mut sums, 16, 8);
         let c: Vec<[u64; 32]> = self.c.iter().map(|c| cx.values(c, Type::F(32))).collect();
         for (r, (d, c)) in self.d.iter().zip(&c).enumerate() {
             for (lane, c) in c.iter().enumerate() {
                 let (row, col) = (lane / 4 + 8 * (r / 2), lane % 4 * 2 + r % 2);
-                let product: f64 = (0..self.k).map(|k| a[row][k] * b[col][k]).sum();
-                let sum = (product + from_bits(*c, Type::F(32))) as f32;
+                let sum = (sums[8 * row + col] + from_bits(*c, Type::F(32))) as f32;
                 cx.set(d, lane, sum.to_bits().into());
             }
         }

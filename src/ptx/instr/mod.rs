@@ -14,6 +14,7 @@ mod integer;
 mod matrix;
 mod rounding;
 mod warp;
+pub(super) mod wgmma;
 
 use std::cell::Cell;
 use std::fmt;
@@ -156,12 +157,13 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
         }
         "setp" | "set" | "selp" | "slct" => compare::decode,
         "cvt" => convert::decode,
-        "mov" | "ld" | "ldu" | "st" | "cvta" | "prefetch" | "prefetchu" | "isspacep" => data::decode,
+        "mov" | "ld" | "ldu" | "st" | "cvta" | "prefetch" | "prefetchu" | "isspacep" | "mapa" => data::decode,
         "atom" | "red" => atomic::decode,
         "bra" | "ret" | "exit" | "trap" | "nanosleep" | "setmaxnreg" | "griddepcontrol" => control::decode,
         "bar" | "barrier" | "membar" | "fence" | "mbarrier" => barrier::decode,
         "shfl" | "vote" | "match" | "activemask" | "redux" | "elect" => warp::decode,
         "ldmatrix" | "stmatrix" | "mma" => matrix::decode,
+        "wgmma" => wgmma::decode,
         "cp" => copy::decode,
         _ => return Err(op.unknown()),
     };
@@ -174,6 +176,7 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
 struct Alu<F> {
     result: Operand,
     operands: Vec<Source>,
+    masks: [u64; 3],
     function: F,
     flops: u64,
 }
@@ -231,9 +234,10 @@ impl<F: Fn([u64; 3]) -> u64 + Send + Sync> Execute for Alu<F> {
     fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
         let mut out = NONE;
         {
-            let rows: [Option<Values<'_>>; 3] = std::array::from_fn(|i| self.operands.get(i).map(|s| s.row(cx)));
-            let [a, b, c] = rows.each_ref().map(|r| r.as_deref().unwrap_or(&NONE));
-            let masks = std::array::from_fn(|i| self.operands.get(i).map_or(0, |s| s.mask));
+            let row = |i: usize| self.operands.get(i).map_or(Values::There(&NONE), |s| s.row(cx));
+            let (a, b, c) = (row(0), row(1), row(2));
+            let (a, b, c) = (&*a, &*b, &*c);
+            let masks = self.masks;
             if cx.mask == u32::MAX {
                 whole(&self.function, [a, b, c], masks, &mut out);
             } else {
@@ -291,8 +295,10 @@ fn alu(
     if !operands.iter().all(is_scalar) {
         return Err(format!("an operand of `{}` is neither a register nor a number", op.text));
     }
-    let operands = operands.into_iter().zip(types).map(|(operand, ty)| Source::new(operand, *ty)).collect();
-    decoded(class, Alu { result, operands, function, flops })
+    let operands: Vec<Source> =
+        operands.into_iter().zip(types).map(|(operand, ty)| Source::new(operand, *ty)).collect();
+    let masks = std::array::from_fn(|i| operands.get(i).map_or(0, |s| s.mask));
+    decoded(class, Alu { result, operands, masks, function, flops })
 }
 
 /// Whether an operand has one value per lane.

@@ -1,0 +1,149 @@
+"""PyTorch on the same GPU, beside `langevin kernels bench` and `langevin bench`: one line of JSON a measurement.
+
+    python3 benches/peers/pytorch_gpu.py
+
+Products by cuBLAS, convolutions by cuDNN (channels last), attention by every back end of SDPA, group norm + SiLU and layer norm + modulation eager and
+compiled, networks eager and compiled for most speed. Times are medians by CUDA events, caches cold. Written without a GPU at hand: only its
+syntax was checked.
+"""
+import json
+import statistics
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+DEVICE, BF16 = "cuda", torch.bfloat16
+FLUSH = torch.empty(128 << 18, dtype=torch.int32, device=DEVICE)
+
+
+def milliseconds(run, runs=20):
+    """Median time of a run, its caches cold."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(runs):
+        FLUSH.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def report(name, shape, run, flops=0, size=0, **more):
+    """Prints a measurement; `size` are minimal bytes. What fails is told and passed over."""
+    try:
+        ms = milliseconds(run)
+    except Exception as error:  # noqa: BLE001 - a back end that does not take a shape
+        print(f"{name} {shape}: {error}", file=sys.stderr)
+        return
+    line = {"peer": "pytorch", "version": torch.__version__, "what": name, "shape": shape, "ms": ms, **more}
+    if flops:
+        line["tflops"] = flops / ms / 1e9
+    if size:
+        line["gbps"] = size / ms / 1e6
+    print(json.dumps(line), flush=True)
+
+
+def tensor(*shape):
+    return torch.randn(*shape, device=DEVICE, dtype=BF16)
+
+
+def products():
+    for m, k, n in [(4096, 4096, 4096), (8192, 8192, 8192), (1024, 1152, 3456), (1024, 1152, 4608), (1024, 4608, 1152), (16384, 320, 2560)]:
+        a, b = tensor(m, k), tensor(k, n)
+        report("matmul bf16", [m, k, n], lambda: a @ b, flops=2 * m * k * n)
+
+
+def convolutions():
+    shapes = [(4, 64, 320, 320), (4, 32, 640, 640), (4, 16, 1280, 1280), (4, 8, 1280, 1280), (64, 32, 128, 128), (64, 32, 256, 256), (64, 16, 256, 256)]
+    for batch, side, c, n in shapes:
+        x = tensor(batch, c, side, side).to(memory_format=torch.channels_last)
+        w = tensor(n, c, 3, 3).to(memory_format=torch.channels_last)
+        dy = tensor(batch, n, side, side).to(memory_format=torch.channels_last)
+        flops, shape = 2 * batch * side * side * c * n * 9, [batch, side, side, c, n]
+        report("conv3x3 bf16 forward", shape, lambda: F.conv2d(x, w, padding=1), flops=flops)
+        grad = lambda mask: torch.ops.aten.convolution_backward(dy, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
+        report("conv3x3 bf16 data gradient", shape, lambda: grad([True, False, False]), flops=flops)
+        report("conv3x3 bf16 weight gradient", shape, lambda: grad([False, True, False]), flops=flops)
+
+
+def attention():
+    shapes = [(4, 8, 4096, 40), (4, 8, 1024, 80), (4, 8, 256, 160), (4, 10, 4096, 64), (4, 16, 256, 72), (2, 16, 4096, 128), (4, 4, 256, 256)]
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    for batch, heads, tokens, size in shapes:
+        q, k, v = (tensor(batch, heads, tokens, size).requires_grad_() for _ in range(3))
+        flops = 4 * batch * heads * tokens * tokens * size
+        for backend in backends:
+            with sdpa_kernel(backend):
+                shape = [batch, heads, tokens, size]
+                run = lambda: F.scaled_dot_product_attention(q, k, v)
+                report("attention bf16 forward", shape, run, flops=flops, backend=backend.name)
+
+                def both():
+                    y = F.scaled_dot_product_attention(q, k, v)
+                    torch.autograd.grad(y, (q, k, v), torch.ones_like(y))
+
+                report("attention bf16 forward and backward", shape, both, flops=3.5 * flops, backend=backend.name)
+
+
+def norms():
+    group = lambda x, g, b: F.silu(F.group_norm(x, 32, g, b))
+    layer = lambda x, scale, shift: F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    for mode, compile_ in [("eager", lambda f: f), ("compiled", torch.compile)]:
+        group_of, layer_of = compile_(group), compile_(layer)
+        for batch, side, c in [(4, 64, 320), (4, 32, 640), (64, 32, 128)]:
+            x = tensor(batch, c, side, side).to(memory_format=torch.channels_last)
+            g, b = tensor(c), tensor(c)
+            report("group norm + silu bf16", [batch, side, side, c], lambda: group_of(x, g, b), size=4 * x.numel(), mode=mode)
+        x, scale, shift = tensor(64, 256, 1152), tensor(64, 1, 1152), tensor(64, 1, 1152)
+        report("layer norm + modulation bf16", [64, 256, 1152], lambda: layer_of(x, scale, shift), size=4 * x.numel(), mode=mode)
+
+
+def networks():
+    try:
+        from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+    except ImportError as error:
+        print(f"networks: {error}", file=sys.stderr)
+        return
+    unet = UNet2DModel(sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, downsample_padding=0, attention_head_dim=None,
+                       down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+                       up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
+    sd15 = UNet2DConditionModel(sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8)
+    dit = DiTTransformer2DModel(num_layers=28, num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, patch_size=2,
+                                sample_size=32, num_embeds_ada_norm=1000)
+    cases = [
+        ("ddpm-cifar10", unet, lambda b: (tensor(b, 3, 32, 32), torch.full((b,), 500, device=DEVICE))),
+        ("sd15", sd15, lambda b: (tensor(b, 4, 64, 64), torch.full((b,), 500, device=DEVICE), tensor(b, 77, 768))),
+        ("dit-xl-2", dit, lambda b: (tensor(b, 4, 32, 32), torch.full((b,), 500, device=DEVICE), torch.zeros(b, dtype=torch.long, device=DEVICE))),
+    ]
+    for name, network, inputs in cases:
+        network = network.to(DEVICE, BF16).to(memory_format=torch.channels_last)
+        for mode, f in [("eager", network), ("max-autotune", torch.compile(network, mode="max-autotune"))]:
+            for batch in (1, 64) if name != "sd15" else (1, 4):
+                given = inputs(batch)
+                with torch.no_grad():
+                    report(f"{name} forward bf16", [batch], lambda: f(*given), mode=mode)
+    step = torch.compile(unet.float())
+    optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
+    x, t = torch.randn(64, 3, 32, 32, device=DEVICE), torch.full((64,), 500, device=DEVICE)
+
+    def train():
+        with torch.autocast(DEVICE, BF16):
+            loss = F.mse_loss(step(x, t).sample, x)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.cuda.reset_peak_memory_stats()
+    report("ddpm-cifar10 training step", [64], train, mode="compiled, autocast")
+    print(json.dumps({"peer": "pytorch", "what": "peak memory of the training step", "bytes": torch.cuda.max_memory_allocated()}), flush=True)
+
+
+if __name__ == "__main__":
+    for part in (products, convolutions, attention, norms, networks):
+        part()

@@ -1,0 +1,256 @@
+//! A driver that plays a GPU: the functions of libcuda that langevin calls, over the machine that executes PTX. With it the cuda device can be
+//! tested to the last call where there is no GPU; `tests/cuda.rs` does. One context, one stream, everything at once.
+//!
+//! ```sh
+//! cargo build --example fake_libcuda
+//! mkdir fake && ln -s "$PWD/target/debug/examples/libfake_libcuda.so" fake/libcuda.so
+//! LD_LIBRARY_PATH=fake langevin devices
+//! ```
+#![allow(non_snake_case)]
+
+use langevin::ptx::{Entry, Launch, Memory, Module};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::{Arc, LazyLock, Mutex};
+
+type Status = c_int;
+const SUCCESS: Status = 0;
+const INVALID_VALUE: Status = 1;
+const OUT_OF_MEMORY: Status = 2;
+const INVALID_IMAGE: Status = 200;
+const NOT_FOUND: Status = 500;
+const LAUNCH_FAILED: Status = 719;
+
+/// A launch with its parameters, kept by a graph.
+type Kept = (Arc<Entry>, Launch);
+
+#[derive(Default)]
+struct Driver {
+    memory: Memory,
+    /// Bytes of each allocation.
+    sizes: HashMap<u64, usize>,
+    modules: HashMap<usize, Module>,
+    functions: HashMap<usize, Arc<Entry>>,
+    graphs: HashMap<usize, Vec<Kept>>,
+    capturing: Option<Vec<Kept>>,
+    handles: usize,
+    /// What a launch did wrong: found at the next wait, as on a GPU.
+    fault: Option<String>,
+}
+
+static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(Mutex::default);
+
+/// The number that an environment variable has.
+fn set(name: &str, default: i64) -> i64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+fn with<T>(f: impl FnOnce(&mut Driver) -> T) -> T {
+    f(&mut DRIVER.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
+impl Driver {
+    fn handle(&mut self) -> usize {
+        self.handles += 1;
+        self.handles
+    }
+
+    fn run(&mut self, (entry, launch): &Kept) {
+        if let Err(failure) = entry.launch(&mut self.memory, launch) {
+            eprintln!("fake_libcuda: {failure}");
+            self.fault.get_or_insert(failure.to_string());
+        }
+    }
+
+    fn in_use(&self) -> usize {
+        self.sizes.values().sum()
+    }
+}
+
+/// Defines functions of the driver that do what the body says and return a status.
+macro_rules! driver {
+    ($($name:ident($($argument:ident: $ty:ty),*) $body:block)*) => {
+        $(
+            /// As the driver's function of that name.
+            ///
+            /// # Safety
+            /// As that one's: pointers must be valid.
+            #[allow(unused_unsafe)]
+            #[unsafe(no_mangle)]
+            pub unsafe extern "C" fn $name($($argument: $ty),*) -> Status {
+                // SAFETY: the caller's pointers are valid.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
+driver! {
+    cuInit(_flags: c_uint) { SUCCESS }
+    cuDriverGetVersion(version: *mut c_int) { *version = set("FAKE_DRIVER", 12000) as c_int; SUCCESS }
+    cuDeviceGetCount(count: *mut c_int) { *count = set("FAKE_GPUS", 1) as c_int; SUCCESS }
+    cuDeviceGet(device: *mut c_int, number: c_int) { *device = number; SUCCESS }
+    cuDeviceTotalMem_v2(bytes: *mut usize, _device: c_int) { *bytes = set("FAKE_MEMORY", 1 << 30) as usize; SUCCESS }
+    cuDeviceGetName(name: *mut c_char, length: c_int, _device: c_int) {
+        let text = b"a fake GPU\0";
+        text.iter().take(length as usize).enumerate().for_each(|(i, c)| *name.add(i) = *c as c_char);
+        SUCCESS
+    }
+    cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, _device: c_int) {
+        *value = match attribute {
+            16 => 4,
+            75 => set("FAKE_COMPUTE", 80) as c_int / 10,
+            76 => set("FAKE_COMPUTE", 80) as c_int % 10,
+            97 => 99 * 1024,
+            _ => return INVALID_VALUE,
+        };
+        SUCCESS
+    }
+    cuDevicePrimaryCtxRetain(context: *mut usize, _device: c_int) { *context = 1; SUCCESS }
+    cuDevicePrimaryCtxRelease_v2(_device: c_int) { SUCCESS }
+    cuCtxSetCurrent(_context: usize) { SUCCESS }
+    cuCtxGetDevice(device: *mut c_int) { *device = 0; SUCCESS }
+    cuStreamCreate(stream: *mut usize, _flags: c_uint) { *stream = 1; SUCCESS }
+    cuStreamDestroy_v2(_stream: usize) { SUCCESS }
+    cuStreamSynchronize(_stream: usize) { with(|d| if d.fault.is_some() { LAUNCH_FAILED } else { SUCCESS }) }
+    cuGetErrorString(status: Status, text: *mut *const c_char) {
+        *text = match status {
+            LAUNCH_FAILED => c"unspecified launch failure",
+            OUT_OF_MEMORY => c"out of memory",
+            _ => c"an error",
+        }.as_ptr();
+        SUCCESS
+    }
+
+    cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
+        with(|d| {
+            *total = set("FAKE_MEMORY", 1 << 30) as usize;
+            *free = *total - d.in_use();
+            SUCCESS
+        })
+    }
+    cuMemAlloc_v2(address: *mut u64, bytes: usize) {
+        with(|d| {
+            if bytes > set("FAKE_MEMORY", 1 << 30) as usize - d.in_use() {
+                return OUT_OF_MEMORY;
+            }
+            let Ok(base) = d.memory.allocate("an allocation", bytes) else { return OUT_OF_MEMORY };
+            d.sizes.insert(base, bytes);
+            *address = base;
+            SUCCESS
+        })
+    }
+    cuMemFree_v2(address: u64) { with(|d| if d.sizes.remove(&address).is_some() { SUCCESS } else { INVALID_VALUE }) }
+    cuMemHostAlloc(at: *mut *mut c_void, bytes: usize, _flags: c_uint) {
+        // The length lies before it, for the way back.
+        let mut words = vec![0u128; bytes.div_ceil(16) + 1].into_boxed_slice();
+        words[0] = words.len() as u128;
+        *at = (Box::into_raw(words) as *mut u128).add(1).cast();
+        SUCCESS
+    }
+    cuMemFreeHost(at: *mut c_void) {
+        let start = at.cast::<u128>().sub(1);
+        drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, *start as usize)));
+        SUCCESS
+    }
+    cuMemsetD8Async(at: u64, value: u8, bytes: usize, _stream: usize) {
+        with(|d| d.memory.slice_mut(at, bytes).map_or(INVALID_VALUE, |place| { place.fill(value); SUCCESS }))
+    }
+    cuMemcpyHtoDAsync_v2(to: u64, from: *const u8, bytes: usize, _stream: usize) {
+        let from = std::slice::from_raw_parts(from, bytes);
+        with(|d| d.memory.slice_mut(to, bytes).map_or(INVALID_VALUE, |place| { place.copy_from_slice(from); SUCCESS }))
+    }
+    cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, _stream: usize) {
+        let to = std::slice::from_raw_parts_mut(to, bytes);
+        with(|d| d.memory.slice(from, bytes).map_or(INVALID_VALUE, |place| { to.copy_from_slice(place); SUCCESS }))
+    }
+    cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: usize) {
+        with(|d| {
+            let Ok(copied) = d.memory.slice(from, bytes).map(<[u8]>::to_vec) else { return INVALID_VALUE };
+            d.memory.slice_mut(to, bytes).map_or(INVALID_VALUE, |place| { place.copy_from_slice(&copied); SUCCESS })
+        })
+    }
+
+    cuModuleLoadDataEx(module: *mut usize, image: *const c_char, count: c_uint, _options: *mut c_int, values: *mut *mut c_void) {
+        match Module::parse(&CStr::from_ptr(image).to_string_lossy()) {
+            Ok(parsed) => with(|d| {
+                *module = d.handle();
+                d.modules.insert(*module, parsed);
+                SUCCESS
+            }),
+            Err(e) => {
+                // The options are a log and its length.
+                let says = e.to_string();
+                if count == 2 {
+                    let (log, length) = (*values as *mut u8, *values.add(1) as usize);
+                    says.bytes().take(length - 1).enumerate().for_each(|(i, c)| *log.add(i) = c);
+                }
+                INVALID_IMAGE
+            }
+        }
+    }
+    cuModuleUnload(module: usize) { with(|d| if d.modules.remove(&module).is_some() { SUCCESS } else { INVALID_VALUE }) }
+    cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char) {
+        with(|d| {
+            let found = d.modules.get(&module).and_then(|m| m.entry(&CStr::from_ptr(name).to_string_lossy())).cloned();
+            let Some(entry) = found else { return NOT_FOUND };
+            *function = d.handle();
+            d.functions.insert(*function, entry);
+            SUCCESS
+        })
+    }
+    cuFuncSetAttribute(_function: usize, _attribute: c_int, _value: c_int) { SUCCESS }
+    cuLaunchKernel(
+        function: usize, x: c_uint, y: c_uint, z: c_uint, u: c_uint, v: c_uint, w: c_uint, shared: c_uint, _stream: usize,
+        parameters: *mut *mut u8, _extra: *mut *mut c_void
+    ) {
+        with(|d| {
+            let Some(entry) = d.functions.get(&function).cloned() else { return INVALID_VALUE };
+            let mut launch = Launch::new([x, y, z], [u, v, w]);
+            launch.shared_bytes = shared;
+            launch.arguments = entry
+                .parameters
+                .iter()
+                .enumerate()
+                .map(|(i, p)| std::slice::from_raw_parts(*parameters.add(i), p.bytes as usize).to_vec())
+                .collect();
+            match &mut d.capturing {
+                Some(kept) => kept.push((entry, launch)),
+                None => d.run(&(entry, launch)),
+            }
+            SUCCESS
+        })
+    }
+
+    cuStreamBeginCapture_v2(_stream: usize, _mode: c_int) { with(|d| { d.capturing = Some(vec![]); SUCCESS }) }
+    cuStreamEndCapture(_stream: usize, graph: *mut usize) {
+        with(|d| {
+            let Some(kept) = d.capturing.take() else { return INVALID_VALUE };
+            *graph = d.handle();
+            d.graphs.insert(*graph, kept);
+            SUCCESS
+        })
+    }
+    cuGraphInstantiateWithFlags(made: *mut usize, graph: usize, _flags: u64) {
+        with(|d| {
+            let Some(kept) = d.graphs.get(&graph).cloned() else { return INVALID_VALUE };
+            *made = d.handle();
+            d.graphs.insert(*made, kept);
+            SUCCESS
+        })
+    }
+    cuGraphLaunch(graph: usize, _stream: usize) {
+        with(|d| {
+            let Some(kept) = d.graphs.get(&graph).cloned() else { return INVALID_VALUE };
+            kept.iter().for_each(|launch| d.run(launch));
+            SUCCESS
+        })
+    }
+    cuGraphDestroy(graph: usize) { with(|d| if d.graphs.remove(&graph).is_some() { SUCCESS } else { INVALID_VALUE }) }
+    cuGraphExecDestroy(graph: usize) { with(|d| if d.graphs.remove(&graph).is_some() { SUCCESS } else { INVALID_VALUE }) }
+
+    cuEventCreate(event: *mut usize, _flags: c_uint) { *event = 1; SUCCESS }
+    cuEventRecord(_event: usize, _stream: usize) { SUCCESS }
+    cuEventElapsedTime(milliseconds: *mut f32, _start: usize, _end: usize) { *milliseconds = 1.0; SUCCESS }
+    cuEventDestroy_v2(_event: usize) { SUCCESS }
+}

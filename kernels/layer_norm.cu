@@ -1,0 +1,62 @@
+// x [rows, C] -> y = n, then (n · gamma + beta) · (1 + scale) + shift, each pair there or not, n = (x - mean) · rstd over each row;
+// stats [rows, 2]: mean, rstd.
+// Floor: x read once, y written once. The row stays in registers between the passes: mean, then the squared differences from it,
+// then y. Eight threads to a block have a row, so that each has up to 8 loads under way. Parameters come from the L1.
+#include "lib/norm.cuh"
+
+template <class Row, class T>
+__device__ __forceinline__ void normalise(const Row& x, RowTeam team, Parameters<T> p, T* y, f32* stats, bool there,
+                                          u32 channels, float eps) {
+    constexpr int E = Row::EACH;
+    float n = float(channels), mean[1] = {0.0f};
+    x.each([&](u32, const Pack<T, E>& v) {
+#pragma unroll
+        for (int k = 0; k < E; k++) mean[0] += widen(v.at[k]);
+    });
+    team.sum(mean);
+    mean[0] /= n;
+    // With what rounding left of the mean: large means cost no digits.
+    float rest[2] = {0.0f, 0.0f};
+    x.each([&](u32, const Pack<T, E>& v) {
+#pragma unroll
+        for (int k = 0; k < E; k++) {
+            float d = widen(v.at[k]) - mean[0];
+            rest[0] += d;
+            rest[1] = fmaf(d, d, rest[1]);
+        }
+    });
+    team.sum(rest);
+    float left = rest[0] / n, rstd = 1.0f / sqrtf(fmaxf(rest[1] / n - left * left, 0.0f) + eps);
+    if (there && team.lane == 0) {
+        stats[0] = mean[0] + left;
+        stats[1] = rstd;
+    }
+    x.each([&](u32 i, const Pack<T, E>& v) {
+        float out[E];
+#pragma unroll
+        for (int k = 0; k < E; k++) out[k] = ((widen(v.at[k]) - mean[0]) - left) * rstd;
+        p.follow(out, i);
+        Pack<T, E> stored;
+#pragma unroll
+        for (int k = 0; k < E; k++) stored.at[k] = narrow<T>(out[k]);
+        *(Pack<T, E>*)(y + i) = stored;
+    });
+}
+
+#define ENTRY(FOURS, T)                                                                                          \
+    FLAT_KERNEL layer_norm_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale,           \
+                                                  const T* shift, T* y, f32* stats, u32 lanes, u32 rows, u32 channels,            \
+                                                  u32 per_sample, u32 affine, u32 modulate, float eps) {               \
+        RowTeam team(lanes);                                                                                           \
+        bool there = team.row < rows;                                                                                  \
+        u32 n = there ? channels : 0;                                                                                  \
+        u64 sample = u64(team.row / per_sample) * channels, start = u64(team.row) * channels;                          \
+        Parameters<T> p{gamma, beta, scale + sample, shift + sample, affine != 0, modulate != 0};                      \
+        f32* own = stats + 2 * u64(team.row);                                                                          \
+        bool aligned = is_aligned(x) && is_aligned(y) && Parameters<T>{gamma, beta, scale, shift, p.affine, p.modulate}.aligned(); \
+        if (can_hold<T, FOURS>(channels, lanes) && aligned)                                                             \
+            normalise(HeldRow<T, FOURS>(x + start, team, n), team, p, y + start, own, there, channels, eps); \
+        else normalise(AnyRow<T>(x + start, team, n), team, p, y + start, own, there, channels, eps);      \
+    }
+#define ROWS(T) FOR_ROWS(ENTRY, T)
+FOR_TYPES(ROWS)

@@ -1,0 +1,213 @@
+// What attention and its gradient share: a head's rows, and products of f32 tiles.
+//
+// The f32 kernels have 128 threads for a tile of 64 rows and 64 columns. Thread 16 · ty + tx has its rows ty + 8 i and its columns tx + 16 j, so
+// that a warp has whole rows: weights go from the first product to the second through rows of shared memory that no other warp sees.
+// Operands come in steps of a few thousand numbers, one step ahead of what is computed, so that heads may be of any size.
+#pragma once
+#include "copies.cuh"
+
+constexpr u32 THREADS = 128;
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;
+// Constant expressions cannot name infinity otherwise.
+#define INFINITE __int_as_float(0x7f800000)
+
+// Both to about 2⁻²²; results below 2⁻¹²⁶ are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float log2_fast(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// The rows of one head of one sample in x [B, rows, heads · width].
+template <class T>
+struct Head {
+    T* data;
+    u32 width;
+    // From one row to the next.
+    u32 stride;
+    // Every row begins at a multiple of 16 bytes and has a multiple of 16 bytes.
+    bool wide;
+
+    __device__ __forceinline__ Head(T* x, u32 pair, u32 heads, u32 rows, u32 width)
+        : data(x + (u64(pair / heads) * rows * heads + pair % heads) * width),
+          width(width),
+          stride(heads * width),
+          wide(is_aligned(x) && width % WIDE<T> == 0) {}
+
+    __device__ __forceinline__ T* row(u32 i) const { return data + u64(i) * stride; }
+};
+
+// One of two, without their going to memory.
+template <class T>
+__device__ __forceinline__ Head<T> choose(bool first, Head<T> a, const Head<T>& b) {
+    a.data = first ? a.data : b.data;
+    a.width = first ? a.width : b.width;
+    a.stride = first ? a.stride : b.stride;
+    a.wide = first ? a.wide : b.wide;
+    return a;
+}
+
+// Rows of a tile, columns of it, columns of a step of `dots`, and from one row to the next of what it takes and of weights: all
+// without bank conflicts.
+constexpr u32 TILE = 64;
+constexpr u32 DEPTH = 32;
+constexpr u32 DEPTH_STRIDE = DEPTH + 4;
+constexpr u32 WEIGHTS_STRIDE = TILE + 16;
+// Floats of a step's operands, and of shared memory: two steps and the weights.
+constexpr u32 STAGE = 2 * TILE * DEPTH_STRIDE;
+constexpr u32 SHARED = 2 * STAGE + TILE * WEIGHTS_STRIDE;
+
+// Copies columns `col`.. of rows `first`.. to ROWS rows of COLS numbers, STRIDE apart; zeros from row `end` and behind a row's last number.
+template <u32 ROWS, u32 COLS, u32 STRIDE>
+__device__ __forceinline__ void copy_rows(float* to, const Head<const float>& x, u32 first, u32 end, u32 col) {
+    static_assert(ROWS * COLS / 4 % THREADS == 0);
+    const float* from = x.row(first) + col;
+    u32 place = shared_address(to), width = col < x.width ? x.width - col : 0;
+    if (x.wide) {
+#pragma unroll
+        for (u32 k = 0; k < ROWS * COLS / 4 / THREADS; k++) {
+            u32 i = k * THREADS + threadIdx.x, row = i / (COLS / 4), c = i % (COLS / 4) * 4;
+            bool has = first + row < end && c < width;
+            copy_16(place + (row * STRIDE + c) * 4, has ? from + (row * x.stride + c) : x.data, has);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < ROWS * COLS; i += THREADS) {
+        u32 row = i / COLS, c = i % COLS;
+        bool has = first + row < end && c < width;
+        copy_4(place + (row * STRIDE + c) * 4, has ? from + (row * x.stride + c) : x.data, has);
+    }
+}
+
+// s += A · Bᵀ of `depth` columns, rounded up to a multiple of 4.
+__device__ __forceinline__ void dots(float (&s)[8][4], const float* a, const float* b, u32 depth) {
+    u32 rows = shared_address(a + threadIdx.x / 16 * DEPTH_STRIDE), cols = shared_address(b + threadIdx.x % 16 * DEPTH_STRIDE);
+#pragma unroll 1
+    for (u32 k = 0; k < depth; k += 4, rows += 16, cols += 16) {
+        Pack<float, 4> y[4];
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) y[j] = read_floats<4>(cols + 64 * j * DEPTH_STRIDE);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            Pack<float, 4> x = read_floats<4>(rows + 32 * i * DEPTH_STRIDE);
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+                for (u32 r = 0; r < 4; r++) s[i][j] += x.at[r] * y[j].at[r];
+            }
+        }
+    }
+}
+
+// Columns of sums that a thread has of each row: N of them, W beside each other: tx · W + 16 · W · j + w is number j · W + w.
+template <int N>
+constexpr int GROUP = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
+
+// o += P · V of `count` rows of V [count, 16 · N], rounded up to a multiple of 4. P are weights from some column on.
+template <int N>
+__device__ __forceinline__ void sums(float (&o)[8][N], const float* weights, const float* v, u32 count) {
+    constexpr int W = GROUP<N>;
+    u32 rows = shared_address(weights + threadIdx.x / 16 * WEIGHTS_STRIDE), values = shared_address(v + threadIdx.x % 16 * W);
+#pragma unroll 1
+    for (u32 k = 0; k < count; k += 4, rows += 16, values += 256 * N) {
+        Pack<float, 4> p[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) p[i] = read_floats<4>(rows + 32 * i * WEIGHTS_STRIDE);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+#pragma unroll
+            for (int j = 0; j < N / W; j++) {
+                Pack<float, W> x = read_floats<W>(values + r * 64 * N + 64 * W * j);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+#pragma unroll
+                    for (int w = 0; w < W; w++) o[i][j * W + w] += p[i].at[r] * x.at[w];
+                }
+            }
+        }
+    }
+}
+
+// Rows of a step of `sums`: as many as there is room for.
+template <int N>
+constexpr u32 SUMMED = 64 * 16 * N <= STAGE ? 64 : 32 * 16 * N <= STAGE ? 32 : 16;
+
+__device__ __forceinline__ void put_weights(float* weights, const float (&p)[8][4]) {
+    float* at = weights + threadIdx.x / 16 * WEIGHTS_STRIDE + threadIdx.x % 16;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) at[8 * i * WEIGHTS_STRIDE + 16 * j] = p[i][j];
+    }
+}
+
+// Sums, those of each row times its factor, to columns `col`.. of rows `first`.. of `to`, before row `end`.
+template <int N>
+__device__ __forceinline__ void put_rows(const Head<float>& to, u32 first, u32 end, u32 col, const float (&o)[8][N],
+                                         const float (&factor)[8]) {
+    constexpr int W = GROUP<N>;
+    u32 row = first + threadIdx.x / 16, c = col + threadIdx.x % 16 * W;
+    float* at = to.row(row) + c;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (row + 8 * i < end) {
+#pragma unroll
+            for (int j = 0; j < N / W; j++) {
+                Pack<float, W> out;
+#pragma unroll
+                for (int w = 0; w < W; w++) out.at[w] = o[i][j * W + w] * factor[i];
+                u32 left = to.width - min(to.width, c + 16 * W * j);
+                float* there = at + 16 * W * j;
+                if (W > 1 && to.wide) {
+                    if (left > 0) write_floats(there, out);
+                } else {
+#pragma unroll
+                    for (u32 w = 0; w < W; w++) {
+                        if (w < left) there[w] = out.at[w];
+                    }
+                }
+            }
+        }
+        at += 8 * to.stride;
+    }
+}
+
+// Which step comes: number `phase` of the `phases` steps of a tile.
+struct Step {
+    u32 tile, phase;
+    __device__ __forceinline__ void next(u32 phases) {
+        if (++phase == phases) {
+            phase = 0;
+            tile++;
+        }
+    }
+};
+
+// Runs all steps of all tiles, `load` of each while the one before it runs.
+template <class Load, class Run>
+__device__ __forceinline__ void pipeline(float* shared, u32 tiles, u32 phases, Load load, Run run) {
+    Step ahead = {0, 0}, now = {0, 0};
+    u32 stage = 0;
+    bool loaded = false;
+#pragma unroll 1
+    while (now.tile < tiles) {
+        wait_copies<0>();
+        __syncthreads();
+        if (ahead.tile < tiles) load(ahead, shared + stage);
+        commit_copies();
+        ahead.next(phases);
+        stage ^= STAGE;
+        if (loaded) {
+            run(now, shared + stage);
+            now.next(phases);
+        }
+        loaded = true;
+    }
+}

@@ -1,0 +1,259 @@
+// What the normalisations share: threads of a row, the row in registers, what follows a normalisation, and tiles over columns;
+// `ops/norm.rs` lowers them.
+#pragma once
+#include "lines.cuh"
+
+// Neighbouring threads of a block of 256 that share a row: a power of two of them.
+struct RowTeam {
+    u32 lanes, row, lane;
+
+    __device__ __forceinline__ RowTeam(u32 lanes)
+        : lanes(lanes), row(blockIdx.x * (FLAT_THREADS / lanes) + threadIdx.x / lanes), lane(threadIdx.x % lanes) {}
+
+    // v becomes the sums over all lanes, the same on every one. All threads of the block must come here.
+    template <int N>
+    __device__ __forceinline__ void sum(float (&v)[N]) const {
+#pragma unroll 1
+        for (u32 distance = (lanes < 32 ? lanes : 32) / 2; distance > 0; distance /= 2) {
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] += __shfl_xor_sync(~0u, v[k], distance);
+        }
+        if (lanes <= 32) return;
+        __shared__ float parts[N][FLAT_THREADS / 32];
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) {
+#pragma unroll
+            for (int k = 0; k < N; k++) parts[k][threadIdx.x / 32] = v[k];
+        }
+        __syncthreads();
+        u32 first = threadIdx.x / lanes * (lanes / 32);
+#pragma unroll
+        for (int k = 0; k < N; k++) v[k] = parts[k][first];
+#pragma unroll 1
+        for (u32 w = 1; w < lanes / 32; w++) {
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] += parts[k][first + w];
+        }
+    }
+};
+
+// A row of n numbers in registers, FOURS times four a lane: read once. n is a multiple of a pack, the row begins at 16 bytes.
+template <class T, int FOURS>
+struct HeldRow {
+    static constexpr int EACH = WIDE<T>, HELD = 4 * FOURS / EACH;
+    Wide<T> packs[HELD];
+    RowTeam team;
+    u32 n;
+
+    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : team(team), n(n) {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (place(k) < n) packs[k] = *(const Wide<T>*)(from + place(k));
+    }
+
+    __device__ __forceinline__ u32 place(int k) const { return (k * team.lanes + team.lane) * EACH; }
+
+    // f(i, pack) for the packs of this lane, i being a pack's first number.
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (place(k) < n) f(place(k), packs[k]);
+    }
+
+    // f(i, pack, the other row's pack)
+    template <class F>
+    __device__ __forceinline__ void each(const HeldRow& other, F f) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (place(k) < n) f(place(k), packs[k], other.packs[k]);
+    }
+};
+
+// Any row: read again, number by number, whenever it is gone through.
+template <class T>
+struct AnyRow {
+    static constexpr int EACH = 1;
+    const T* from;
+    RowTeam team;
+    u32 n;
+
+    __device__ __forceinline__ AnyRow(const T* from, RowTeam team, u32 n) : from(from), team(team), n(n) {}
+
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+#pragma unroll 1
+        for (u32 i = team.lane; i < n; i += team.lanes) f(i, *(const Pack<T, 1>*)(from + i));
+    }
+
+    template <class F>
+    __device__ __forceinline__ void each(const AnyRow& other, F f) const {
+#pragma unroll 1
+        for (u32 i = team.lane; i < n; i += team.lanes)
+            f(i, *(const Pack<T, 1>*)(from + i), *(const Pack<T, 1>*)(other.from + i));
+    }
+};
+
+// Whether rows of n numbers fit HeldRow.
+template <class T, int FOURS>
+__device__ __forceinline__ bool can_hold(u32 n, u32 lanes) {
+    return n % WIDE<T> == 0 && n <= 4 * lanes * FOURS;
+}
+
+// What follows a normalisation: n -> (n · gamma + beta) · (1 + scale) + shift, each pair there or not.
+template <class T>
+struct Parameters {
+    // [C]; of one sample [C]
+    const T *gamma, *beta, *scale, *shift;
+    bool affine, modulate;
+
+    __device__ __forceinline__ bool aligned() const {
+        return (!affine || (is_aligned(gamma) && is_aligned(beta))) && (!modulate || (is_aligned(scale) && is_aligned(shift)));
+    }
+
+    // v of N neighbouring channels from c on.
+    template <int N>
+    __device__ __forceinline__ void follow(float (&v)[N], u32 c) const {
+        using P = Pack<T, N>;
+        if (affine) {
+            P g = *(const P*)(gamma + c), b = *(const P*)(beta + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], widen(g.at[k]), widen(b.at[k]));
+        }
+        if (modulate) {
+            P g = *(const P*)(scale + c), b = *(const P*)(shift + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], 1.0f + widen(g.at[k]), widen(b.at[k]));
+        }
+    }
+
+    // factor · v + offset is the same for channel c.
+    __device__ __forceinline__ void linear(u32 c, float& factor, float& offset) const {
+        factor = affine ? widen(gamma[c]) : 1.0f;
+        offset = affine ? widen(beta[c]) : 0.0f;
+        if (modulate) {
+            float more = 1.0f + widen(scale[c]);
+            factor *= more;
+            offset = fmaf(offset, more, widen(shift[c]));
+        }
+    }
+};
+
+// Entries for rows of up to 16 and 32 numbers a lane; longer ones are read again.
+#define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(8, T)
+
+// A part of x [B, rows, channels] for a block: tile of `cols` channels, stretch of `per` rows of a sample. `across` threads lie beside
+// each other, E channels each, the others on lines below. Where a tile has more channels than they take, they come again further right.
+template <int E>
+struct Tile {
+    u32 rows, channels, across, down, count;
+    u32 sample, stretch, first_col, end_col, start, end;
+    // The first row and channel of this thread; threads that fill no line have no channels.
+    u32 row, col;
+
+    // `backwards`: later blocks have earlier stretches.
+    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per, bool backwards)
+        : rows(rows), channels(channels), across(across), down(FLAT_THREADS / across), count(count) {
+        u32 block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+        first_col = block % tiles * cols;
+        end_col = first_col + cols < channels ? first_col + cols : channels;
+        stretch = block / tiles % count;
+        sample = block / tiles / count;
+        start = stretch * per;
+        end = start + per < rows ? start + per : rows;
+        u32 line = threadIdx.x / across;
+        row = start + line;
+        col = line < down ? first_col + threadIdx.x % across * E : end_col;
+    }
+
+    __device__ __forceinline__ u32 own_rows() const { return row < end ? (end - row + down - 1) / down : 0; }
+    // Elements from one of its rows to the next.
+    __device__ __forceinline__ u64 step() const { return u64(down) * channels; }
+    // Its first row in channel c, from the sample's first number on.
+    __device__ __forceinline__ u64 at(u32 c) const { return u64(row) * channels + c; }
+};
+
+#define TILE u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per
+#define AS_TILE(E, backwards) Tile<E>(rows, channels, cols, across, tiles, count, per, backwards)
+
+// A pack in one access, or by number. The choice is made outside of loops, or else loads would wait for each other.
+template <class T, int E, bool ALIGNED>
+__device__ __forceinline__ Pack<T, E> read(const T* p) {
+    Pack<T, E> out;
+    if constexpr (ALIGNED) {
+        out = *(const Pack<T, E>*)p;
+    } else {
+#pragma unroll
+        for (int k = 0; k < E; k++) out.at[k] = p[k];
+    }
+    return out;
+}
+
+template <class T, int E, bool ALIGNED>
+__device__ __forceinline__ void write(T* p, Pack<T, E> v) {
+    if constexpr (ALIGNED) {
+        *(Pack<T, E>*)p = v;
+    } else {
+#pragma unroll
+        for (int k = 0; k < E; k++) p[k] = v.at[k];
+    }
+}
+
+// f(i, x, dy) for a column's rows i = 0.. of x and dy, `step` apart, ROWS loads of both under way.
+template <int E, int ROWS, bool ALIGNED, class F>
+__device__ __forceinline__ void each_row(const f32* x, const f32* dy, u32 rows, u64 step, F f) {
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row += ROWS, x += ROWS * step, dy += ROWS * step) {
+        Pack<f32, E> a[ROWS], b[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (row + r < rows) {
+                a[r] = read<f32, E, ALIGNED>(x + r * step);
+                b[r] = read<f32, E, ALIGNED>(dy + r * step);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            if (row + r < rows) f(row + r, a[r], b[r]);
+    }
+}
+
+// VALUES sums over a tile's rows for each of a thread's channels. Tiles have no more channels than a line of threads.
+template <int E, int VALUES>
+struct ColumnSums {
+    Pack<f32, E> at[VALUES];
+
+    __device__ __forceinline__ ColumnSums() {
+#pragma unroll
+        for (int v = 0; v < VALUES; v++)
+#pragma unroll
+            for (int k = 0; k < E; k++) at[v].at[k] = 0.0f;
+    }
+
+    // Those of all lines, joined in pairs -> out [samples, count, VALUES, channels]. All threads of the block must come here.
+    __device__ __forceinline__ void store(f32* out, const Tile<E>& t) {
+        __shared__ alignas(16) f32 lines[VALUES][FLAT_THREADS * E];
+        u32 line = threadIdx.x / t.across, half;
+        for (u32 rest = t.down; rest > 1; rest = half) {
+            half = (rest + 1) / 2;
+            if (line >= half && line < rest) {
+#pragma unroll
+                for (int v = 0; v < VALUES; v++) *(Pack<f32, E>*)(lines[v] + threadIdx.x * E) = at[v];
+            }
+            __syncthreads();
+            if (line + half < rest) {
+#pragma unroll
+                for (int v = 0; v < VALUES; v++) {
+                    Pack<f32, E> other = *(const Pack<f32, E>*)(lines[v] + (threadIdx.x + half * t.across) * E);
+#pragma unroll
+                    for (int k = 0; k < E; k++) at[v].at[k] += other.at[k];
+                }
+            }
+        }
+        if (line > 0 || t.col >= t.end_col) return;
+        // Scratch memory begins at a multiple of 16 bytes; of gradients that are views this is not sure.
+        f32* to = out + (u64(t.sample) * t.count + t.stretch) * VALUES * t.channels + t.col;
+#pragma unroll
+        for (int v = 0; v < VALUES; v++) ::store<f32, E>(to + u64(v) * t.channels, at[v]);
+    }
+};

@@ -1,0 +1,153 @@
+//! Ops whose operands begin anywhere, as views of rows and batches do: at every multiple of 4 bytes.
+
+use crate::harness::{noise, relative};
+use langevin::Device;
+use langevin::graph::{Graph, Op};
+use langevin::ops::*;
+use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
+use langevin::tensor::{DType, TensorType};
+use std::sync::Arc;
+
+/// The first output of an op whose operands lie `skip` elements behind an aligned place. Indices are 0 to 2.
+fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType]) -> Vec<f64> {
+    let (mut buffers, mut g) = (Buffers::new(), Graph::new());
+    let mut place = |name: &str, ty: &TensorType| {
+        let all =
+            buffers.declare(format!("around {name}"), TensorType { shape: vec![ty.stored() + skip], ..ty.clone() });
+        buffers.view(all, name, skip, ty.clone()).unwrap()
+    };
+    let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
+    let ids: Vec<_> = names.iter().zip(inputs).map(|(name, ty)| place(name, ty)).collect();
+    let values: Vec<_> = names.iter().zip(inputs).map(|(name, ty)| g.input(name, ty.clone())).collect();
+    let outs = g.apply_arc(op.clone(), &values).unwrap();
+    for (i, out) in outs.iter().enumerate() {
+        g.output(format!("y{i}"), *out);
+        place(&format!("y{i}"), g.ty(*out));
+    }
+    let (places, options) = (buffers.clone(), Options { guard: 64 });
+    let program = Program::compile("odd", &g, device.target(), &mut buffers, |n| places.find(n), options).unwrap();
+    let mut schedule = Schedule::new("odd", buffers);
+    schedule.add(program);
+    let mut session = Session::new(device, schedule).unwrap().poisoned();
+    for (seed, (id, ty)) in ids.iter().zip(inputs).enumerate() {
+        let numbers = noise(ty.elements(), 1 + seed as u64);
+        if ty.dtype == DType::I32 {
+            session.write(*id, &(0..ty.elements()).map(|i| (i * 7 % 3) as i32).collect::<Vec<_>>()).unwrap();
+        } else {
+            session.write(*id, &numbers.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
+        }
+    }
+    session.run_program(0).unwrap();
+    let y = places.find("y0").unwrap();
+    if g.ty(outs[0]).dtype == DType::I32 {
+        return session.read::<i32>(y).unwrap().into_iter().map(f64::from).collect();
+    }
+    session.read::<f32>(y).unwrap().into_iter().map(f64::from).collect()
+}
+
+fn check(op: impl Op, inputs: impl AsRef<[TensorType]>) {
+    let inputs = inputs.as_ref();
+    let op: Arc<dyn Op> = Arc::new(op);
+    let expected = at(0, Device::Cpu, &op, inputs);
+    for skip in [0, 1, 2, 3] {
+        let got = at(skip, Device::ptx((8, 0)), &op, inputs);
+        let err = relative(&got, &expected);
+        assert!(err <= 2e-6, "{op:?} of {inputs:?}, {skip} elements behind an aligned place, is off by {err:.2e}");
+    }
+}
+
+#[test]
+fn copies() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    for inner in [8, 6, 5] {
+        let x = f32s(&[3, 4, inner]);
+        for axis in 0..3 {
+            check(Slice { axis, start: 1, len: 2 }, [x.clone()]);
+            check(Pad { axis, before: 4, after: 8 }, [x.clone()]);
+            check(Concat { axis }, [x.clone(), x.clone(), x.clone(), x.clone(), x.clone()]);
+        }
+        check(Permute(vec![1, 0, 2]), [x.clone()]);
+        check(Permute(vec![2, 1, 0]), [x.clone()]);
+        check(ResizeNearest { height: 7, width: 3 }, [f32s(&[2, 3, 4, inner])]);
+        check(
+            Broadcast { outer: 3, middle: 6, inner: 4 * inner, scale: 0.5, shape: vec![3, 6, 4, inner] },
+            [x.clone()],
+        );
+        let index = TensorType::i32([3]);
+        check(Embedding, [f32s(&[4, inner]), index.clone()]);
+        check(Gather, [x.clone(), index.clone()]);
+        let (pairs, places) = (TensorType::i32([6]), TensorType::i32([3, 2]));
+        let weights = f32s(&[3, 2]);
+        check(DispatchTokens { weighted: true }, [f32s(&[3, inner]), pairs.clone(), places.clone(), weights.clone()]);
+        check(CombineTokens { weighted: true }, [f32s(&[6, inner]), pairs, places.clone(), weights]);
+        check(CombineWeightsGrad, [f32s(&[3, inner]), f32s(&[6, inner]), places]);
+        check(EmbeddingGrad { rows: 4 }, [f32s(&[3, inner]), index.clone()]);
+        check(GatherGrad { count: 3 }, [f32s(&[3, 4, inner]), index]);
+    }
+    check(Permute(vec![0, 2, 1]), [f32s(&[2, 40, 36])]);
+}
+
+#[test]
+fn sums_and_windows() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    for channels in [8, 3] {
+        let x = f32s(&[2, 5, 6, channels]);
+        let window = PoolWindow::same(3);
+        check(AveragePool { window, count_padding: false }, [x.clone()]);
+        check(MaxPool(window), [x.clone()]);
+        check(MaxPoolGrad(window), [x.clone(), x.clone()]);
+        check(Resample::fir_down(&[1.0, 3.0, 3.0, 1.0]), [x.clone()]);
+        check(Resample::nearest_up(2), [x.clone()]);
+        check(ResizeNearestGrad { height: 3, width: 3 }, [x.clone()]);
+        check(Reduce::sum_middle(2, 30, channels), [x]);
+    }
+    for n in [20, 33, 5000] {
+        let (x, labels) = (f32s(&[4, n]), TensorType::i32([4]));
+        check(Argmax, [x.clone()]);
+        check(Reduce::mean_middle(4, n, 1), [x.clone()]);
+        check(CrossEntropy, [x.clone(), labels.clone()]);
+        check(CrossEntropyGrad, [x.clone(), labels, f32s(&[4])]);
+        let route = Route { chosen: 3, routing: Routing::Top, normalize: true };
+        if n < 1000 {
+            check(route, [x]);
+        }
+    }
+    check(GroupByExpert { experts: 3 }, [TensorType::i32([300, 2])]);
+}
+
+#[test]
+fn attention() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    let (op, q, k) = (Attention { heads: 2, scale: 0.3 }, f32s(&[2, 5, 16]), f32s(&[2, 7, 16]));
+    check(op, [q.clone(), k.clone(), k.clone()]);
+    // Two parts, put together by a second launch.
+    let far = f32s(&[1, 300, 8]);
+    check(Attention { heads: 1, scale: 0.3 }, [f32s(&[1, 3, 8]), far.clone(), far]);
+    let lse = f32s(&[2, 2, 5]);
+    check(AttentionGrad(op), [q.clone(), k.clone(), k, q.clone(), lse, q]);
+}
+
+#[test]
+fn norms() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    for (channels, groups) in [(24, 2), (24, 8), (10, 5), (7, 7), (640, 32)] {
+        let (x, c, m) = (f32s(&[2, 9, channels]), f32s(&[channels]), f32s(&[2, channels]));
+        for affine in [false, true] {
+            let op = RmsNorm { eps: 1e-5, affine };
+            let inputs = [&[x.clone()][..], &vec![c.clone(); affine as usize]].concat();
+            check(op, inputs.clone());
+            check(RmsNormGrad(op), [&inputs[..], &[f32s(&[18]), x.clone()]].concat());
+            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine };
+            let parameter = if affine { &c } else { &m };
+            let inputs = [x.clone(), parameter.clone(), parameter.clone()];
+            check(op, inputs.clone());
+            check(LayerNormGrad(op), [&inputs[..], &[f32s(&[18, 2]), x.clone()]].concat());
+        }
+        for activation in [Activation::Silu, Activation::Identity, Activation::Gelu] {
+            let op = GroupNorm { groups, eps: 1e-5, activation, modulate: true };
+            let inputs = [x.clone(), c.clone(), c.clone(), m.clone(), m.clone()];
+            check(op, inputs.clone());
+            check(GroupNormGrad(op), [&inputs[..], &[f32s(&[2, groups, 2]), x.clone()]].concat());
+        }
+    }
+}
