@@ -73,30 +73,36 @@ __device__ __forceinline__ void linear_few(const T* x, const T* w, u32 k, const 
 #pragma unroll 1
     for (int apart = 16; apart >= 4 * LANES; apart /= 2)
 #pragma unroll
-        for (int r = 0; r < FEW_ROWS; r++)
+        for (int r = 0; r < FEW_ROWS; r++) {
+            if (r >= rows) break;
 #pragma unroll
             for (int c = 0; c < EACH; c++) sums[r][c] += __shfl_xor_sync(~0u, sums[r][c], apart);
+        }
     if (group < 4) {
         f32* to = shared + (warp_id() * 4 + group) * PITCH + col;
 #pragma unroll
-        for (int r = 0; r < FEW_ROWS; r++)
+        for (int r = 0; r < FEW_ROWS; r++) {
+            if (r >= rows) break;
 #pragma unroll
             for (int c = 0; c < EACH; c += 4) {
                 bool turned = EACH == 8 && lane % 2;
                 auto pick = [&](int i) { return turned ? sums[r][EACH == 8 ? (c ^ 4) + i : i] : sums[r][c + i]; };
                 store_shared(to + r * 16 + (turned ? c ^ 4 : c), pick(0), pick(1), pick(2), pick(3));
             }
+        }
     }
     __syncthreads();
     // Then 16 groups a thread, and four of those sums.
     u32 number = threadIdx.x % 128;
     f32* quarter = shared + threadIdx.x / 128 * 16 * PITCH + number;
-    float sum = 0.0f;
+    if (number < rows * 16) {
+        float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 16; i++) sum += quarter[i * PITCH];
-    *quarter = sum;
+        for (int i = 0; i < 16; i++) sum += quarter[i * PITCH];
+        *quarter = sum;
+    }
     __syncthreads();
-    if (threadIdx.x >= FEW_ROWS * 4) return;
+    if (threadIdx.x >= rows * 4) return;
     float v[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) add_quad<true>(v, shared + i * 16 * PITCH + 4 * threadIdx.x, 4);
