@@ -528,7 +528,7 @@ fn options_out_of_range_are_named() {
         (2, format!("sample {args} --seed -1"), &["--seed", "-1"]),
         (2, format!("sample {args} --seed 99999999999999999999"), &["--seed"]),
         (1, format!("sample {args} --sampler leapfrog"), &["leapfrog", "ddim"]),
-        (1, format!("sample {args} --device cuda"), &["cuda", "no CUDA kernels yet"]),
+        (1, format!("sample {args} --device abacus"), &["abacus", "auto, cuda, wgpu, cpu, ptx"]),
         (1, format!("sample {args} --device nonsense"), &["nonsense", "cpu"]),
         (1, format!("sample {args} --eta NaN"), &["eta"]),
         (1, format!("sample {args} --sampler euler --churn NaN"), &["churn"]),

@@ -48,9 +48,11 @@ __device__ __forceinline__ void gather_chunk(char* to, F number) {
 }
 
 // Lines of a matrix whose terms run in memory: rows of A, columns of a transposed B.
-template <class T, int LINES>
+template <class T, int LINES, int THREADS = HALF_THREADS>
 struct HalfRows {
     using Layout = TermRuns;
+    // Lines that a block copies at a time.
+    static constexpr int STEP = THREADS / 8;
     const T* at;
     u32 stride, to;
     int lines;
@@ -69,10 +71,10 @@ struct HalfRows {
         int depth = left - int(threadIdx.x % 8 * 8);
         if (wide) {
 #pragma unroll
-            for (int i = 0; i < LINES; i += 16) copy_async<16>(tile + to + i * 128, ahead(at, i, stride), i < lines && depth > 0);
+            for (int i = 0; i < LINES; i += STEP) copy_async<16>(tile + to + i * 128, ahead(at, i, stride), i < lines && depth > 0);
         } else {
 #pragma unroll 1
-            for (int i = 0; i < LINES; i += 16)
+            for (int i = 0; i < LINES; i += STEP)
                 gather_chunk<T>(tile + to + i * 128, [&](int e) { return i < lines && e < depth ? at[u64(i) * stride + e] : T{0}; });
         }
         at += HALF_DEPTH;
@@ -138,9 +140,10 @@ struct HalfPanels {
 };
 
 // Rows of a convolution: a line is an output pixel, terms are those of its window. A chunk is eight channels under one tap.
-template <class T, int LINES>
+template <class T, int LINES, int THREADS = HALF_THREADS>
 struct HalfPatches {
     using Layout = TermRuns;
+    static constexpr int STEP = THREADS / 8;
     const T* x;
     Window w;
     const Corner* corners;
@@ -151,7 +154,7 @@ struct HalfPatches {
     __device__ __forceinline__ HalfPatches(const T* x, const Window& w, u32 first, u32 pixels, Terms terms)
         : x(x), w(w), term(w, terms.first + threadIdx.x % 8 * 8) {
         u32 line = threadIdx.x / 8, chunk = threadIdx.x % 8;
-        corners = describe_lines<Corner, LINES, HALF_THREADS>([&](int i) { return Corner(w, first + i, pixels); }) + line;
+        corners = describe_lines<Corner, LINES, THREADS>([&](int i) { return Corner(w, first + i, pixels); }) + line;
         to = line * 128 + ((chunk ^ line & 7) << 4);
         wide = w.channels % 8 == 0 && is_aligned(x);
     }
@@ -168,14 +171,14 @@ struct HalfPatches {
         int depth = left - int(threadIdx.x % 8 * 8);
         if (wide) {
 #pragma unroll
-            for (int i = 0; i < LINES; i += 16) {
+            for (int i = 0; i < LINES; i += STEP) {
                 u64 at;
                 bool there = number(corners[i], term, at);
                 copy_async<16>(tile + to + i * 128, x + at, there && depth > 0);
             }
         } else {
 #pragma unroll 1
-            for (int i = 0; i < LINES; i += 16) {
+            for (int i = 0; i < LINES; i += STEP) {
                 Term own = term;
                 gather_chunk<T>(tile + to + i * 128, [&](int e) {
                     u64 at;

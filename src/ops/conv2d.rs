@@ -162,8 +162,10 @@ impl Op for Conv2d {
                 let product = Product {
                     name: self.name(),
                     file: if pointwise { ptx!("linear") } else { ptx!("conv2d") },
+                    hopper: if pointwise { ptx!("sm_90a", "linear") } else { ptx!("sm_90a", "conv2d") },
                     dtype: io.inputs[0].dtype,
                     sizes: [io.outputs[0].rows(), n, w.taps() * w.channels],
+                    run: w.channels,
                     rows_per_sample: w.out_height * w.out_width,
                     epilogue: &self.epilogue,
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },

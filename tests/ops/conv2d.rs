@@ -88,6 +88,10 @@ fn kernels_strides_and_padding() {
     check(Conv2d::same(1, all), [2, 9, 9, 32, 24]);
     check(Conv2d { padding: asymmetric, ..down }, [2, 13, 11, 16, 72]);
     check(Conv2d { input_dilation: 2, ..plain }, [2, 9, 10, 16, 24]);
+    // Sizes of Hopper's kernels: tiles of 128 columns, and of 256.
+    check(Conv2d { epilogue: all, ..plain }, [3, 9, 15, 24, 136]);
+    check(Conv2d { epilogue: all, ..down }, [2, 25, 17, 64, 388]);
+    check(Conv2d { input_dilation: 2, ..plain }, [2, 9, 10, 16, 136]);
 }
 
 /// Kernels of one row or one column and of uneven sides, padded as they keep the size or not at all.

@@ -63,7 +63,10 @@ fn linear() {
 #[test]
 fn linear_of_whole_accesses() {
     let all = all_epilogues().pop().unwrap();
-    for (batch, rows, k, n, size) in [(2, 67, 136, 72, 1.0), (3, 1, 1032, 40, 1.0), (1, 33, 64, 200, 1000.0)] {
+    let few = [(2, 67, 136, 72, 1.0), (3, 1, 1032, 40, 1.0), (1, 33, 64, 200, 1000.0)];
+    // Sizes of Hopper's kernels: tiles of 128 columns and of 256; fewer terms than a tile has.
+    let many = [(3, 89, 136, 200, 1.0), (1, 251, 520, 404, 1.0), (1, 257, 40, 250, 1000.0)];
+    for (batch, rows, k, n, size) in few.into_iter().chain(many) {
         let inputs = vec![
             f32s(&[batch, rows, k], 1).map(|v| size * v),
             panels(&[k, n], 2),
