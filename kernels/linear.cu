@@ -35,8 +35,9 @@ constexpr int FEW_ROWS = 8, FEW_THREADS = 512;
 template <class T>
 __device__ __forceinline__ void linear_few(const T* x, const T* w, u32 k, const Epilogue<T>& epilogue) {
     constexpr int EACH = WIDE<T>, LANES = 16 / EACH, GROUPS = 32 / LANES;
-    // The sums of 64 groups of lanes, 8 rows of 16 columns, and a gap so that they meet 32 banks.
-    constexpr int PITCH = FEW_ROWS * 16 + 16;
+    // The sums of 64 groups of lanes, 8 rows of 16 columns, and a gap so that eight lanes meet 32 banks: of two groups, or of four, where every
+    // other lane has the second half of its columns first.
+    constexpr int PITCH = FEW_ROWS * 16 + (EACH == 4 ? 16 : 24);
     __shared__ __align__(16) f32 shared[64 * PITCH];
     u32 lane = lane_id(), group = lane / LANES, col = lane % LANES * EACH;
     u32 first = blockIdx.y * FEW_ROWS, rows = min(u32(FEW_ROWS), epilogue.m - first);
@@ -47,9 +48,14 @@ __device__ __forceinline__ void linear_few(const T* x, const T* w, u32 k, const 
     float sums[FEW_ROWS][EACH] = {};
 #pragma unroll 1
     for (u32 at = (warp_id() * GROUPS + group) * 4; at < k; at += FEW_THREADS / LANES * 4) {
-        Wide<T> weights[4];
+        Wide<T> loaded[4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) weights[j] = *(const Wide<T>*)(panel + u64(min(at + j, k - 1)) * 16);
+        for (int j = 0; j < 4; j++) loaded[j] = *(const Wide<T>*)(panel + u64(min(at + j, k - 1)) * 16);
+        float weights[4][EACH];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int c = 0; c < EACH; c++) weights[j][c] = widen(loaded[j].at[c]);
 #pragma unroll
         for (int r = 0; r < FEW_ROWS; r++) {
             if (r >= rows) break;
@@ -59,34 +65,44 @@ __device__ __forceinline__ void linear_few(const T* x, const T* w, u32 k, const 
 #pragma unroll
             for (int j = 0; j < 4; j++)
 #pragma unroll
-                for (int c = 0; c < EACH; c++) sums[r][c] += term[j] * widen(weights[j].at[c]);
+                for (int c = 0; c < EACH; c++) sums[r][c] += term[j] * weights[j][c];
         }
     }
 
     // From all groups of a warp to four of them.
-#pragma unroll
+#pragma unroll 1
     for (int apart = 16; apart >= 4 * LANES; apart /= 2)
 #pragma unroll
-        for (int r = 0; r < FEW_ROWS; r++)
+        for (int r = 0; r < FEW_ROWS; r++) {
+            if (r >= rows) break;
 #pragma unroll
             for (int c = 0; c < EACH; c++) sums[r][c] += __shfl_xor_sync(~0u, sums[r][c], apart);
+        }
     if (group < 4) {
         f32* to = shared + (warp_id() * 4 + group) * PITCH + col;
 #pragma unroll
-        for (int r = 0; r < FEW_ROWS; r++)
+        for (int r = 0; r < FEW_ROWS; r++) {
+            if (r >= rows) break;
 #pragma unroll
-            for (int c = 0; c < EACH; c += 4) store_shared(to + r * 16 + c, sums[r][c], sums[r][c + 1], sums[r][c + 2], sums[r][c + 3]);
+            for (int c = 0; c < EACH; c += 4) {
+                bool turned = EACH == 8 && lane % 2;
+                auto pick = [&](int i) { return turned ? sums[r][EACH == 8 ? (c ^ 4) + i : i] : sums[r][c + i]; };
+                store_shared(to + r * 16 + (turned ? c ^ 4 : c), pick(0), pick(1), pick(2), pick(3));
+            }
+        }
     }
     __syncthreads();
     // Then 16 groups a thread, and four of those sums.
     u32 number = threadIdx.x % 128;
     f32* quarter = shared + threadIdx.x / 128 * 16 * PITCH + number;
-    float sum = 0.0f;
+    if (number < rows * 16) {
+        float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 16; i++) sum += quarter[i * PITCH];
-    *quarter = sum;
+        for (int i = 0; i < 16; i++) sum += quarter[i * PITCH];
+        *quarter = sum;
+    }
     __syncthreads();
-    if (threadIdx.x >= FEW_ROWS * 4) return;
+    if (threadIdx.x >= rows * 4) return;
     float v[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) add_quad<true>(v, shared + i * 16 * PITCH + 4 * threadIdx.x, 4);

@@ -15,6 +15,20 @@ __device__ __forceinline__ void weight_grad(A source, const f32* dy, f32* dw, f3
     Tile::run(source(row, terms), b, terms, row, col, PanelStore{to, m, n, m});
 }
 
-#define WEIGHT_GRAD(SIZE, WARPS_M, WARPS_N, UNROLL, BLOCKS)                                                                                           extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS) linear_weight_grad_##SIZE##_f32(                                 const f32* x, const f32* dy, f32* dw, f32* parts, u32 m, u32 n, u32 k, u32 part) {                                                        auto columns = [=](u32 row, Terms terms) {                                                                                                    return Columns<32 * WARPS_M, WARPS_M * WARPS_N>(x, m, row, m, terms);                                                                 };                                                                                                                                        weight_grad<WARPS_M, WARPS_N, UNROLL>(columns, dy, dw, parts, m, n, k, part);                                                                 }                                                                                                                                         extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS) conv2d_weight_grad_##SIZE##_f32(                                 const f32* x, const f32* dy, f32* dw, f32* parts, WINDOW_PARAMETERS, u32 m, u32 n, u32 k, u32 part) {                                     auto patches = [=](u32 row, Terms terms) {                                                                                                    return PatchColumns<32 * WARPS_M, WARPS_M * WARPS_N>(x, Window{WINDOW_ARGUMENTS}, row, terms);                                        };                                                                                                                                        weight_grad<WARPS_M, WARPS_N, UNROLL>(patches, dy, dw, parts, m, n, k, part);                                                                 }
-WEIGHT_GRAD(128, 4, 2, 16, 2)
-WEIGHT_GRAD(64, 2, 1, 2, 8)
+#define LINEAR_WEIGHT_GRAD(SIZE, WARPS_M, WARPS_N, UNROLL, BLOCKS)                                                                        \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS) linear_weight_grad_##SIZE##_f32(                         \
+        const f32* x, const f32* dy, f32* dw, f32* parts, u32 m, u32 n, u32 k, u32 part) {                                                \
+        auto columns = [=](u32 row, Terms terms) { return Columns<SIZE, WARPS_M * WARPS_N>(x, m, row, m, terms); };                       \
+        weight_grad<WARPS_M, WARPS_N, UNROLL>(columns, dy, dw, parts, m, n, k, part);                                                     \
+    }
+#define CONV2D_WEIGHT_GRAD(SIZE, WARPS_M, WARPS_N, UNROLL, BLOCKS)                                                                        \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS) conv2d_weight_grad_##SIZE##_f32(                         \
+        const f32* x, const f32* dy, f32* dw, f32* parts, WINDOW_PARAMETERS, u32 m, u32 n, u32 k, u32 part) {                             \
+        Window window{WINDOW_ARGUMENTS};                                                                                                  \
+        auto patches = [=](u32 row, Terms terms) { return PatchColumns<SIZE, WARPS_M * WARPS_N>(x, window, row, terms); };                \
+        weight_grad<WARPS_M, WARPS_N, UNROLL>(patches, dy, dw, parts, m, n, k, part);                                                     \
+    }
+LINEAR_WEIGHT_GRAD(128, 4, 2, 16, 2)
+LINEAR_WEIGHT_GRAD(64, 2, 1, 2, 8)
+CONV2D_WEIGHT_GRAD(128, 4, 2, 16, 2)
+CONV2D_WEIGHT_GRAD(64, 2, 1, 2, 8)

@@ -27,6 +27,14 @@ __device__ __forceinline__ const T* ahead(const T* at, u32 lines, u32 stride) {
     return (const T*)out;
 }
 
+// Four numbers of shared memory. As an instruction: in long loops NVRTC splits some of such loads, and others every time it runs.
+__device__ __forceinline__ void load_shared(float* to, const f32* from) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+                 : "r"(u32(__cvta_generic_to_shared(from)))
+                 : "memory");
+}
+
 // Sums to shared memory in one access, which the compiler would split.
 __device__ __forceinline__ void store_shared(f32* to, float a, float b) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(u32(__cvta_generic_to_shared(to))), "f"(a), "f"(b) : "memory");

@@ -189,16 +189,16 @@ struct Ffma {
         auto multiply = [&](int stage) {
 #pragma unroll UNROLL
             for (int k = 0; k < DEPTH; k++) {
-                Wide<f32> u[2], v[2];
+                float u[8], v[8];
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    u[h] = *(const Wide<f32>*)(a_from + stage * STAGE + k * A::PITCH + 16 * h);
-                    v[h] = *(const Wide<f32>*)(b_from + stage * STAGE + k * B::PITCH + 32 * h);
+                    load_shared(u + 4 * h, a_from + stage * STAGE + k * A::PITCH + 16 * h);
+                    load_shared(v + 4 * h, b_from + stage * STAGE + k * B::PITCH + 32 * h);
                 }
 #pragma unroll
                 for (int i = 0; i < 8; i++)
 #pragma unroll
-                    for (int j = 0; j < 8; j++) sums[i][j] += u[i / 4].at[i % 4] * v[j / 4].at[j % 4];
+                    for (int j = 0; j < 8; j++) sums[i][j] += u[i] * v[j];
             }
         };
         pipeline<STAGES, DEPTH>(terms.count(), fetch, multiply);

@@ -249,6 +249,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_cover_the_product_and_occupy_a_gpu() {
+        let target = CudaTarget { multiprocessors: 132, ..Default::default() };
+        for (batch, sizes) in
+            [(1, [8192, 320, 2880]), (1, [64, 1280, 11520]), (2, [77, 77, 40]), (1, [2880, 320, 100_000])]
+        {
+            let [m, n, k] = sizes;
+            let blocks = Blocks::new(batch, sizes, 128, &target);
+            assert_eq!(blocks.tiles, batch * m.div_ceil(blocks.size) * n.div_ceil(blocks.size));
+            assert!(blocks.part * blocks.parts >= k && blocks.part * (blocks.parts - 1) < k);
+            assert!(blocks.part <= MOST_TERMS + 64);
+            assert!(blocks.tiles * blocks.parts >= 132 || k < 2 * PART_TERMS, "{blocks:?} of {sizes:?}");
+        }
+        // No smaller than need be, and not cut where tiles are enough.
+        let large = Blocks::new(1, [8192, 1280, 1280], 128, &target);
+        assert_eq!((large.size, large.parts), (128, 1));
+    }
+
+    #[test]
     fn wide_tiles_of_hopper_where_rounds_are_as_full() {
         let target = CudaTarget { compute: (9, 0), multiprocessors: 132, ..Default::default() };
         let size = |sizes| Blocks::new(1, sizes, 128, &target).hopper(sizes, &target).size;

@@ -5,7 +5,7 @@ use langevin::Device;
 use langevin::graph::{Graph, Op};
 use langevin::ops::*;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
-use langevin::tensor::{DType, TensorType};
+use langevin::tensor::{DType, Layout, TensorType, to_layout};
 use std::sync::Arc;
 
 /// The numbers of an operand: noise, or indices from 0 to 2.
@@ -16,10 +16,12 @@ fn numbers(seed: usize, ty: &TensorType) -> Vec<f64> {
     }
 }
 
-/// The first output of an op whose operands lie `skip` elements behind an aligned place.
+/// The first output of an op whose operands lie `skip` elements behind an aligned place,
+/// but for weights in panels, which are storages of their own.
 fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType], data: &[Vec<f64>]) -> Vec<f64> {
     let (mut buffers, mut g) = (Buffers::new(), Graph::new());
     let mut place = |name: &str, ty: &TensorType| {
+        let skip = if ty.layout == Layout::Panels { 0 } else { skip };
         let all =
             buffers.declare(format!("around {name}"), TensorType { shape: vec![ty.stored() + skip], ..ty.clone() });
         buffers.view(all, name, skip, ty.clone()).unwrap()
@@ -41,7 +43,9 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType], data
         if ty.dtype == DType::I32 {
             session.write(*id, &numbers.iter().map(|v| *v as i32).collect::<Vec<_>>()).unwrap();
         } else {
-            session.write(*id, &numbers.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
+            let (plain, mut stored) = (numbers.iter().map(|v| *v as f32).collect::<Vec<_>>(), vec![0.0; ty.stored()]);
+            to_layout(ty, &plain, &mut stored);
+            session.write(*id, &stored).unwrap();
         }
     }
     session.run_program(0).unwrap();
@@ -124,6 +128,29 @@ fn sums_and_windows() {
         }
     }
     check(GroupByExpert { experts: 3 }, [TensorType::i32([300, 2])]);
+}
+
+#[test]
+fn products() {
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    let panels = |shape: &[usize]| TensorType::panels(shape);
+    let epilogue = Epilogue { bias: true, sample_bias: true, activation: Activation::Silu, residual: true, scale: 0.7 };
+    // Few rows and many, sums of all of k and of parts.
+    for (rows, k, n) in [(2, 24, 20), (2, 23, 9), (20, 24, 20), (20, 600, 17)] {
+        let operands = [f32s(&[n]), f32s(&[2, n]), f32s(&[2, rows, n])];
+        let (x, y) = (f32s(&[2, rows, k]), f32s(&[2, rows, n]));
+        check(Linear(epilogue), [&[x.clone(), panels(&[k, n])][..], &operands].concat());
+        check(LinearWeightGrad { shape: vec![k, n] }, [x.clone(), y]);
+        check(BatchedMatmul::default(), [x.clone(), f32s(&[2, k, n])]);
+        check(BatchedMatmul { transpose_a: true, transpose_b: true }, [f32s(&[2, k, rows]), f32s(&[2, n, k])]);
+    }
+    for (c, n) in [(8, 20), (3, 9)] {
+        let conv = Conv2d::same(3, epilogue);
+        let (x, y) = (f32s(&[2, 5, 6, c]), f32s(&[2, 5, 6, n]));
+        check(conv, [x.clone(), panels(&[9, c, n]), f32s(&[n]), f32s(&[2, n]), y.clone()]);
+        let conv = Conv2d::same(3, Epilogue::default());
+        check(Conv2dWeightGrad { conv, shape: vec![9, c, n] }, [x, y]);
+    }
 }
 
 #[test]
