@@ -60,10 +60,17 @@ pub trait Op: Any + Debug + Send + Sync {
         Err(Error::unsupported(format!("the gradient of {}", self.name()), "the op has no gradient rule"))
     }
 
-    /// True if its numbers may be of a type of 16 bits in memory on `target`, all of its inputs and its first output of that
-    /// type. What it computes with is f32 in any case, and so are its other outputs.
+    /// True if its numbers may be of a type of 16 bits in memory on `target`: all of its inputs that do not
+    /// [stay f32](Op::stays_f32). [`Op::infer`] says which outputs are then of that type: values and their gradients; statistics and
+    /// gradients of parameters are f32. What it computes with is f32 in any case.
     fn takes(&self, dtype: DType, target: &Target) -> bool {
         let _ = (dtype, target);
+        false
+    }
+
+    /// True if that input is f32 also where the others are of 16 bits: a statistic.
+    fn stays_f32(&self, input: usize) -> bool {
+        let _ = input;
         false
     }
 
