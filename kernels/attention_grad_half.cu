@@ -117,7 +117,7 @@ struct Gradient {
     }
 };
 
-// The terms of a thread's rows.
+// The terms of a thread's rows; nothing where rows are keys.
 template <u32 M>
 struct RowTerms {
     float less[M][2], delta[M][2];
@@ -168,6 +168,25 @@ struct Warp {
         }
     }
 
+    // The terms of two neighbouring others, of number n of those that a thread has.
+    static __device__ __forceinline__ Pack<float, 4> others_terms(u32 terms, u32 n) {
+        return read_floats<4>(terms + n * 64 + threadIdx.x % 4 * 16);
+    }
+
+    // What a first product begins with: -rowsum(dy ∘ y) for dP, or 0 for scores.
+    static __device__ __forceinline__ void begin(Scores& dp, const RowTerms<M>& rows, u32 terms, bool slopes) {
+        float sign = slopes ? -1.0f : 0.0f;
+#pragma unroll
+        for (u32 n = 0; n < OTHERS / 8; n++) {
+            Pack<float, 4> others = others_terms(terms, n);
+#pragma unroll
+            for (u32 m = 0; m < M; m++) {
+#pragma unroll
+                for (u32 r = 0; r < 4; r++) dp[m][n][r] = fmaf(others.at[r % 2 * 2 + 1], sign, -rows.delta[m][r / 2]);
+            }
+        }
+    }
+
     // s += A · Bᵀ of `width` columns; A are this warp's rows.
     static __device__ __forceinline__ void multiply(Scores& s, u32 a, u32 b, u32 width) {
         u32 lane = threadIdx.x % 32, left = a + swizzled<C>(lane % 16, lane / 16) * 16;
@@ -187,20 +206,39 @@ struct Warp {
         }
     }
 
-    // Scores to P, and dP to dS.
-    static __device__ __forceinline__ void weigh(Scores& s, Scores& dp, const RowTerms<M>& rows, u32 terms, float factor) {
+    // Scores to P.
+    static __device__ __forceinline__ void soften(Scores& s, const RowTerms<M>& rows, u32 terms, float factor) {
 #pragma unroll
         for (u32 n = 0; n < OTHERS / 8; n++) {
-            Pack<float, 4> cols = read_floats<4>(terms + n * 64 + threadIdx.x % 4 * 16);
+            Pack<float, 4> others = others_terms(terms, n);
 #pragma unroll
             for (u32 m = 0; m < M; m++) {
 #pragma unroll
-                for (u32 r = 0; r < 4; r++) {
-                    // One of two is 0, or says that there is no such key.
-                    float less = rows.less[m][r / 2] + cols.at[r % 2 * 2], delta = rows.delta[m][r / 2] + cols.at[r % 2 * 2 + 1];
-                    s[m][n][r] = exp2_fast(fmaf(s[m][n][r], factor, -less));
-                    dp[m][n][r] = s[m][n][r] * (dp[m][n][r] - delta);
-                }
+                // One of two is 0, or says that there is no such key.
+                for (u32 r = 0; r < 4; r++) s[m][n][r] = exp2_fast(fmaf(s[m][n][r], factor, -(rows.less[m][r / 2] + others.at[r % 2 * 2])));
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void add_scores(Scores& to, const Scores& s) {
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+#pragma unroll
+            for (u32 n = 0; n < OTHERS / 8; n++) {
+#pragma unroll
+                for (u32 r = 0; r < 4; r++) to[m][n][r] += s[m][n][r];
+            }
+        }
+    }
+
+    // dP to dS.
+    static __device__ __forceinline__ void slope(Scores& dp, const Scores& p) {
+#pragma unroll
+        for (u32 m = 0; m < M; m++) {
+#pragma unroll
+            for (u32 n = 0; n < OTHERS / 8; n++) {
+#pragma unroll
+                for (u32 r = 0; r < 4; r++) dp[m][n][r] *= p[m][n][r];
             }
         }
     }
@@ -243,6 +281,37 @@ struct Warp {
 // Places of a tile's row that are read.
 __device__ __forceinline__ u32 places_of(u32 width) { return (width + GROUP_COLUMNS - 1) / GROUP_COLUMNS * (GROUP_COLUMNS / 8); }
 
+// Others of a head as tiles whose rows have C places, one tile after the other.
+template <class T, u32 C>
+struct Tiles {
+    // Rows that a block copies at a time.
+    static constexpr u32 STEP = THREADS / C;
+    Head<const T> x;
+    // This thread's first place of the next tile, and in the tile.
+    const T* at;
+    u32 to, places, next, end;
+
+    __device__ __forceinline__ Tiles(const Head<const T>& x, u32 begin, u32 end)
+        : x(x), at(x.row(begin + threadIdx.x / C) + threadIdx.x % C * 8), to(swizzled<C>(threadIdx.x / C, threadIdx.x % C) * 16),
+          places(places_of(x.width)), next(begin), end(end) {}
+
+    __device__ __forceinline__ void copy(u32 tile) {
+        u32 row = threadIdx.x / C, c = threadIdx.x % C;
+        if (!x.wide) {
+            copy_tile<OTHERS, C, 1>(tile, x, next, end, 0, places);
+        } else if (c < places) {
+            u32 left = c * 8 < x.width ? end - next : 0;
+#pragma unroll
+            for (u32 i = 0; i < OTHERS; i += STEP) {
+                // Eight rows below each other lie differently.
+                copy_16(tile + (to ^ i % 8 * 16) + i * C * 16, at + u64(i) * x.stride, row + i < left);
+            }
+        }
+        at += u64(OTHERS) * x.stride;
+        next += OTHERS;
+    }
+};
+
 // Sums of up to N columns of 64 · M rows, of dS if there are `slopes`, else of P. Each of the two tiles of others comes while the other one is used.
 template <class T, u32 N, u32 M>
 __device__ __forceinline__ void sums(const Gradient<T>& to, bool slopes) {
@@ -250,42 +319,47 @@ __device__ __forceinline__ void sums(const Gradient<T>& to, bool slopes) {
     constexpr u32 C = N / 8, ROWS = 64 * M, ROW_BYTES = C * 16;
     extern __shared__ __align__(128) unsigned char shared[];
     u32 first_right = shared_address(shared), second_right = first_right + OTHERS * ROW_BYTES, terms = second_right + OTHERS * ROW_BYTES;
-    u32 first_left = terms + TERM_BYTES, second_left = first_left + ROWS * ROW_BYTES, own = threadIdx.x / 32 * W::ROWS;
-    u32 first = blockIdx.x % to.blocks * ROWS, begin = to.begin(), end = to.end(), tiles = (end - begin + OTHERS - 1) / OTHERS;
-    u32 first_places = places_of(to.first_width), places = places_of(to.width);
-    Head<const T> firsts = to.right(to.first_right, to.first_width), seconds = to.right(to.second_right, to.width);
+    u32 first_left = terms + 2 * TERM_BYTES, second_left = first_left + ROWS * ROW_BYTES, own = threadIdx.x / 32 * W::ROWS;
+    u32 first = blockIdx.x % to.blocks * ROWS, begin = to.begin(), end = to.end();
+    Tiles<T, C> firsts(to.right(to.first_right, to.first_width), begin, end), seconds(to.right(to.second_right, to.width), begin, end);
 
-    copy_tile<ROWS, C, 2>(first_left, to.left(to.first_left, to.first_width), first, to.rows, 0, first_places);
-    if (slopes) copy_tile<ROWS, C, 2>(second_left, to.left(to.second_left, to.width), first, to.rows, 0, places);
+    copy_tile<ROWS, C, 1>(first_left, to.left(to.first_left, to.first_width), first, to.rows, 0, firsts.places);
+    if (slopes) copy_tile<ROWS, C, 1>(second_left, to.left(to.second_left, to.width), first, to.rows, 0, seconds.places);
     RowTerms<M> rows(to, first + own);
     float factor = to.scale * LOG2_E;
     typename W::Sums o = {};
-    typename W::Scores s = {}, dp = {};
+    firsts.copy(first_right);
+    to.copy_terms(terms, begin);
 #pragma unroll 1
-    for (u32 tile = 0, ahead = 0; ahead <= tiles; tile = ahead, ahead++) {
-        // The first tile, its other one, and again: copies of each are in one place.
-        if (ahead > 0) {
-            wait_copies<0>();
-            __syncthreads();
-            copy_tile<OTHERS, C, 4>(second_right, seconds, begin + tile * OTHERS, end, 0, places);
-            to.copy_terms(terms, begin + tile * OTHERS);
-            commit_copies();
-            W::multiply(dp, first_left + own * ROW_BYTES, first_right, to.first_width);
-            wait_copies<0>();
-            __syncthreads();
-        }
-        if (ahead < tiles) copy_tile<OTHERS, C, 4>(first_right, firsts, begin + ahead * OTHERS, end, 0, first_places);
+    while (true) {
         commit_copies();
-        if (ahead == 0) continue;
-        if (slopes) W::multiply(s, second_left + own * ROW_BYTES, second_right, to.width);
-        else W::move(s, dp);
-        W::weigh(s, dp, rows, terms, factor);
+        wait_copies<0>();
+        __syncthreads();
+        seconds.copy(second_right);
+        commit_copies();
+        typename W::Scores s = {}, dp;
+        W::begin(dp, rows, terms, slopes);
+        W::multiply(dp, first_left + own * ROW_BYTES, first_right, to.first_width);
+        wait_copies<0>();
+        __syncthreads();
+        u32 now = terms;
+        bool more = firsts.next < end;
+        terms = terms == first_left - TERM_BYTES ? terms - TERM_BYTES : terms + TERM_BYTES;
+        if (more) {
+            to.copy_terms(terms, firsts.next);
+            firsts.copy(first_right);
+        }
+        if (slopes) {
+            W::multiply(s, second_left + own * ROW_BYTES, second_right, to.width);
+            W::soften(s, rows, now, factor);
+            W::slope(dp, s);
+        } else {
+            W::soften(dp, rows, now, factor);
+        }
         typename W::Weights w;
-        if (slopes) W::narrow_weights(w, dp);
-        else W::narrow_weights(w, s);
+        W::narrow_weights(w, dp);
         W::add(o, w, second_right, to.width);
-        W::clear(s);
-        W::clear(dp);
+        if (!more) break;
     }
     to.template put<N, M>(o, slopes ? to.scale : 1.0f, first_left + own * ROW_BYTES, first + own, 0);
 }
@@ -299,41 +373,46 @@ __device__ __forceinline__ void both_sums(const Gradient<T>& to, const Gradient<
     extern __shared__ __align__(128) unsigned char shared[];
     u32 first_left = shared_address(shared), second_left = first_left + ROWS * ROW_BYTES, stages = second_left + ROWS * ROW_BYTES;
     u32 own = threadIdx.x / 32 * W::ROWS, first = blockIdx.x % to.blocks * ROWS;
-    u32 begin = to.begin(), end = to.end(), tiles = (end - begin + OTHERS - 1) / OTHERS;
-    u32 first_places = places_of(to.first_width), places = places_of(to.width);
-    Head<const T> firsts = to.right(to.first_right, to.first_width), seconds = to.right(to.second_right, to.width);
+    u32 begin = to.begin(), end = to.end();
+    Tiles<T, C> firsts(to.right(to.first_right, to.first_width), begin, end), seconds(to.right(to.second_right, to.width), begin, end);
 
-    copy_tile<ROWS, C, 2>(first_left, to.left(to.first_left, to.first_width), first, to.rows, 0, first_places);
-    copy_tile<ROWS, C, 2>(second_left, to.left(to.second_left, to.width), first, to.rows, 0, places);
+    copy_tile<ROWS, C, 1>(first_left, to.left(to.first_left, to.first_width), first, to.rows, 0, firsts.places);
+    copy_tile<ROWS, C, 1>(second_left, to.left(to.second_left, to.width), first, to.rows, 0, seconds.places);
     RowTerms<M> rows(to, first + own);
     float factor = to.scale * LOG2_E;
     typename W::Sums to_k = {}, to_v = {};
-    u32 stage = stages;
+    u32 stage = stages + STAGE_BYTES;
+    // The first round only copies, so that copies are in one place.
 #pragma unroll 1
-    for (u32 ahead = 0; ahead <= tiles; ahead++) {
+    for (bool there = false; firsts.next < end || there;) {
         u32 next = stage == stages ? stages + STAGE_BYTES : stages;
-        if (ahead > 0) {
+        if (there) {
             wait_copies<0>();
             __syncthreads();
         }
-        if (ahead < tiles) {
-            copy_tile<OTHERS, C>(next, firsts, begin + ahead * OTHERS, end, 0, first_places);
-            copy_tile<OTHERS, C>(next + TILE_BYTES, seconds, begin + ahead * OTHERS, end, 0, places);
-            to.copy_terms(next + 2 * TILE_BYTES, begin + ahead * OTHERS);
+        bool more = firsts.next < end;
+        if (more) {
+            to.copy_terms(next + 2 * TILE_BYTES, firsts.next);
+            firsts.copy(next);
+            seconds.copy(next + TILE_BYTES);
+            commit_copies();
         }
-        commit_copies();
-        if (ahead > 0) {
-            typename W::Scores s = {}, dp = {};
+        if (there) {
+            u32 terms = stage + 2 * TILE_BYTES;
+            typename W::Scores s = {}, dp;
             typename W::Weights w;
+            W::begin(dp, rows, terms, true);
             W::multiply(dp, first_left + own * ROW_BYTES, stage, to.first_width);
             W::multiply(s, second_left + own * ROW_BYTES, stage + TILE_BYTES, to.width);
-            W::weigh(s, dp, rows, stage + 2 * TILE_BYTES, factor);
+            W::soften(s, rows, terms, factor);
+            W::slope(dp, s);
             W::narrow_weights(w, s);
             W::add(to_v, w, stage, to.first_width);
             W::narrow_weights(w, dp);
             W::add(to_k, w, stage + TILE_BYTES, to.width);
         }
         stage = next;
+        there = more;
     }
     dv.template put<N, M>(to_v, 1.0f, first_left + own * ROW_BYTES, first + own, 0);
     to.template put<N, M>(to_k, to.scale, second_left + own * ROW_BYTES, first + own, 0);
@@ -378,19 +457,28 @@ __device__ __forceinline__ void wide_sums(const Gradient<T>& to, bool slopes) {
         ahead.next(phases);
         if (ahead.tile < tiles) load(ahead, next);
         commit_copies();
-        if (slopes && now.phase < firsts) W::multiply(dp, stage + own * C * 16, stage + LEFT_BYTES, STEP);
-        else W::multiply(s, stage + own * C * 16, stage + LEFT_BYTES, STEP);
+        W::multiply(s, stage + own * C * 16, stage + LEFT_BYTES, STEP);
         stage = next;
-        if (now.phase + 1 < phases) continue;
+        if (now.phase + 1 < phases) {
+            if (now.phase + 1 == firsts) {
+                W::move(dp, s);
+                W::clear(s);
+            }
+            continue;
+        }
         wait_copies<0>();
         __syncthreads();
-        W::weigh(s, dp, rows, terms, factor);
         typename W::Weights w;
-        if (slopes) W::narrow_weights(w, dp);
-        else W::narrow_weights(w, s);
+        W::soften(s, rows, terms, factor);
+        if (slopes) {
+            typename W::Scores less;
+            W::begin(less, rows, terms, true);
+            W::add_scores(dp, less);
+            W::slope(s, dp);
+        }
+        W::narrow_weights(w, s);
         W::add(o, w, x, to.width - col);
         W::clear(s);
-        W::clear(dp);
     }
     __syncthreads();
     to.template put<N, 1>(o, slopes ? to.scale : 1.0f, stages + own * N * 2, first + own, col);
@@ -415,10 +503,10 @@ __device__ __forceinline__ void add_parts(const float* part, T* out, u32 pairs, 
         first_left, first_right, second_left, second_right, terms, OUT, PART, rows, others, heads, first_width, WIDTH,      \
             sum_width, blocks, split, by_query != 0, scale                                                                  \
     }
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 2)
+#define KERNEL(BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
-#define SUMS(T, NAME, ...) \
-    KERNEL attention_grad_##NAME##_##T(INPUTS(T), T* out, float* part, SIZES, u32 slopes) {                                 \
+#define SUMS(T, NAME, BLOCKS, ...) \
+    KERNEL(BLOCKS) attention_grad_##NAME##_##T(INPUTS(T), T* out, float* part, SIZES, u32 slopes) {                                 \
         __VA_ARGS__(GRADIENT(T, out, part, width), slopes != 0);                                                            \
     }
 #define HALVES(T)                                                                                                           \
@@ -426,13 +514,13 @@ __device__ __forceinline__ void add_parts(const float* part, T* out, u32 pairs, 
         const T* y, const T* dy, const float* lse, float* terms, u32 queries, u32 heads, u32 dv) {                          \
         make_terms(y, dy, lse, terms, queries, heads, dv);                                                                  \
     }                                                                                                                       \
-    KERNEL attention_grad_both_64_##T(INPUTS(T), T* dk, T* dv, float* part_k, float* part_v, SIZES) {                       \
+    KERNEL(2) attention_grad_both_64_##T(INPUTS(T), T* dk, T* dv, float* part_k, float* part_v, SIZES) {                       \
         both_sums<T>(GRADIENT(T, dk, part_k, width), GRADIENT(T, dv, part_v, first_width));                                 \
     }                                                                                                                       \
-    SUMS(T, 64, sums<T, 64, 2>)                                                                                             \
-    SUMS(T, 128, sums<T, 128, 2>)                                                                                           \
-    SUMS(T, 256, sums<T, 256, 1>)                                                                                           \
-    SUMS(T, wide, wide_sums<T>)                                                                                             \
+    SUMS(T, 64, 3, sums<T, 64, 2>)                                                                                             \
+    SUMS(T, 128, 2, sums<T, 128, 2>)                                                                                           \
+    SUMS(T, 256, 2, sums<T, 256, 1>)                                                                                           \
+    SUMS(T, wide, 2, wide_sums<T>)                                                                                             \
     extern "C" __global__ void __launch_bounds__(256) attention_grad_sum_##T(                                               \
         const float* part, T* out, u32 pairs, u32 rows, u32 heads, u32 width, u32 sum_width, u32 parts) {                   \
         add_parts(part, out, pairs, rows, heads, width, sum_width, parts);                                                  \

@@ -475,7 +475,7 @@ impl BackwardTile {
         match (self.wide(), outputs) {
             (true, _) => ("wide".into(), 2 * (rows + others) + 32 * self.columns * 2 + terms),
             (false, 2) => (format!("both_{}", self.columns), 2 * rows + 2 * (2 * others + terms)),
-            _ => (self.columns.to_string(), if slopes { 2 * rows } else { rows } + 2 * others + terms),
+            _ => (self.columns.to_string(), if slopes { 2 * rows } else { rows } + 2 * (others + terms)),
         }
     }
 }
