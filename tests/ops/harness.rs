@@ -186,7 +186,8 @@ impl<'a> Case<'a> {
         self.inputs.iter().map(tensor).collect()
     }
 
-    fn check_outputs(&self, dtype: DType, bound: f64) {
+    /// Runs the op on every device under poison, numbers stored as `dtype`, against the reference.
+    pub fn check_outputs(&self, dtype: DType, bound: f64) {
         let tensors = self.tensors(dtype);
         let expected = (self.reference)(&tensors);
         // Outputs: the op's own inputs are computed values (not buffers), so in-place and lifetimes are exercised.
@@ -396,6 +397,12 @@ fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     }
     places.extend(gpu().map(|device| (device.clone(), device.target())));
     places
+}
+
+/// The outputs of a graph on the ptx and cuda devices alone.
+pub fn run_on_gpus(name: &str, g: &Graph, data: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
+    let places = ptx_places(name, g).into_iter();
+    places.map(|place| (place.0.clone(), run_on(place, g, data))).collect()
 }
 
 /// The cuda device, where there is one; why not is printed once.
