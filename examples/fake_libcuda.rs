@@ -98,6 +98,7 @@ driver! {
     }
     cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, _device: c_int) {
         *value = match attribute {
+            13 => 1_410_000,
             16 => 4,
             75 => set("FAKE_COMPUTE", 80) as c_int / 10,
             76 => set("FAKE_COMPUTE", 80) as c_int % 10,

@@ -270,6 +270,9 @@ pub struct Timing {
     pub gbps: f64,
     /// The rate, reads and writes, at which the device copies in the same run.
     pub copy_gbps: f64,
+    /// How near the time is to the least possible one (1: there), which is that of its FLOPs at [`Device::peak_gflops`] or that of its
+    /// minimal bytes at `copy_gbps`, whichever is longer.   (Williams et al. 2009, "Roofline")
+    pub of_roofline: Option<f64>,
 }
 
 /// Bytes that are touched between two runs of a kernel, so that caches are cold.
@@ -303,14 +306,16 @@ pub fn time(case: &Case, device: &Device, dtype: DType, runs: usize) -> Result<O
     }
     times.sort_by(f64::total_cmp);
     copies.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+    let (median, copy) = (times[times.len() / 2], FLUSH as f64 / copies[copies.len() / 2]);
+    let least = |peak: f64| (cost.flops as f64 / (peak * 1e9)).max(cost.bytes as f64 / copy);
     Ok(Some(Timing {
         launches,
         ms_median: median * 1e3,
         ms_min: times[0] * 1e3,
         gflops: cost.flops as f64 / median / 1e9,
         gbps: cost.bytes as f64 / median / 1e9,
-        copy_gbps: FLUSH as f64 / copies[copies.len() / 2] / 1e9,
+        copy_gbps: copy / 1e9,
+        of_roofline: device.peak_gflops(dtype).map(|peak| least(peak) / median),
     }))
 }
 

@@ -92,7 +92,7 @@ fn kernels_are_right_through_the_driver() {
     passes(driver.path(), "kernels check --device cuda");
     passes(driver.path(), "kernels check --device cuda --training --dtype f32");
     let (times, _) = passes(driver.path(), "kernels bench activation --device cuda --dtype f32 --runs 1");
-    assert!(times.contains("1.0000 ms"), "{times}");
+    assert!(times.contains("1.0000 ms") && times.contains("% of roofline"), "{times}");
 }
 
 /// A schedule of rows: the loop's program is captured once, and its rows are read from the device's table.

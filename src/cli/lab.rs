@@ -188,12 +188,14 @@ pub fn bench(args: &BenchArgs, output: Output) -> Result<()> {
                 continue;
             }
             let Some(t) = time(&case, &device, dtype, args.runs)? else { continue };
+            let roofline = t.of_roofline.map(|part| format!("  {:>5.1} % of roofline", 100.0 * part));
             let text = format!(
-                "{name:<22} {dtype:<4} {:>9.4} ms  {:>8.1} GB/s ({:>5.1} % of copy)  {:>8.3} TFLOP/s  {} launches  {shapes}",
+                "{name:<22} {dtype:<4} {:>9.4} ms  {:>8.1} GB/s ({:>5.1} % of copy)  {:>8.3} TFLOP/s{}  {} launches  {shapes}",
                 t.ms_median,
                 t.gbps,
                 100.0 * t.gbps / t.copy_gbps,
                 t.gflops / 1e3,
+                roofline.unwrap_or_default(),
                 t.launches
             );
             output.result(text, json!({ "op": name, "dtype": dtype.to_string(), "shapes": shapes, "timing": t }));

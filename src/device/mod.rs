@@ -11,6 +11,7 @@ pub use arena::{ALIGN, Arena};
 
 use crate::cpu;
 use crate::graph::{CudaTarget, Target};
+use crate::tensor::DType;
 use crate::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
@@ -127,6 +128,15 @@ impl Device {
         };
         passed(format!("auto takes cpu and not wgpu on {}: {reason}", adapter.name));
         Device::Cpu
+    }
+
+    /// The most GFLOP/s that the device can do with numbers stored as `dtype`, where that is known: of GPUs on the cuda device.
+    pub fn peak_gflops(&self, dtype: DType) -> Option<f64> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => gpu.peak_gflops(dtype),
+            _ => None,
+        }
     }
 
     /// The ptx device as a GPU of that compute capability.

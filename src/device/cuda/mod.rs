@@ -10,7 +10,8 @@ pub use module::Function;
 pub use stream::{Events, Graph};
 
 use crate::graph::{CudaTarget, Ptx};
-use crate::{Error, Result};
+use crate::tensor::DType;
+use crate::Result;
 use cudarc::driver::sys;
 use driver::{checked, failed};
 use module::Modules;
@@ -152,6 +153,22 @@ impl Gpu {
         self.0.stream
     }
 
+    /// The most GFLOP/s that it can do at its highest clock with numbers stored as `dtype`: of its FMA units in f32, of its tensor
+    /// cores in 16 bits with sums in f32. `None` where the rate of its generation is not known here.
+    pub fn peak_gflops(&self, dtype: DType) -> Option<f64> {
+        let Inner { device, target, .. } = &*self.0;
+        // Multiply-adds a clock of a multiprocessor: CUDA's programming guide and NVIDIA's papers on A100 and H100.
+        let rate = match (dtype, target.compute) {
+            (DType::F32, (8, 0)) => 64,
+            (DType::F32, _) => 128,
+            (DType::F16 | DType::Bf16, (8, 0)) => 1024,
+            (DType::F16 | DType::Bf16, (9, 0)) => 2048,
+            _ => return None,
+        };
+        let kilohertz = attribute(*device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE).ok()?;
+        Some(2.0 * f64::from(rate * target.multiprocessors) * f64::from(kilohertz) / 1e6)
+    }
+
     /// The entry of a kernel, loaded when it is first asked for.
     ///
     /// # Errors
@@ -176,15 +193,17 @@ impl Gpu {
     }
 }
 
+fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: an out parameter.
+    unsafe { checked(sys::cuDeviceGetAttribute(&mut value, which, device), "asking what the GPU has")? };
+    Ok(value.max(0) as u32)
+}
+
 /// What a GPU offers.
 fn describe(device: sys::CUdevice) -> Result<CudaTarget> {
     use sys::CUdevice_attribute as Attribute;
-    let attribute = |which: Attribute| {
-        let mut value = 0;
-        // SAFETY: an out parameter.
-        unsafe { checked(sys::cuDeviceGetAttribute(&mut value, which, device), "asking what the GPU has")? };
-        Ok::<u32, Error>(value.max(0) as u32)
-    };
+    let attribute = |which| attribute(device, which);
     let compute = (
         attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
