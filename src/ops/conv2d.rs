@@ -2,7 +2,7 @@
 
 use super::linear::expect_weight;
 use super::product::{BUSY, DIRECT_LANES, PlainProduct, Product, Tiling};
-use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real};
+use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
     Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, ptx,
@@ -315,7 +315,7 @@ fn kernel(args: &Args) {
     }
 }
 
-/// dW of [`Conv2d`]: x `[B, H, W, C]`, dy `[B, H', W', N]` → dW in panels; `shape` is the weight's.
+/// dW of [`Conv2d`]: x `[B, H, W, C]`, dy `[B, H', W', N]` → dW in panels, f32 whatever type x and dy have; `shape` is the weight's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv2dWeightGrad {
     pub conv: Conv2d,
@@ -332,7 +332,7 @@ impl Op for Conv2dWeightGrad {
         let w = self.conv.window(self.name(), inputs[0])?;
         let out = TensorType { layout: Layout::Panels, ..TensorType::f32(self.shape.clone()) };
         let dy = [inputs[0].shape[0], w.out_height, w.out_width, out.cols()];
-        super::expect_shape(self.name(), "dy", inputs[1], &dy)?;
+        expect_typed(self.name(), "dy", inputs[1], inputs[0].dtype, &dy)?;
         if out.rows() != w.taps() * w.channels {
             return Err(Error::shape(self.name(), format!("x {} does not make {out}", inputs[0])));
         }
@@ -341,6 +341,10 @@ impl Op for Conv2dWeightGrad {
 
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: 2 * io.out_elements() * io.inputs[1].rows() as u64, bytes: io.bytes() }
+    }
+
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -352,7 +356,8 @@ impl Op for Conv2dWeightGrad {
                     name: self.name(),
                     file: ptx!("weight_grad"),
                     entry: if pointwise { "linear_weight_grad" } else { self.name() },
-                    dtype: DType::F32,
+                    dtype: io.inputs[0].dtype,
+                    out: io.outputs[0].dtype,
                     largest: 128,
                     batch: 1,
                     sizes: [w.taps() * w.channels, io.inputs[1].cols(), io.inputs[1].rows()],
