@@ -131,8 +131,11 @@ struct HalfPanels {
         panels = int((count + 15) / 16) - int(first / 16);
     }
 
+    // Which of a tile's terms this thread copies.
+    static __device__ __forceinline__ u32 term() { return threadIdx.x / 2; }
+
     __device__ __forceinline__ void fetch(char* tile, int left) {
-        bool there = int(threadIdx.x / 2) < left;
+        bool there = int(term()) < left;
 #pragma unroll
         for (int i = 0; i < LINES / 16; i++) copy_async<16>(tile + LineRuns::at(to, 0, i), ahead(at, 16 * i, rows), i < panels && there);
         at += 16 * HALF_DEPTH;

@@ -171,7 +171,7 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// One launch; or two, where the first sums parts of k.
     pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
-        let [m, n, k] = self.sizes;
+        let [m, n, _] = self.sizes;
         if m * n == 0 {
             return vec![];
         }
@@ -186,6 +186,12 @@ impl Product<'_> {
             true => (blocks.hopper(self.sizes, target), self.hopper),
             false => (blocks, self.file),
         };
+        self.by(file, blocks)
+    }
+
+    /// The launches by these tiles, of the entries in that file.
+    pub fn by(&self, file: PtxFile, blocks: Blocks) -> Vec<Launch> {
+        let [m, n, k] = self.sizes;
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
         let sums = |args: &[Arg]| {
             let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
