@@ -87,8 +87,11 @@ struct Panels {
         panels = int((count + 15) / 16) - int(first / 16 + panel);
     }
 
+    // Which of a tile's terms this thread copies.
+    static __device__ __forceinline__ u32 term() { return threadIdx.x % 64 / 4; }
+
     __device__ __forceinline__ void fetch(f32* tile, int left) {
-        bool there = int(threadIdx.x % 64 / 4) < left;
+        bool there = int(term()) < left;
 #pragma unroll
         for (int i = 0; i < LINES / 16; i += STEP) copy_async<16>(tile + to + 16 * i, ahead(at, 16 * i, rows), i < panels && there);
         at += 16 * DEPTH;

@@ -132,13 +132,24 @@ struct HalfPanels {
         panels = int((count + 15) / 16) - int(first / 16);
     }
 
+    // Which of a tile's terms this thread copies.
+    static __device__ __forceinline__ u32 term() { return threadIdx.x / 2; }
+
     __device__ __forceinline__ void fetch(char* tile, int left) {
-        bool there = int(threadIdx.x / 2) < left;
+        bool there = int(term()) < left;
 #pragma unroll
         for (int i = 0; i < LINES / 16; i++) copy_async<16>(tile + LineRuns::at(to, 0, i), ahead(at, 16 * i, rows), i < panels && there);
         at += 16 * HALF_DEPTH;
     }
 };
+
+// The number of the image under a term from a corner on; false if there is none.
+__device__ __forceinline__ bool number_under(const Window& w, const Corner& corner, const Term& term, u64& at) {
+    u32 pixel;
+    bool there = w.pixel(corner.first, corner.y + int(term.ky), corner.x + int(term.kx), pixel);
+    at = u64(pixel) * w.channels + term.c;
+    return there;
+}
 
 // Rows of a convolution: a line is an output pixel, terms are those of its window. A chunk is eight channels under one tap.
 template <class T, int LINES, int THREADS = HALF_THREADS>
@@ -160,21 +171,13 @@ struct HalfPatches {
         wide = w.channels % 8 == 0 && is_aligned(x);
     }
 
-    // The number of x under a term from a corner on; false if there is none.
-    __device__ __forceinline__ bool number(const Corner& corner, const Term& term, u64& at) const {
-        u32 pixel;
-        bool there = w.pixel(corner.first, corner.y + int(term.ky), corner.x + int(term.kx), pixel);
-        at = u64(pixel) * w.channels + term.c;
-        return there;
-    }
-
     __device__ __forceinline__ void fetch(char* tile, int left) {
         int depth = left - int(threadIdx.x % 8 * 8);
         if (wide) {
 #pragma unroll
             for (int i = 0; i < LINES; i += STEP) {
                 u64 at;
-                bool there = number(corners[i], term, at);
+                bool there = number_under(w, corners[i], term, at);
                 copy_async<16>(tile + to + i * 128, x + at, there && depth > 0);
             }
         } else {
@@ -183,13 +186,73 @@ struct HalfPatches {
                 Term own = term;
                 gather_chunk<T>(tile + to + i * 128, [&](int e) {
                     u64 at;
-                    bool there = number(corners[i], own, at);
+                    bool there = number_under(w, corners[i], own, at);
                     own.advance(w, 1);
                     return there && e < depth ? x[at] : T{0};
                 });
             }
         }
         term.advance(w, HALF_DEPTH);
+    }
+};
+
+// The same turned: a line is a term, terms are output pixels. A chunk is eight channels under a tap, the same for all chunks of a thread. The 16
+// pixels from which a warp copies are described by a lane each, which divides but once.
+template <class T, int LINES>
+struct HalfPatchColumns {
+    using Layout = LineRuns;
+    // Chunks of a pixel, pixels that a block copies at a time, and a warp.
+    static constexpr int CHUNKS = LINES / 8, STEP = HALF_THREADS / CHUNKS, OWN = 32 / CHUNKS;
+    static_assert(HALF_DEPTH / STEP * OWN == 16);
+    const T* x;
+    Window w;
+    Term term;
+    Pixel pixel;
+    u32 to;
+    bool wide;
+
+    __device__ __forceinline__ HalfPatchColumns(const T* x, const Window& w, u32 first, Terms terms)
+        : x(x), w(w), term(w, first + threadIdx.x % CHUNKS * 8),
+          pixel(w, terms.first + warp_id() * OWN + lane_id() % 16 / OWN * STEP + lane_id() % OWN) {
+        u32 chunk = threadIdx.x % CHUNKS;
+        to = LineRuns::chunk(chunk / 2, threadIdx.x / CHUNKS, chunk % 2);
+        wide = w.channels % 8 == 0 && is_aligned(x);
+    }
+
+    // What a lane describes.
+    __device__ __forceinline__ Corner corner(u32 lane) const {
+        Corner out;
+        out.first = __shfl_sync(~0u, pixel.image * w.height * w.width, lane);
+        out.y = __shfl_sync(~0u, int(pixel.y * w.stride - w.pad_top), lane);
+        out.x = __shfl_sync(~0u, int(pixel.x * w.stride - w.pad_left), lane);
+        return out;
+    }
+
+    // Lines behind the last term have numbers of some other pixel, and nobody stores their sums.
+    __device__ __forceinline__ void fetch(char* tile, int left) {
+        int depth = left - int(threadIdx.x / CHUNKS);
+        u32 lane = lane_id() / CHUNKS;
+        if (wide) {
+#pragma unroll
+            for (int i = 0; i < HALF_DEPTH; i += STEP) {
+                u64 at;
+                bool there = number_under(w, corner(i / STEP * OWN + lane), term, at);
+                copy_async<16>(tile + to + i * 32, x + at, there && i < depth);
+            }
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < HALF_DEPTH; i += STEP) {
+                Corner from = corner(i / STEP * OWN + lane);
+                Term own = term;
+                gather_chunk<T>(tile + to + i * 32, [&](int) {
+                    u64 at;
+                    bool there = number_under(w, from, own, at);
+                    own.advance(w, 1);
+                    return there && i < depth ? x[at] : T{0};
+                });
+            }
+        }
+        pixel.advance(w, HALF_DEPTH);
     }
 };
 

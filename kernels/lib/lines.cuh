@@ -212,20 +212,21 @@ struct Team {
         return join(v, [](float a, float b) { return fmaxf(a, b); });
     }
 
-    // f(i, x[i]) for this lane's share of x[..n], four elements in one access where they lie so.
-    template <class F>
-    __device__ __forceinline__ void each(const float* x, u32 n, F f) const {
-        if (n % 4 == 0 && is_aligned(x)) {
+    // f(i, x[i]) for this lane's share of x[..n], 16 bytes in one access where they lie so.
+    template <class T, class F>
+    __device__ __forceinline__ void each(const T* x, u32 n, F f) const {
+        constexpr u32 EACH = WIDE<T>;
+        if (n % EACH == 0 && is_aligned(x)) {
 #pragma unroll 4
-            for (u32 i = 4 * lane; i < n; i += 4 * LANES) {
-                Wide<f32> v = *(const Wide<f32>*)(x + i);
+            for (u32 i = EACH * lane; i < n; i += EACH * LANES) {
+                Wide<T> v = *(const Wide<T>*)(x + i);
 #pragma unroll
-                for (int k = 0; k < 4; k++) f(i + k, v.at[k]);
+                for (int k = 0; k < EACH; k++) f(i + k, widen(v.at[k]));
             }
             return;
         }
 #pragma unroll 4
-        for (u32 i = lane; i < n; i += LANES) f(i, x[i]);
+        for (u32 i = lane; i < n; i += LANES) f(i, widen(x[i]));
     }
 };
 

@@ -1,12 +1,12 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
 use super::linear::expect_weight;
-use super::product::{BUSY, DIRECT_LANES, PlainProduct, Product, Tiling};
-use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real};
+use super::product::{BUSY, Blocks, DIRECT_LANES, PlainProduct, Product, Tiling};
+use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, WgpuTarget, ptx,
-    wgsl,
+    Arg, Args, Cost, CudaTarget, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value,
+    WgpuTarget, ptx, wgsl,
 };
 use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
@@ -71,6 +71,23 @@ impl Conv2d {
     fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == 1 && self.input_dilation == 1 && self.padding == Padding::default()
     }
+
+    /// The data gradient of a strided convolution, as reverse mode and fusion leave it: `kernels/conv2d_phases.cu`.
+    fn has_phases(&self) -> bool {
+        let e = &self.epilogue;
+        let plain = !e.bias && !e.sample_bias && e.activation == Activation::Identity;
+        self.input_dilation > 1 && self.stride == 1 && plain
+    }
+}
+
+/// Tiles of a convolution by phases, pixels of the output that are `dilation` apart, each under its own taps. The first phase has the
+/// most, and no phase more pixels than that.
+fn phases(w: &Window, [m, n, _]: [usize; 3], target: &CudaTarget) -> Blocks {
+    let d = w.dilation;
+    let apart = |size: usize| size.div_ceil(d);
+    let images = m / (w.out_height * w.out_width);
+    let pixels = images * apart(w.out_height) * apart(w.out_width);
+    Blocks::new(d * d, [pixels, n, apart(w.kernel[0]) * apart(w.kernel[1]) * w.channels], 128, target)
 }
 
 /// Appends a window to a launch; read back by [`window_of`].
@@ -170,7 +187,10 @@ impl Op for Conv2d {
                     epilogue: &self.epilogue,
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },
                 };
-                product.launches(target)
+                match self.has_phases() && product.sizes[0] * n > 0 {
+                    true => product.by(ptx!("conv2d_phases"), phases(&w, product.sizes, target)),
+                    false => product.launches(target),
+                }
             }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
@@ -315,7 +335,7 @@ fn kernel(args: &Args) {
     }
 }
 
-/// dW of [`Conv2d`]: x `[B, H, W, C]`, dy `[B, H', W', N]` → dW in panels; `shape` is the weight's.
+/// dW of [`Conv2d`]: x `[B, H, W, C]`, dy `[B, H', W', N]` → dW in panels, f32 whatever type x and dy have; `shape` is the weight's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv2dWeightGrad {
     pub conv: Conv2d,
@@ -332,7 +352,7 @@ impl Op for Conv2dWeightGrad {
         let w = self.conv.window(self.name(), inputs[0])?;
         let out = TensorType { layout: Layout::Panels, ..TensorType::f32(self.shape.clone()) };
         let dy = [inputs[0].shape[0], w.out_height, w.out_width, out.cols()];
-        super::expect_shape(self.name(), "dy", inputs[1], &dy)?;
+        expect_typed(self.name(), "dy", inputs[1], inputs[0].dtype, &dy)?;
         if out.rows() != w.taps() * w.channels {
             return Err(Error::shape(self.name(), format!("x {} does not make {out}", inputs[0])));
         }
@@ -341,6 +361,10 @@ impl Op for Conv2dWeightGrad {
 
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: 2 * io.out_elements() * io.inputs[1].rows() as u64, bytes: io.bytes() }
+    }
+
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -352,7 +376,8 @@ impl Op for Conv2dWeightGrad {
                     name: self.name(),
                     file: ptx!("weight_grad"),
                     entry: if pointwise { "linear_weight_grad" } else { self.name() },
-                    dtype: DType::F32,
+                    dtype: io.inputs[0].dtype,
+                    out: io.outputs[0].dtype,
                     largest: 128,
                     batch: 1,
                     sizes: [w.taps() * w.channels, io.inputs[1].cols(), io.inputs[1].rows()],

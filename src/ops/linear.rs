@@ -276,7 +276,8 @@ fn kernel(args: &Args) {
     gemm(&x, args.slice(1), [m, n, k], &epilogue, args.slice_mut(args.len() - 1));
 }
 
-/// dW = xᵀ · dy   x `[…, K]`, dy `[…, N]` → dW in panels; `shape` is the weight's, with K rows and N columns
+/// dW = xᵀ · dy   x `[…, K]`, dy `[…, N]` → dW in panels, f32 whatever type x and dy have; `shape` is the weight's, with K rows
+/// and N columns
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearWeightGrad {
     pub shape: Vec<usize>,
@@ -289,6 +290,8 @@ impl Op for LinearWeightGrad {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
+        expect_real(self.name(), "x", inputs[0])?;
+        expect_typed(self.name(), "dy", inputs[1], inputs[0].dtype, &inputs[1].shape)?;
         let out = TensorType::panels(self.shape.clone());
         let fits =
             inputs[0].rows() == inputs[1].rows() && inputs[0].cols() == out.rows() && inputs[1].cols() == out.cols();
@@ -302,6 +305,10 @@ impl Op for LinearWeightGrad {
         Cost { flops: 2 * io.out_elements() * io.inputs[0].rows() as u64, bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let sizes = [io.inputs[0].rows(), io.inputs[1].cols(), io.inputs[0].cols()];
         Ok(match target {
@@ -311,7 +318,8 @@ impl Op for LinearWeightGrad {
                     name: self.name(),
                     file: ptx!("weight_grad"),
                     entry: self.name(),
-                    dtype: DType::F32,
+                    dtype: io.inputs[0].dtype,
+                    out: io.outputs[0].dtype,
                     largest: 128,
                     batch: 1,
                     sizes: [k, n, m],

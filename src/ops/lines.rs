@@ -50,17 +50,26 @@ pub(super) fn by_pack(
     Launch::ptx_flat(kernel, dtype, elements, args).scalar(wide).scalars(divisor(line))
 }
 
-/// A launch that makes a number of each of `rows` rows of `cols`: a warp a row, or a block where rows are long.
+/// A launch that makes a number of each of `rows` rows of `cols`: a warp a row, or a block where rows are long. Its entry ends in
+/// the number of warps.
 pub(super) fn by_team(
     name: &'static str,
     file: PtxFile,
+    dims: [usize; 2],
+    args: impl IntoIterator<Item = Arg>,
+) -> Launch {
+    by_warps(|warps| Ptx::new(name, file, DType::F32).entry(format!("{name}_{warps}")), dims, args)
+}
+
+/// As [`by_team`], by the kernel for so many warps a row.
+pub(super) fn by_warps(
+    kernel: impl FnOnce(usize) -> Ptx,
     [rows, cols]: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
     let warps = if cols < LONG { 1 } else { 8 };
-    let kernel = Ptx::new(name, file, DType::F32).entry(format!("{name}_{warps}"));
     let blocks = rows.div_ceil(FLAT_THREADS / 32 / warps).max(1);
-    Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args)
+    Launch::ptx(kernel(warps), [blocks, 1, 1], FLAT_THREADS, args)
 }
 
 #[cfg(test)]

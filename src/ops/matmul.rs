@@ -85,6 +85,7 @@ impl Op for BatchedMatmul {
                     file: ptx!("matmul"),
                     entry,
                     dtype: io.inputs[0].dtype,
+                    out: io.outputs[0].dtype,
                     largest: if io.inputs[0].dtype == DType::F32 { 128 } else { 64 },
                     batch,
                     sizes: [m, n, k],

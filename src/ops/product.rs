@@ -46,6 +46,8 @@ impl Tiling {
 
 /// Terms that a part of k has at least, if k is cut only to occupy a GPU: the fewer, the more is written and read again.
 const PART_TERMS: usize = 256;
+/// The same of tiles of 128 in 16 bits, which take a quarter of the time.
+const LONG_PART_TERMS: usize = 1024;
 /// Terms that are summed up in a row at most: longer sums lose digits.
 const MOST_TERMS: usize = 8192;
 /// Most bytes of all parts of a product.
@@ -82,7 +84,26 @@ impl Blocks {
         let size = if largest >= 128 && of(128) >= wave { 128 } else { 64 };
         let tiles = of(size);
         let wanted = if tiles < 2 * wave { (4 * wave).div_ceil(tiles.max(1)).min(k / PART_TERMS) } else { 1 };
-        let most = PART_BYTES / (4 * batch * m * n).max(1);
+        Blocks::cut(size, tiles, k, wanted, batch * m * n)
+    }
+
+    /// The same for products in 16 bits whose k is long, weight gradients above all: tiles of 128 also where there are not enough,
+    /// if parts of k make up for that, since tiles of 64 wait for shared memory more than for the tensor cores. A multiprocessor
+    /// has two of them at a time, and parts are as many as fill two such rounds, or as many more as it takes.
+    pub fn of_halves(batch: usize, sizes: [usize; 3], target: &CudaTarget) -> Blocks {
+        let [m, n, k] = sizes;
+        let (tiles, wave) = (batch * m.div_ceil(128) * n.div_ceil(128), target.multiprocessors as usize);
+        if tiles >= 2 * wave || tiles * (k / LONG_PART_TERMS).max(1) < wave {
+            return Blocks::new(batch, sizes, 128, target);
+        }
+        let rounds = (tiles * k.div_ceil(MOST_TERMS)).div_ceil(2 * wave).max(2);
+        let wanted = (rounds * 2 * wave / tiles.max(1)).min(k / LONG_PART_TERMS);
+        Blocks::cut(128, tiles, k, wanted, batch * m * n)
+    }
+
+    /// Tiles with k in so many parts, or more where they would be too long, or fewer where all their sums, `elements` each, were too many.
+    fn cut(size: usize, tiles: usize, k: usize, wanted: usize, elements: usize) -> Blocks {
+        let most = PART_BYTES / (4 * elements).max(1);
         let parts = wanted.max(k.div_ceil(MOST_TERMS)).min(most).max(1);
         let part = k.div_ceil(parts).next_multiple_of(64).max(64);
         Blocks { size, tiles, part, parts: k.div_ceil(part).max(1), hopper: false }
@@ -150,7 +171,7 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// One launch; or two, where the first sums parts of k.
     pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
-        let [m, n, k] = self.sizes;
+        let [m, n, _] = self.sizes;
         if m * n == 0 {
             return vec![];
         }
@@ -165,6 +186,12 @@ impl Product<'_> {
             true => (blocks.hopper(self.sizes, target), self.hopper),
             false => (blocks, self.file),
         };
+        self.by(file, blocks)
+    }
+
+    /// The launches by these tiles, of the entries in that file.
+    pub fn by(&self, file: PtxFile, blocks: Blocks) -> Vec<Launch> {
+        let [m, n, k] = self.sizes;
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
         let sums = |args: &[Arg]| {
             let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
@@ -201,7 +228,10 @@ pub(super) struct PlainProduct<'a> {
     pub file: PtxFile,
     /// The entries' name without the size of their tiles and the type of their numbers.
     pub entry: &'a str,
+    /// The type of the operands' numbers.
     pub dtype: DType,
+    /// The type of the output's.
+    pub out: DType,
     /// The largest tiles that there are entries for.
     pub largest: usize,
     pub batch: usize,
@@ -219,7 +249,10 @@ impl PlainProduct<'_> {
         if elements == 0 {
             return vec![];
         }
-        let blocks = Blocks::new(self.batch, self.sizes, self.largest, target);
+        let blocks = match (self.dtype, self.largest) {
+            (DType::F16 | DType::Bf16, 128) => Blocks::of_halves(self.batch, self.sizes, target),
+            _ => Blocks::new(self.batch, self.sizes, self.largest, target),
+        };
         let sums = |args: &[Arg]| {
             let launch = blocks.launch(self.name, self.file, self.entry, self.dtype, args);
             launch.scalars(self.scalars.iter().copied()).scalars(self.sizes).scalar(blocks.part)
@@ -228,7 +261,7 @@ impl PlainProduct<'_> {
         if blocks.parts == 1 {
             return vec![sums(&[x, w, y, x])];
         }
-        let finish = sum_parts(self.name, self.dtype, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
+        let finish = sum_parts(self.name, self.out, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
         vec![
             sums(&[x, w, x]).with_scratch(blocks.parts * elements),
             Epilogue::default().scalars(finish.scalars([elements / n, n, 1, blocks.parts])),
@@ -261,6 +294,16 @@ mod tests {
             assert!(blocks.part <= MOST_TERMS + 64);
             assert!(blocks.tiles * blocks.parts >= 132 || k < 2 * PART_TERMS, "{blocks:?} of {sizes:?}");
         }
+        for sizes in [[2880, 320, 65536], [64, 64, 100_000], [320, 320, 4096], [128, 27, 512]] {
+            let [m, n, k] = sizes;
+            let blocks = Blocks::of_halves(1, sizes, &target);
+            assert_eq!(blocks.tiles, m.div_ceil(blocks.size) * n.div_ceil(blocks.size));
+            assert!(blocks.part * blocks.parts >= k && blocks.part * (blocks.parts - 1) < k);
+            assert!(blocks.part <= MOST_TERMS + 64);
+        }
+        // Whole rounds of two tiles a multiprocessor.
+        let weights = Blocks::of_halves(1, [2880, 320, 65536], &target);
+        assert_eq!((weights.size, weights.tiles * weights.parts), (128, 69 * 11));
         // No smaller than need be, and not cut where tiles are enough.
         let large = Blocks::new(1, [8192, 1280, 1280], 128, &target);
         assert_eq!((large.size, large.parts), (128, 1));

@@ -1,8 +1,8 @@
 //! Sums over the middle of a tensor.
 
 use super::lanes::add_sums;
-use super::lines::by_team;
-use super::{Broadcast, expect_inputs, expect_plain};
+use super::lines::by_warps;
+use super::{Broadcast, expect_inputs, expect_real};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{Arg, Args, CudaTarget, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Signature, Target, Value, ptx};
 use crate::simd;
@@ -16,7 +16,9 @@ pub enum Reduction {
     Mean,
 }
 
-/// x seen as `[outer, middle, inner]` → the sum (or mean) over `middle`: `[outer, inner]`, or `shape` if given.
+/// x seen as `[outer, middle, inner]` → the sum (or mean) over `middle`: `[outer, inner]`, or `shape` if given. The result is f32
+/// whatever type of 16 bits x has: it is small beside x, a sum of many numbers may be beyond f16, and the gradients of parameters
+/// are made so.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reduce {
     pub outer: usize,
@@ -50,7 +52,7 @@ impl Op for Reduce {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         let out = TensorType::f32(self.shape.clone());
         let fits =
             inputs[0].elements() == self.outer * self.middle * self.inner && out.elements() == self.outer * self.inner;
@@ -73,11 +75,15 @@ impl Op for Reduce {
         Ok(vec![Some(g.apply(spread, &[dy])?)])
     }
 
-    fn lower(&self, _: &Signature, target: &Target) -> Result<Vec<Launch>> {
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let scale = if self.reduction == Reduction::Mean { 1.0 / self.middle.max(1) as f32 } else { 1.0 };
         let dims = [self.outer, self.middle, self.inner];
         Ok(match target {
-            Target::Cuda(target) => sums(dims, scale, target),
+            Target::Cuda(target) => sums(io.inputs[0].dtype, dims, scale, target),
             Target::Cpu => vec![Launch::cpu(self.name(), kernel, 1, 1).scalars(dims).scalar(scale)],
             Target::Wgpu(target) => {
                 let mut launches = vec![];
@@ -95,7 +101,7 @@ const STRETCH: usize = 1 << 12;
 
 /// Launches of the PTX kernels that sum x `[outer, middle, inner]` over the middle, times `scale`. Where too few blocks would have all
 /// the work, stretches of the middle are summed first.
-fn sums([outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> Vec<Launch> {
+fn sums(dtype: DType, [outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> Vec<Launch> {
     let columns = Columns::new(middle, inner);
     let (blocks, least) = match inner {
         1 => (outer, STRETCH),
@@ -104,35 +110,37 @@ fn sums([outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> 
     let wanted = (4 * target.multiprocessors as usize).div_ceil(blocks.max(1));
     let count = wanted.min(middle.div_ceil(least)).max(1);
     // Stretches begin where 16 bytes do.
-    let per = middle.div_ceil(count).next_multiple_of(4);
+    let per = middle.div_ceil(count).next_multiple_of(16 / dtype.size());
     let count = middle.div_ceil(per.max(1)).max(1);
     if count == 1 {
-        return vec![stretches([outer, middle, inner], [1, per], scale, [Arg::Input(0), Arg::Output(0)])];
+        return vec![stretches(dtype, [outer, middle, inner], [1, per], scale, [Arg::Input(0), Arg::Output(0)])];
     }
-    let parts = stretches([outer, middle, inner], [count, per], 1.0, [Arg::Input(0)]);
-    let all = stretches([outer, count, inner], [1, count], scale, [Arg::Left(0, 0), Arg::Output(0)]);
+    let parts = stretches(dtype, [outer, middle, inner], [count, per], 1.0, [Arg::Input(0)]);
+    let all = stretches(DType::F32, [outer, count, inner], [1, count], scale, [Arg::Left(0, 0), Arg::Output(0)]);
     vec![parts.with_scratch(outer * count * inner), all]
 }
 
 /// The launch that sums x `[outer, middle, inner]` over a short middle.
 pub(super) fn sum_few(dims: [usize; 3], args: impl IntoIterator<Item = Arg>) -> Launch {
-    stretches(dims, [1, dims[1]], 1.0, args)
+    stretches(DType::F32, dims, [1, dims[1]], 1.0, args)
 }
 
-/// The launch that sums `count` stretches of `per` rows each.
+/// The launch that sums `count` stretches of `per` rows each, of numbers of that type.
 fn stretches(
+    dtype: DType,
     [outer, middle, inner]: [usize; 3],
     [count, per]: [usize; 2],
     scale: f32,
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
+    let kernel = |kind: String| Ptx::new("reduce", ptx!("reduce"), dtype).entry(format!("reduce_{kind}_{dtype}"));
     if inner == 1 {
-        let launch = by_team("reduce", ptx!("reduce"), [outer * count, per], args);
+        let launch = by_warps(|warps| kernel(warps.to_string()), [outer * count, per], args);
         return launch.scalars([outer, middle, count, per]).scalar(scale);
     }
     let Columns { pack, across, tiles } = Columns::new(middle, inner);
-    let kernel = Ptx::new("reduce", ptx!("reduce"), DType::F32).entry(format!("reduce_columns_{pack}"));
-    let launch = Launch::ptx(kernel, [(outer * count * tiles).max(1), 1, 1], FLAT_THREADS, args);
+    let launch =
+        Launch::ptx(kernel(format!("columns_{pack}")), [(outer * count * tiles).max(1), 1, 1], FLAT_THREADS, args);
     launch.scalars([middle, inner, count, per, tiles, across]).scalar(scale)
 }
 

@@ -9,11 +9,11 @@ use crate::graph::{
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
-/// Squares of panels that a block of the PTX kernel turns.
-const SQUARES: usize = 4;
+/// Bytes of a thread of the PTX kernel: a number of as many squares of panels.
+const THREAD_BYTES: usize = 16;
 
 /// W `[taps, C, N]` → W' `[taps, N, C]` with W'[t, n, c] = W[taps−1−t, c, n], both in panels. For a linear layer, taps = 1, it
-/// is the transpose; for a convolution the kernel is turned by 180° besides.
+/// is the transpose; for a convolution the kernel is turned by 180° besides. W' has W's type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TransposeWeight {
     pub taps: usize,
@@ -26,12 +26,15 @@ impl Op for TransposeWeight {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        let [k, n] = expect_weight(self.name(), inputs[0], DType::F32)?;
+        // Of any type but i32.
+        let dtype = Some(inputs[0].dtype).filter(|d| *d != DType::I32).unwrap_or(DType::F32);
+        let [k, n] = expect_weight(self.name(), inputs[0], dtype)?;
         if self.taps == 0 || k % self.taps != 0 {
             return Err(Error::shape(self.name(), format!("{} has no {} taps", inputs[0], self.taps)));
         }
         let c = k / self.taps;
-        Ok(vec![TensorType::panels(if self.taps == 1 { vec![n, c] } else { vec![self.taps, n, c] })])
+        let shape = if self.taps == 1 { vec![n, c] } else { vec![self.taps, n, c] };
+        Ok(vec![TensorType { dtype, ..TensorType::panels(shape) }])
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -44,15 +47,21 @@ impl Op for TransposeWeight {
         Ok(vec![Some(g.apply(*self, &[dy])?)])
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [taps, c, n] = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
         let launch = match target {
             Target::Cuda(_) | Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Cuda(_) => {
                 let squares = taps * c.div_ceil(PANEL) * n.div_ceil(PANEL);
-                let kernel = Ptx::new(self.name(), ptx!("transpose_weight"), DType::F32);
-                let args = [Arg::Input(0), Arg::Output(0)];
-                let launch = Launch::ptx(kernel, [squares.div_ceil(SQUARES), 1, 1], FLAT_THREADS, args);
+                let dtype = io.inputs[0].dtype;
+                let kernel = Ptx::new(self.name(), ptx!("transpose_weight"), dtype);
+                let kernel = kernel.entry(format!("transpose_weight_{}", dtype.size()));
+                let blocks = squares.div_ceil(THREAD_BYTES / dtype.size());
+                let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, [Arg::Input(0), Arg::Output(0)]);
                 return Ok(vec![launch.scalars([taps, c, n, squares])]);
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),

@@ -94,6 +94,31 @@ fn kernels_strides_and_padding() {
     check(Conv2d { input_dilation: 2, ..plain }, [2, 9, 10, 16, 136]);
 }
 
+/// Data gradients of strided convolutions: pixels by phases, with all taps, some or none, and a sum that begins anywhere.
+#[test]
+fn zeros_between_pixels() {
+    let sum = Epilogue { residual: true, scale: 0.5, ..Epilogue::default() };
+    for epilogue in [Epilogue::default(), sum] {
+        for input_dilation in [2, 3] {
+            for kernel in [[3, 3], [1, 1], [2, 5], [4, 2]] {
+                let [top, left] = kernel.map(|k| k - 1);
+                for padding in
+                    [Padding { top, left, ..Padding::default() }, Padding { top: 0, left: 1, bottom: top, right: left }]
+                {
+                    let conv = Conv2d { kernel, padding, input_dilation, ..Conv2d::same(1, epilogue) };
+                    check(conv, [2, 3, 4, 3, 5]);
+                }
+            }
+        }
+        let padding = Padding { top: 1, left: 1, bottom: 2, right: 2 };
+        let conv = Conv2d { padding, input_dilation: 2, ..Conv2d::same(3, epilogue) };
+        // One pixel; sums of parts of the terms; tiles of 128.
+        for size in [[1, 1, 1, 8, 8], [1, 5, 4, 200, 24], [2, 11, 9, 16, 72], [1, 22, 24, 24, 136]] {
+            check(conv, size);
+        }
+    }
+}
+
 /// Kernels of one row or one column and of uneven sides, padded as they keep the size or not at all.
 #[test]
 fn rectangular_kernels() {

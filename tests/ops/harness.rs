@@ -451,7 +451,7 @@ pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
 }
 
 /// Runs a graph under poison with guard zones.
-fn run_on((device, target): (Device, Target), g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
+pub fn run_on((device, target): (Device, Target), g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
     let mut buffers = Buffers::new();
     for (v, name) in g.inputs().chain(g.parameters()) {
         buffers.declare(name, g.ty(v).clone());

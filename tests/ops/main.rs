@@ -17,6 +17,7 @@ mod gate;
 mod geglu;
 mod group_norm;
 mod guidance_rescale;
+mod half_gradients;
 mod layer_norm;
 mod linear;
 mod lora;
