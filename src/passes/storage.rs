@@ -51,9 +51,9 @@ impl Pass {
         let mut read = vec![false; graph.values().len()];
         let mut narrow = vec![true; graph.values().len()];
         for node in graph.nodes() {
-            for input in &node.inputs {
+            for (i, input) in node.inputs.iter().enumerate() {
                 read[input.index()] = true;
-                narrow[input.index()] &= node.op.takes(self.dtype, target);
+                narrow[input.index()] &= node.op.takes(self.dtype, target) && !node.op.stays_f32(i);
             }
         }
         for (i, info) in graph.values().iter().enumerate() {
@@ -73,7 +73,11 @@ impl Pass {
         let inputs: Vec<Value> = node.inputs.iter().map(|v| self.map[v.index()]).collect();
         let meets = inputs.iter().any(|v| self.out.ty(*v).dtype == self.dtype);
         let dtype = if meets && node.op.takes(self.dtype, target) { self.dtype } else { DType::F32 };
-        let inputs = inputs.into_iter().map(|v| self.cast(v, dtype)).collect::<Result<Vec<_>>>()?;
+        let inputs = inputs.into_iter().enumerate().map(|(i, v)| {
+            let dtype = if node.op.stays_f32(i) { DType::F32 } else { dtype };
+            self.cast(v, dtype)
+        });
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let outputs = self.out.replay(node, &inputs)?;
         node.outputs.iter().zip(outputs).for_each(|(old, new)| self.map[old.index()] = new);
         Ok(())
