@@ -184,14 +184,12 @@ struct Coefficients {
     // `first`: the tile's first group.
     template <class T, int GROUPS>
     __device__ __forceinline__ Coefficients(const Parameters<T>& p, const GroupStats<GROUPS>& s, u32 c, u32 width, u32 first) {
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            u32 g = (c + k) / width - first;
-            p.linear(c + k, factor[k], offset[k]);
-            mean[k] = s.mean[g];
-            factor[k] *= s.rstd[g];
-            offset[k] = fmaf(-s.rest[g], factor[k], offset[k]);
-        }
+        p.linear(c, factor, offset);
+        each_group<N>(c, width, [&](int k, u32 g) {
+            mean[k] = s.mean[g - first];
+            factor[k] *= s.rstd[g - first];
+            offset[k] = fmaf(-s.rest[g - first], factor[k], offset[k]);
+        });
     }
 };
 

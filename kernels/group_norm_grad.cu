@@ -14,13 +14,11 @@ struct Coefficients {
     // stats of the sample
     template <class T>
     __device__ __forceinline__ Coefficients(const Parameters<T>& p, const f32* stats, u32 c, u32 width) {
-#pragma unroll
-        for (int k = 0; k < E; k++) {
-            const f32* own = stats + 2 * ((c + k) / width);
-            p.linear(c + k, factor[k], offset[k]);
-            mean[k] = own[0];
-            factor[k] *= own[1];
-        }
+        p.linear(c, factor, offset);
+        each_group<E>(c, width, [&](int k, u32 g) {
+            mean[k] = stats[2 * g];
+            factor[k] *= stats[2 * g + 1];
+        });
     }
 };
 
@@ -90,8 +88,7 @@ __device__ __forceinline__ void sums(const T* x, const T* dy, const f32* stats, 
         Coefficients<E> own(p, own_stats, t.col, width);
         u64 at = u64(t.sample) * t.rows * t.channels + t.at(t.col);
         by_activation<E>(kind, packs_are_aligned(x, dy), x + at, dy + at, t.own_rows(), t.step(), AddRow<T, E>{sums, own});
-#pragma unroll
-        for (int k = 0; k < E; k++) sums.at[1][k] *= own_stats[2 * ((t.col + k) / width) + 1];
+        each_group<E>(t.col, width, [&](int k, u32 g) { sums.at[1][k] *= own_stats[2 * g + 1]; });
     }
     sums.store(out, t);
 }
@@ -108,10 +105,10 @@ __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, 
         float total[2] = {0.0f, 0.0f};
         for (u32 i = threadIdx.x % 32; i < width; i += 32) {
             u32 c = t.first_col + g * width + i;
-            float factor, offset;
+            float factor[1], offset[1];
             p.linear(c, factor, offset);
-            total[0] = fmaf(factor, own_sums[c], total[0]);
-            total[1] = fmaf(factor, own_sums[c + t.channels], total[1]);
+            total[0] = fmaf(factor[0], own_sums[c], total[0]);
+            total[1] = fmaf(factor[0], own_sums[c + t.channels], total[1]);
         }
 #pragma unroll
         for (int v = 0; v < 2; v++) total[v] = join_warp(total[v], [](float a, float b) { return a + b; });
@@ -125,11 +122,10 @@ __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, 
     for (u32 c = t.col; c < t.end_col; c += t.across * E) {
         Coefficients<E> own(p, own_stats, c, width);
         float constant[E], slope[E];
-#pragma unroll
-        for (int k = 0; k < E; k++) {
-            constant[k] = constants[(c + k) / width - first];
-            slope[k] = slopes[(c + k) / width - first];
-        }
+        each_group<E>(c, width, [&](int k, u32 g) {
+            constant[k] = constants[g - first];
+            slope[k] = slopes[g - first];
+        });
         u64 at = u64(t.sample) * t.rows * t.channels + t.at(c);
         MakeRow<T, E> row{dx + at, t.step(), own, constant, slope};
         by_activation<E>(kind, aligned, x + at, dy + at, t.own_rows(), t.step(), row);

@@ -127,17 +127,39 @@ struct Parameters {
         }
     }
 
-    // factor · v + offset is the same for channel c.
-    __device__ __forceinline__ void linear(u32 c, float& factor, float& offset) const {
-        factor = affine ? widen(gamma[c]) : 1.0f;
-        offset = affine ? widen(beta[c]) : 0.0f;
+    // factor · v + offset is the same for N neighbouring channels from c on.
+    template <int N>
+    __device__ __forceinline__ void linear(u32 c, float (&factor)[N], float (&offset)[N]) const {
+        using P = Pack<T, N>;
+#pragma unroll
+        for (int k = 0; k < N; k++) factor[k] = 1.0f, offset[k] = 0.0f;
+        if (affine) {
+            P g = load<T, N>(gamma + c), b = load<T, N>(beta + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) factor[k] = widen(g.at[k]), offset[k] = widen(b.at[k]);
+        }
         if (modulate) {
-            float more = 1.0f + widen(scale[c]);
-            factor *= more;
-            offset = fmaf(offset, more, widen(shift[c]));
+            P g = load<T, N>(scale + c), b = load<T, N>(shift + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                float more = 1.0f + widen(g.at[k]);
+                factor[k] *= more;
+                offset[k] = fmaf(offset[k], more, widen(b.at[k]));
+            }
         }
     }
 };
+
+// f(k, g) for N neighbouring channels from c on, g being the group of channel c + k.
+template <int N, class F>
+__device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
+    u32 g = c / width, left = (g + 1) * width - c;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        f(k, g);
+        if (--left == 0) g++, left = width;
+    }
+}
 
 // Entries for rows of up to 16 and 32 numbers a lane; longer ones are read again.
 #define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(8, T)

@@ -26,14 +26,15 @@ struct RowGrad {
         return (affine ? widen(gamma[c]) : 1.0f) * (modulate ? 1.0f + widen(scale[c]) : 1.0f);
     }
 
-    // The means of g, if there is a mean, and of g · (x - mean), from the sums of a row, times what dx wants them by.
-    __device__ __forceinline__ void means(float (&sum)[VALUES], float rstd) const {
-        sum[VALUES - 1] *= rstd * rstd / float(channels);
-        if (VALUES == 2) sum[0] /= float(channels);
+    // What dx takes from rstd · g: a constant, if there is a mean, and a slope over x - mean; from a row's sums of g and g · n.
+    __device__ __forceinline__ void finish(float (&sum)[VALUES], float rstd) const {
+        float by = rstd / float(channels);
+        if (VALUES == 2) sum[0] *= by;
+        sum[VALUES - 1] *= by * rstd;
     }
 
-    __device__ __forceinline__ float made(float g, float d, const float (&mean)[VALUES], float rstd) const {
-        return (g - (VALUES == 2 ? mean[0] : 0.0f) - d * mean[VALUES - 1]) * rstd;
+    __device__ __forceinline__ float made(float g, float d, const float (&sum)[VALUES], float rstd) const {
+        return fmaf(g, rstd, fmaf(-d, sum[VALUES - 1], VALUES == 2 ? -sum[0] : 0.0f));
     }
 
     using Row = HeldRow<T, NUMBERS / 4>;
@@ -42,6 +43,15 @@ struct RowGrad {
 
     __device__ __forceinline__ Row read(const T* from, u32 row, RowTeam team) const {
         return Row(from + u64(row) * channels, team, row < end ? channels : 0);
+    }
+
+    // by *= plus + parameter, column by column.
+    __device__ __forceinline__ void multiply(float (&by)[NUMBERS], const Row& parameter, float plus) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+#pragma unroll
+            for (int e = 0; e < E; e++)
+                if (parameter.place(k) < channels) by[k * E + e] *= plus + widen(parameter.packs[k].at[e]);
     }
 
     // f(i, x, dy) for the packs that a thread has, i being its number of their first.
@@ -59,11 +69,12 @@ struct RowGrad {
         float by[NUMBERS], total[VALUES][NUMBERS];
 #pragma unroll
         for (int i = 0; i < NUMBERS; i++) {
-            u32 c = (i / E * lanes + team.lane) * E + i % E;
-            by[i] = c < channels ? factor(c) : 0.0f;
+            by[i] = 1.0f;
 #pragma unroll
             for (int v = 0; v < VALUES; v++) total[v][i] = 0.0f;
         }
+        if (affine) multiply(by, Row(gamma, team, channels), 0.0f);
+        if (modulate) multiply(by, Row(scale, team, channels), 1.0f);
         u32 row = first + threadIdx.x / lanes;
         Row a = read(x, row, team), b = read(dy, row, team);
 #pragma unroll 1
@@ -75,16 +86,16 @@ struct RowGrad {
             each(own, other, [&](int i, const Wide<T>& x, const Wide<T>& dy) {
 #pragma unroll
                 for (int e = 0; e < E; e++) {
-                    float d = widen(x.at[e]) - m, v = widen(dy.at[e]), g = v * by[i + e];
-                    sum[VALUES - 1] = fmaf(g, d, sum[VALUES - 1]);
-                    total[VALUES - 1][i + e] = fmaf(v, d * s, total[VALUES - 1][i + e]);
+                    float n = (widen(x.at[e]) - m) * s, v = widen(dy.at[e]), g = v * by[i + e];
+                    sum[VALUES - 1] = fmaf(g, n, sum[VALUES - 1]);
+                    total[VALUES - 1][i + e] = fmaf(v, n, total[VALUES - 1][i + e]);
                     if (VALUES == 1) continue;
                     sum[0] += g;
                     total[0][i + e] += v;
                 }
             });
             team.sum(sum);
-            means(sum, s);
+            finish(sum, s);
             T* to = dx + u64(row) * channels;
             each(own, other, [&](int i, const Wide<T>& x, const Wide<T>& dy) {
                 Wide<T> out;
@@ -105,6 +116,7 @@ struct RowGrad {
         for (int v = 0; v < VALUES; v++) {
 #pragma unroll
             for (int i = 0; i < NUMBERS; i += 4) {
+                if (i / E * lanes * E >= channels) continue;
                 Pack<f32, 4> own;
 #pragma unroll
                 for (int k = 0; k < 4; k++) own.at[k] = total[v][i + k];
@@ -136,15 +148,15 @@ struct RowGrad {
             float m = mean(row), s = rstd(row), sum[VALUES] = {};
 #pragma unroll 1
             for (u32 c = threadIdx.x; c < channels; c += FLAT_THREADS) {
-                float d = widen(x[start + c]) - m, own = widen(dy[start + c]), g = own * factor(c);
-                sum[VALUES - 1] = fmaf(g, d, sum[VALUES - 1]);
+                float n = (widen(x[start + c]) - m) * s, own = widen(dy[start + c]), g = own * factor(c);
+                sum[VALUES - 1] = fmaf(g, n, sum[VALUES - 1]);
                 if (VALUES == 2) sum[0] += g;
                 if (!summed) continue;
-                sums[(VALUES - 1) * channels + c] += own * (d * s);
+                sums[(VALUES - 1) * channels + c] += own * n;
                 if (VALUES == 2) sums[c] += own;
             }
             team.sum(sum);
-            means(sum, s);
+            finish(sum, s);
 #pragma unroll 1
             for (u32 c = threadIdx.x; c < channels; c += FLAT_THREADS)
                 dx[start + c] = narrow<T>(made(widen(dy[start + c]) * factor(c), widen(x[start + c]) - m, sum, s));
@@ -152,7 +164,8 @@ struct RowGrad {
     }
 
     __device__ __forceinline__ void run(u32 lanes) const {
-        if (packs_are_aligned(x, dy, dx) && channels % E == 0 && channels <= NUMBERS * lanes) held(lanes);
+        bool parameters = (!affine || packs_are_aligned(gamma)) && (!modulate || packs_are_aligned(scale));
+        if (packs_are_aligned(x, dy, dx) && parameters && channels % E == 0 && channels <= NUMBERS * lanes) held(lanes);
         else any();
     }
 };

@@ -209,10 +209,12 @@ pub(crate) fn by_stretch(
 ) -> (Launch, usize) {
     let lanes = lanes(target, [samples * rows, channels]);
     let teams = FLAT_THREADS / lanes;
-    // Two blocks a multiprocessor run at once: few rounds of them, each as short as it may be. What a block does besides is as two rows.
+    // Two blocks a multiprocessor run at once: few rounds of them, each as short as it may be. What a block does besides is as two rows, and
+    // sums of a stretch are written and read by all multiprocessors at once: 8 bytes a value and channel, where a row has 6 or 12.
     let at_once = 2 * target.multiprocessors as usize;
     let each = |count: usize| rows.div_ceil(count).div_ceil(teams);
-    let time = |count: &usize| (samples * count).div_ceil(at_once) * (each(*count) + 2);
+    let rounds = |count: usize| (samples * count).div_ceil(at_once);
+    let time = |count: &usize| rounds(*count) * (each(*count) + 2) * at_once + 2 * values * samples * count;
     let most = rows.div_ceil(teams).min(4 * at_once.div_ceil(samples.max(1)));
     let per = (1..=most).min_by_key(time).map_or(teams, |count| each(count) * teams);
     let count = rows.div_ceil(per).max(1);
