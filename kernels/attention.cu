@@ -7,7 +7,6 @@
 // The maximum that exponentials refer to may lag: sums are scaled anew only where a score exceeds it by more than LAG, which after the
 // first keys is rare. That is exact, as the sums are f32 and any reference cancels.
 #include "lib/attention.cuh"
-#include "lib/fragments.cuh"
 
 // In powers of two.
 constexpr float LAG = 8.0f;
@@ -25,32 +24,6 @@ __device__ __forceinline__ float max_of(float x) {
 #pragma unroll
     for (u32 step = WIDTH / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
     return x;
-}
-
-// Rows first.. of a head as a tile of ROWS rows, each C places of 16 bytes, of what is in columns `col`..; zeros from row `end` and behind a
-// row's last number.
-template <u32 ROWS, u32 C, class T>
-__device__ __forceinline__ void copy_tile(u32 tile, const Head<const T>& x, u32 first, u32 end, u32 col = 0) {
-    constexpr u32 PLACES = ROWS * C, EACH = (PLACES + THREADS - 1) / THREADS;
-    const T* from = x.row(first) + col;
-    u32 width = col < x.width ? x.width - col : 0;
-    if (x.wide) {
-#pragma unroll(EACH <= 8 ? EACH : 2)
-        for (u32 k = 0; k < EACH; k++) {
-            u32 i = k * THREADS + threadIdx.x, row = i / C, c = i % C;
-            if (PLACES % THREADS != 0 && i >= PLACES) break;
-            bool has = first + row < end && c * 8 < width;
-            copy_16(tile + swizzled<C>(row, c) * 16, has ? from + (row * x.stride + c * 8) : x.data, has);
-        }
-        return;
-    }
-#pragma unroll 1
-    for (u32 i = threadIdx.x; i < PLACES * 8; i += THREADS) {
-        u32 row = i / (C * 8), c = i % (C * 8);
-        bool has = first + row < end && c < width;
-        unsigned short bits = has ? from[row * x.stride + c].bits : 0;
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(tile + swizzled<C>(row, c / 8) * 16 + c % 8 * 2), "h"(bits) : "memory");
-    }
 }
 
 // What is the same for every block of a launch.
@@ -188,53 +161,9 @@ struct Rows {
         }
         if (gridDim.y > 1) {
             float* at = to.part_row(u64(pair) * to.queries + first + group) + col + member * 2;
-#pragma unroll
-            for (u32 i = 0; i < 2 * M; i++) {
-                if (first + group + 8 * i < to.queries) {
-#pragma unroll
-                    for (u32 n = 0; n < D / 8; n++) {
-                        Pack<float, 2> both;
-                        both.at[0] = o[i / 2][n][i % 2 * 2], both.at[1] = o[i / 2][n][i % 2 * 2 + 1];
-                        write_floats(at + n * 8, both);
-                    }
-                }
-                at += 8 * to.width;
-            }
-            return;
-        }
-        u32 even = place + swizzled<C>(group, 0) * 16 + member * 4, odd = place + swizzled<C>(group, 1) * 16 + member * 4;
-#pragma unroll
-        for (u32 i = 0; i < 2 * M; i++) {
-#pragma unroll
-            for (u32 n = 0; n < D / 8; n++) {
-                u32 at = beside<C>(n % 2 == 0 ? even : odd, n / 2) + i * 128 * C;
-                u32 both = pack<T>(o[i / 2][n][i % 2 * 2], o[i / 2][n][i % 2 * 2 + 1]);
-                asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(both) : "memory");
-            }
-        }
-        __syncwarp();
-        Head<T> y(to.y, pair, to.heads, to.queries, to.dv);
-        if (y.wide) {
-#pragma unroll 2
-            for (u32 i = lane; i < 16 * M * C; i += 32) {
-                u32 row = i / C, c = i % C;
-                Pack<float, 4> out;
-                asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                             : "=f"(out.at[0]), "=f"(out.at[1]), "=f"(out.at[2]), "=f"(out.at[3])
-                             : "r"(place + swizzled<C>(row, c) * 16)
-                             : "memory");
-                if (first + row >= to.queries || col + c * 8 >= to.dv) continue;
-                write_floats((float*)(y.row(first + row) + col + c * 8), out);
-            }
-            return;
-        }
-#pragma unroll 1
-        for (u32 i = lane; i < 16 * M * D; i += 32) {
-            u32 row = i / D, c = i % D;
-            if (first + row >= to.queries || col + c >= to.dv) continue;
-            T out;
-            asm volatile("ld.shared.b16 %0, [%1];" : "=h"(out.bits) : "r"(place + swizzled<C>(row, c / 8) * 16 + c % 8 * 2) : "memory");
-            y.row(first + row)[col + c] = out;
+            put_sums<D, M>(o, at, to.width, first, to.queries);
+        } else {
+            put_tile<T, D, M>(o, place, Head<T>(to.y, pair, to.heads, to.queries, to.dv), first, to.queries, col);
         }
     }
 };

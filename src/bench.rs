@@ -4,13 +4,12 @@ use crate::device::{Device, HostWork};
 use crate::diffusion::{
     Guidance, Options as SamplerOptions, Prediction, Reflection, SamplerConfig, SamplerKind, trajectory,
 };
-use crate::methods::forward::forward;
+use crate::methods::forward::{Backward, forward};
 use crate::methods::sample::{Denoiser, Lowering, Operator, sample};
 use crate::methods::train::{TrainLowering, Training, train};
 use crate::model::Embedded;
 use crate::nn::{Built, InputSpec, Network};
 use crate::ops::OptimizerKind;
-use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Schedule, Session};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -181,7 +180,7 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
 /// The schedule of a case of [`CASES`], weights and activations in memory as `dtype`.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for f16 where the device has none, and for training steps in it.
+/// [`Error::Unsupported`] for a type that the device does not store.
 pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<Schedule> {
     let (config, size) = match case {
         "unet" | "unet-train" | "unet-w2sd" => (DDPM_CIFAR10, 32),
@@ -201,16 +200,13 @@ pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<
         let built = network.build(&spec)?.stored(dtype, &device.target())?;
         return forward(&built, None, device.target(), Options::default());
     }
-    if dtype != DType::F32 {
-        return Err(Error::unsupported(format!("{case} in {dtype}"), "training computes and stores f32"));
-    }
     let how = TrainLowering {
         target: device.target(),
         optimizer: OptimizerKind::AdamW,
         emas: 0,
         accumulate: 1,
         bucket: None,
-        recompute: Recompute::Off,
+        backward: Backward { dtype, ..Backward::default() },
         options: Options::default(),
     };
     let images = TensorType::f32([batch, size, size, network.channels()[0]]);

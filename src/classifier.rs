@@ -4,11 +4,11 @@ use crate::data::{Dataset, permute};
 use crate::device::Device;
 use crate::features::{Backbone, Filter, Input};
 use crate::methods::classify::{ClassifierTraining, classify};
+use crate::methods::forward::Backward;
 use crate::methods::train::TrainLowering;
 use crate::model::{ModelTexts, read_text, save};
 use crate::nn::{Built, ClassifierConfig, Parameter};
 use crate::ops::OptimizerKind;
-use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Session};
 use crate::trainer::draw;
 use crate::weights::{Dtype, Weights};
@@ -157,7 +157,7 @@ impl<'a> ClassifierTrainer<'a> {
             accumulate: 1,
             emas: 0,
             bucket: None,
-            recompute: Recompute::Off,
+            backward: Backward::default(),
             options: Options::default(),
         };
         let training = classify(&built, how)?;

@@ -6,7 +6,7 @@
 
 use langevin::features::{Backbone, Extractor, FeatureNetwork, Features, Filter, Input};
 use langevin::graph::Graph;
-use langevin::methods::forward::forward;
+use langevin::methods::forward::{Backward, forward};
 use langevin::nn::{Built, Dinov2Config, Import, InceptionConfig, Init, Parameter};
 use langevin::ops::{Linear, Reshape};
 use langevin::passes::autodiff::Recompute;
@@ -325,7 +325,13 @@ fn networks_have_gradients() {
     };
     for built in [inception, sizes.build(2).unwrap()] {
         for recompute in [Recompute::Off, Recompute::Blocks] {
-            let schedule = forward(&built, Some(recompute), Device::Cpu.target(), Options::default()).unwrap();
+            let schedule = forward(
+                &built,
+                Some(Backward { recompute, ..Backward::default() }),
+                Device::Cpu.target(),
+                Options::default(),
+            )
+            .unwrap();
             assert!(schedule.buffers.find("out/d_sample").is_some());
         }
     }

@@ -7,6 +7,7 @@ use langevin::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Sampl
 use langevin::nn::{Built, InputSpec};
 use langevin::ops::OptimizerKind;
 use langevin::schedule::{Options, Session};
+use langevin::tensor::DType;
 use langevin::trainer::{Ema, TrainConfig, Trainer};
 use langevin::weights::Dtype;
 use langevin::{Device, Error, Model};
@@ -291,4 +292,28 @@ fn training_on_wgpu_goes_as_on_the_cpu() {
         let again: Vec<f32> = (6..config.steps).map(|_| resumed.step().unwrap().loss).collect();
         assert_eq!(again, got[6..], "{network}");
     }
+}
+
+#[test]
+fn training_in_bf16_goes_as_in_f32_where_the_device_has_it() {
+    let data = bars();
+    let short = |dtype| TrainConfig { batch: 4, dtype, ..config(2) };
+    for network in [EDM, DIT] {
+        let run = |device: Device, dtype| {
+            let mut trainer = trainer_on(device, short(dtype), network, &data);
+            let reports = (0..2).map(|_| trainer.step().unwrap());
+            reports.flat_map(|r| [r.loss, r.grad_norm]).collect::<Vec<f32>>()
+        };
+        let device = Device::ptx((8, 0));
+        let (full, mixed) = (run(Device::Cpu, DType::F32), run(device.clone(), DType::Bf16));
+        assert_ne!(full, mixed);
+        for (a, b) in full.iter().zip(&mixed) {
+            assert!((a - b).abs() <= 0.05 * a.abs(), "{full:?} and {mixed:?}");
+        }
+        assert_eq!(mixed, run(device, DType::Bf16), "the same every time");
+    }
+    let refused =
+        |dtype| Trainer::new(short(dtype), DIT, Path::new("config.json"), data.clone(), Device::Cpu).unwrap_err();
+    assert!(matches!(refused(DType::Bf16), Error::Unsupported { .. }));
+    assert!(refused(DType::F16).to_string().contains("gradients vanish in f16"));
 }

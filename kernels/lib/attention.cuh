@@ -1,10 +1,10 @@
-// What attention and its gradient share: a head's rows, and products of f32 tiles.
+// What attention and its gradient share: a head's rows, tiles of 16-bit numbers, and products of f32 tiles.
 //
 // The f32 kernels have 128 threads for a tile of 64 rows and 64 columns. Thread 16 · ty + tx has its rows ty + 8 i and its columns tx + 16 j, so
 // that a warp has whole rows: weights go from the first product to the second through rows of shared memory that no other warp sees.
 // Operands come in steps of a few thousand numbers, one step ahead of what is computed, so that heads may be of any size.
 #pragma once
-#include "copies.cuh"
+#include "fragments.cuh"
 
 constexpr u32 THREADS = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -51,6 +51,91 @@ __device__ __forceinline__ Head<T> choose(bool first, Head<T> a, const Head<T>& 
     a.stride = first ? a.stride : b.stride;
     a.wide = first ? a.wide : b.wide;
     return a;
+}
+
+// Rows first.. of a head as a tile of ROWS rows, each C places of 16 bytes, of what is in columns `col`..; zeros from row `end` and behind a
+// row's last number. Only the first `places` of a row are written. AT_ONCE copies of a thread are written out at a time.
+template <u32 ROWS, u32 C, u32 AT_ONCE = ROWS * C <= 8 * THREADS ? 8 : 2, class T>
+__device__ __forceinline__ void copy_tile(u32 tile, const Head<const T>& x, u32 first, u32 end, u32 col = 0, u32 places = C) {
+    constexpr u32 PLACES = ROWS * C, EACH = (PLACES + THREADS - 1) / THREADS;
+    const T* from = x.row(first) + col;
+    u32 width = col < x.width ? x.width - col : 0;
+    if (x.wide) {
+#pragma unroll(EACH < AT_ONCE ? EACH : AT_ONCE)
+        for (u32 k = 0; k < EACH; k++) {
+            u32 i = k * THREADS + threadIdx.x, row = i / C, c = i % C;
+            if (PLACES % THREADS != 0 && i >= PLACES) break;
+            bool has = first + row < end && c * 8 < width;
+            if (c < places) copy_16(tile + swizzled<C>(row, c) * 16, has ? from + (row * x.stride + c * 8) : x.data, has);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < PLACES * 8; i += THREADS) {
+        u32 row = i / (C * 8), c = i % (C * 8);
+        bool has = first + row < end && c < width;
+        unsigned short bits = has ? from[row * x.stride + c].bits : 0;
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(tile + swizzled<C>(row, c / 8) * 16 + c % 8 * 2), "h"(bits) : "memory");
+    }
+}
+
+// A warp's sums, 16 · M rows of D columns, as f32: `at` is this thread's first number, from one row to the next it is `stride`. `first` is the
+// warp's first row, `end` the one behind the last that there is.
+template <u32 D, u32 M>
+__device__ __forceinline__ void put_sums(const float (&o)[M][D / 8][4], float* at, u32 stride, u32 first, u32 end) {
+    u32 group = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (u32 i = 0; i < 2 * M; i++) {
+        if (first + group + 8 * i < end) {
+#pragma unroll
+            for (u32 n = 0; n < D / 8; n++) {
+                Pack<float, 2> both;
+                both.at[0] = o[i / 2][n][i % 2 * 2], both.at[1] = o[i / 2][n][i % 2 * 2 + 1];
+                write_floats(at + n * 8, both);
+            }
+        }
+        at += 8 * stride;
+    }
+}
+
+// The same to columns `col`.. of y, through this warp's place in shared memory.
+template <class T, u32 D, u32 M>
+__device__ __forceinline__ void put_tile(const float (&o)[M][D / 8][4], u32 place, const Head<T>& y, u32 first, u32 end, u32 col) {
+    constexpr u32 C = D / 8;
+    u32 lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
+    u32 even = place + swizzled<C>(group, 0) * 16 + member * 4, odd = place + swizzled<C>(group, 1) * 16 + member * 4;
+#pragma unroll
+    for (u32 i = 0; i < 2 * M; i++) {
+#pragma unroll
+        for (u32 n = 0; n < D / 8; n++) {
+            u32 at = beside<C>(n % 2 == 0 ? even : odd, n / 2) + i * 128 * C;
+            u32 both = pack<T>(o[i / 2][n][i % 2 * 2], o[i / 2][n][i % 2 * 2 + 1]);
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(both) : "memory");
+        }
+    }
+    __syncwarp();
+    if (y.wide) {
+#pragma unroll 2
+        for (u32 i = lane; i < 16 * M * C; i += 32) {
+            u32 row = i / C, c = i % C;
+            Pack<float, 4> out;
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(out.at[0]), "=f"(out.at[1]), "=f"(out.at[2]), "=f"(out.at[3])
+                         : "r"(place + swizzled<C>(row, c) * 16)
+                         : "memory");
+            if (first + row >= end || col + c * 8 >= y.width) continue;
+            write_floats((float*)(y.row(first + row) + col + c * 8), out);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (u32 i = lane; i < 16 * M * D; i += 32) {
+        u32 row = i / D, c = i % D;
+        if (first + row >= end || col + c >= y.width) continue;
+        T out;
+        asm volatile("ld.shared.b16 %0, [%1];" : "=h"(out.bits) : "r"(place + swizzled<C>(row, c / 8) * 16 + c % 8 * 2) : "memory");
+        y.row(first + row)[col + c] = out;
+    }
 }
 
 // Rows of a tile, columns of it, columns of a step of `dots`, and from one row to the next of what it takes and of weights: all

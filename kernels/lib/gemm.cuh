@@ -4,19 +4,15 @@
 // template argument, a *source*: rows or columns of a matrix, a weight's panels, or the pixels under a convolution's window. So one loop
 // serves linear layers, convolutions, their gradients, and products of matrices.
 #pragma once
+#include "copies.cuh"
 #include "epilogue.cuh"
 
 // Copies 4 or 16 bytes from global to shared memory; where they are not `there`, nothing is read, and zeros are written.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
-    u32 shared = u32(__cvta_generic_to_shared(to)), bytes = there ? BYTES : 0;
-    u64 global = __cvta_generic_to_global(from);
-    if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
-    } else {
-        static_assert(BYTES == 4);
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
-    }
+    static_assert(BYTES == 4 || BYTES == 16);
+    if constexpr (BYTES == 16) copy_16(shared_address(to), from, there);
+    else copy_4(shared_address(to), from, there);
 }
 
 // `lines * stride` numbers behind `at`. One instruction, where the compiler would keep the products in registers for all of a loop.
@@ -54,13 +50,13 @@ __device__ __forceinline__ void pipeline(u32 terms, Fetch fetch, Multiply multip
 #pragma unroll 1
     for (int t = 1 - STAGES; t < tiles; t++) {
         if (t >= 0) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+            wait_copies<STAGES - 2>();
             __syncthreads();
         }
         // The stage of tile t + STAGES - 1; that of tile t comes after it.
         int next = stage == STAGES - 1 ? 0 : stage + 1;
         if (t + STAGES - 1 < tiles) fetch(stage, int(terms) - (t + STAGES - 1) * DEPTH);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        commit_copies();
         if (t >= 0) multiply(next);
         stage = next;
     }

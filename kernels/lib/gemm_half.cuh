@@ -8,6 +8,7 @@
 //
 // Where operands do not begin at 16 bytes or their rows are not a multiple of it (an image's 3 or 4 channels), numbers are gathered one by one.
 #pragma once
+#include "fragments.cuh"
 #include "gemm.cuh"
 #include "window.cuh"
 
@@ -194,27 +195,9 @@ struct HalfPatches {
 
 template <bool TURNED>
 __device__ __forceinline__ void load_fragment(u32 (&to)[4], u32 at) {
-    if constexpr (TURNED) {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "r"(at)
-                     : "memory");
-    } else {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "r"(at)
-                     : "memory");
-    }
+    if constexpr (TURNED) load_matrices_transposed(to, at);
+    else load_matrices(to, at);
 }
-
-#define MULTIPLY(T, TYPE)                                                                                                                 \
-    __device__ __forceinline__ void multiply_fragments(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, T) {                             \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                     \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                                     \
-    }
-MULTIPLY(f16, "f16")
-MULTIPLY(bf16, "bf16")
 
 // Tiles of SIZE rows and columns.
 template <class T, int SIZE>
@@ -252,7 +235,7 @@ struct Mma {
 #pragma unroll
                 for (int i = 0; i < WARP / 16; i++)
 #pragma unroll
-                    for (int j = 0; j < WARP / 8; j++) multiply_fragments(sums[i][j], u[i], v[j / 2][j % 2 * 2], v[j / 2][j % 2 * 2 + 1], T{});
+                    for (int j = 0; j < WARP / 8; j++) multiply_add<T>(sums[i][j], u[i], v[j / 2][j % 2 * 2], v[j / 2][j % 2 * 2 + 1]);
             }
         };
         pipeline<STAGES, DEPTH>(terms.count(), fetch, multiply);

@@ -3,7 +3,7 @@
 use super::lora::LoraArgs;
 use super::{Output, choose, storage_type};
 use crate::graph::Graph;
-use crate::methods::forward::forward;
+use crate::methods::forward::{Backward, forward};
 use crate::model::Model;
 use crate::nn::{Built, InputSpec, nchw_to_nhwc, nhwc_to_nchw};
 use crate::passes::autodiff::Recompute;
@@ -49,17 +49,15 @@ pub struct ForwardArgs {
 
 pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     let dtype = storage_type(&args.dtype)?;
-    if args.grad && dtype != DType::F32 {
-        return Err(Error::unsupported(format!("--grad in {dtype}"), "gradients are computed in f32"));
-    }
     let model = args.lora.add_to(Model::open(&args.model)?)?;
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
     let built = model.build(&spec)?;
-    let recompute = if args.recompute { Recompute::Blocks } else { Recompute::Off };
+    let grad = args.grad.then_some(Backward { recompute: Recompute::blocks_if(args.recompute), dtype });
     let lower = |device: &Device| {
-        let built = built.clone().stored(dtype, &device.target())?;
-        let schedule = forward(&built, args.grad.then_some(recompute), device.target(), Options::default())?;
+        // With gradients weights stay f32.
+        let built = if args.grad { built.clone() } else { built.clone().stored(dtype, &device.target())? };
+        let schedule = forward(&built, grad, device.target(), Options::default())?;
         Ok((built, schedule))
     };
     let device = choose(&args.device, output, |device| lower(device).map(drop))?;

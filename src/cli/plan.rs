@@ -1,17 +1,18 @@
 //! `langevin plan`
 
 use super::sample::RequestArgs;
-use super::{Output, choose};
+use super::{Output, choose, storage_type};
+use crate::Result;
 use crate::diffusion::Prediction;
-use crate::methods::forward::forward;
+use crate::graph::Target;
+use crate::methods::forward::{Backward, forward};
 use crate::methods::train::{TrainLowering, train};
 use crate::model::network_text;
 use crate::nn::{Config, InputSpec, Network};
 use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
 use crate::schedule::{Options, Report, Schedule};
-use crate::tensor::TensorType;
-use crate::{Device, Result};
+use crate::tensor::{DType, TensorType};
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 ///   langevin plan sample --sampler heun --steps 18
 ///   langevin plan sample --model unet/ --guidance 7.5 --json
 ///   langevin plan train --network unet/ --batch 8 --recompute
+///   langevin plan train --network unet/ --batch 128 --device ptx:90 --dtype bf16
 ///   langevin plan w2sd --model unet/ --reflect-with weak/ --lambda 25
 ///   langevin plan sample --dot | dot -Tsvg > plan.svg
 #[derive(Args, Debug)]
@@ -56,6 +58,8 @@ enum What {
         #[arg(long)]
         grad: bool,
         #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
         view: View,
     },
     /// One training step with AdamW and one weight average
@@ -69,8 +73,20 @@ enum What {
         #[arg(long)]
         recompute: bool,
         #[command(flatten)]
+        target: TargetArgs,
+        #[command(flatten)]
         view: View,
     },
+}
+
+#[derive(Args, Debug)]
+struct TargetArgs {
+    /// The device that it is planned for; `ptx` and `ptx:90` are planned for as GPUs are
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Type of weights and activations in memory: f32, or f16 or bf16 where the device has it. Of activations, where gradients are made
+    #[arg(long, default_value = "f32")]
+    dtype: String,
 }
 
 #[derive(Args, Debug)]
@@ -93,29 +109,39 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
             request.reflect.reflect = true;
             plan_sample(&request, &view, output)
         }
-        What::Forward { network, batch, grad, view } => {
+        What::Forward { network, batch, grad, target, view } => {
+            let (target, dtype) = target.open(output)?;
             let (network, [height, width]) = open_network(&network)?;
             let built = network.build(&InputSpec::new(batch, height, width))?;
-            let grad = grad.then_some(Recompute::Off);
-            show(&forward(&built, grad, Device::auto().target(), Options::default())?, &view, output)
+            let built = if grad { built } else { built.stored(dtype, &target)? };
+            let grad = grad.then_some(Backward { dtype, ..Backward::default() });
+            show(&forward(&built, grad, target, Options::default())?, &view, output)
         }
-        What::Train { network, batch, recompute, view } => {
+        What::Train { network, batch, recompute, target, view } => {
+            let (target, dtype) = target.open(output)?;
             let (network, [height, width]) = open_network(&network)?;
             let built = network.build(&InputSpec::new(batch, height, width).training())?;
             let images = TensorType::f32([batch, height, width, network.channels()[0]]);
             let how = TrainLowering {
-                target: Device::auto().target(),
+                target,
                 optimizer: OptimizerKind::AdamW,
                 emas: 1,
                 accumulate: 1,
                 bucket: None,
-                recompute: if recompute { Recompute::Blocks } else { Recompute::Off },
+                backward: Backward { recompute: Recompute::blocks_if(recompute), dtype },
                 options: Options::default(),
             };
             let edm = matches!(network.config(), Config::Edm(_));
             let prediction = if edm { Prediction::Sample } else { Prediction::Epsilon };
             show(&train(&built, &images, prediction, how)?.schedule, &view, output)
         }
+    }
+}
+
+impl TargetArgs {
+    fn open(&self, output: Output) -> Result<(Target, DType)> {
+        let device = choose(&self.device, output, |_| Ok(()))?;
+        Ok((device.target(), storage_type(&self.dtype)?))
     }
 }
 

@@ -6,7 +6,6 @@ use crate::nn::{Built, Parameter};
 use crate::ops::{CrossEntropy, Optimizer, Reduce};
 use crate::passes::autodiff::gradients;
 use crate::passes::fuse::{Purpose, fuse};
-use crate::passes::verify::verify;
 use crate::schedule::{BufferId, Buffers, Program, Rows, Schedule, Step};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -83,12 +82,11 @@ fn step_graph(network: &Built, how: TrainLowering) -> Result<Graph> {
     let one = g.constant(TensorType::f32([1]), vec![1.0])?;
     let (parameters, names): (Vec<Value>, Vec<String>) =
         g.parameters().map(|(v, name)| (v, format!("grad.{name}"))).unzip();
-    let grads = gradients(&mut g, &[(loss, one)], &parameters, how.recompute)?;
+    let grads = gradients(&mut g, &[(loss, one)], &parameters, how.backward.recompute)?;
     for (name, grad) in names.into_iter().zip(grads) {
         if let Some(grad) = grad {
             g.output(name, grad);
         }
     }
-    verify(&g, "reverse mode")?;
-    Ok(fuse(&g, Purpose::Inference)?.0)
+    how.backward.finish(&g, &how.target)
 }

@@ -1,21 +1,53 @@
 //! One evaluation of a network, with its gradients if asked for.
 
 use crate::Result;
-use crate::graph::Target;
+use crate::graph::{Graph, Target};
 use crate::nn::Built;
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::storage::mixed_precision;
+use crate::passes::verify::verify;
 use crate::schedule::{Buffers, Options, Program, Schedule, Step};
+use crate::tensor::DType;
+
+/// How gradients are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Backward {
+    pub recompute: Recompute,
+    /// Type in memory of activations, their gradients and copies of the weights, f32, f16 or bf16. Weights and their gradients are f32.
+    pub dtype: DType,
+}
+
+impl Default for Backward {
+    fn default() -> Self {
+        Backward { recompute: Recompute::default(), dtype: DType::F32 }
+    }
+}
+
+impl Backward {
+    /// A graph with all of its gradients, ready to be lowered.
+    pub(super) fn finish(&self, graph: &Graph, target: &Target) -> Result<Graph> {
+        verify(graph, "reverse mode")?;
+        let (graph, _) = fuse(graph, Purpose::Inference)?;
+        match self.dtype {
+            DType::F32 => Ok(graph),
+            dtype => mixed_precision(&graph, dtype, target),
+        }
+    }
+}
 
 /// The schedule that runs `network` once. Buffers: inputs and the output under the graph's names, weights under
 /// `weights/{parameter}`. With `grad`: the input `grad_output`, the output `d_sample`, and `grad.{parameter}` of every
 /// trainable parameter, the gradients of Σ output · grad_output.
-pub fn forward(network: &Built, grad: Option<Recompute>, target: Target, options: Options) -> Result<Schedule> {
+///
+/// # Errors
+/// [`Error::Unsupported`](crate::Error::Unsupported) for a type that the target does not store.
+pub fn forward(network: &Built, grad: Option<Backward>, target: Target, options: Options) -> Result<Schedule> {
     let purpose = if grad.is_some() { Purpose::Training } else { Purpose::Inference };
     let (mut graph, _) = fuse(&network.graph, purpose)?;
-    if let Some(recompute) = grad {
-        add_gradients(network, &mut graph, recompute)?;
-        graph = fuse(&graph, Purpose::Inference)?.0;
+    if let Some(backward) = grad {
+        add_gradients(network, &mut graph, backward.recompute)?;
+        graph = backward.finish(&graph, &target)?;
     }
     // An input and an output may have one name: that of the buffer of an output says which it is.
     graph.rename_outputs(|name| format!("out/{name}"));
@@ -40,7 +72,7 @@ pub fn forward(network: &Built, grad: Option<Recompute>, target: Target, options
     Ok(schedule)
 }
 
-fn add_gradients(network: &Built, graph: &mut crate::graph::Graph, recompute: Recompute) -> Result<()> {
+fn add_gradients(network: &Built, graph: &mut Graph, recompute: Recompute) -> Result<()> {
     let Some((_, output)) = graph.outputs().first().cloned() else { return Ok(()) };
     let seed = graph.input("grad_output", graph.ty(output).clone());
     let trainable: std::collections::HashSet<&str> =

@@ -3,6 +3,7 @@
 //! A step is two programs over one arena: forward and backward write every gradient straight into the region `grads`; the
 //! optimiser then updates `params`, its moments and the averages in one launch over the whole region.
 
+use super::forward::Backward;
 use crate::cpu::philox;
 use crate::device::ALIGN;
 use crate::diffusion::{NoiseLevel, Objective, Prediction};
@@ -11,9 +12,8 @@ use crate::nn::{Built, Parameter};
 use crate::ops::{
     Binary, GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice,
 };
-use crate::passes::autodiff::{Recompute, gradients};
+use crate::passes::autodiff::gradients;
 use crate::passes::fuse::{Purpose, fuse};
-use crate::passes::verify::verify;
 use crate::schedule::{BufferId, Buffers, Mark, Options, Program, Rows, Schedule, Step};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -59,7 +59,8 @@ pub struct TrainLowering {
     /// Parts of a step's images that are run one after the other, their gradients summed; 1: all at once. A scale of
     /// 1/parts in the row makes the sum of the parts' mean gradients that of the whole batch; parts of all processes count.
     pub accumulate: usize,
-    pub recompute: Recompute,
+    /// Of forward and backward pass.
+    pub backward: Backward,
     /// Elements of a bucket, if several processes sum their gradients; at least.
     pub bucket: Option<usize>,
     pub options: Options,
@@ -115,7 +116,7 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
     buffers.view(row, "draw", columns - 1, TensorType::f32([1]))?;
     let regions = Regions::declare(network, how.emas, &mut buffers)?;
     let part = part_of(images, how.accumulate)?;
-    let graph = step_graph(network, &part, prediction, how.recompute)?;
+    let graph = step_graph(network, &part, prediction, how)?;
     let mut ports = Vec::new();
     for (value, name) in graph.inputs() {
         if buffers.find(name).is_none() {
@@ -339,7 +340,7 @@ fn time_name(network: &Built) -> &'static str {
 }
 
 /// Noise, network, loss and all gradients.
-fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, recompute: Recompute) -> Result<Graph> {
+fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, how: TrainLowering) -> Result<Graph> {
     let batch = images.shape[0];
     let inner = fuse(&network.graph, Purpose::Training)?.0;
     let mut g = Graph::new();
@@ -389,14 +390,13 @@ fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, reco
         .map(|(v, n)| (v, format!("grad.{n}")))
         .collect();
     let values: Vec<Value> = wrt.iter().map(|(v, _)| *v).collect();
-    let grads = gradients(&mut g, &[(loss, one)], &values, recompute)?;
+    let grads = gradients(&mut g, &[(loss, one)], &values, how.backward.recompute)?;
     for ((_, name), grad) in wrt.into_iter().zip(grads) {
         if let Some(grad) = grad {
             g.output(name, grad);
         }
     }
-    verify(&g, "reverse mode")?;
-    Ok(fuse(&g, Purpose::Inference)?.0)
+    how.backward.finish(&g, &how.target)
 }
 
 pub(super) fn optimizer_program(

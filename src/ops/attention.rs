@@ -278,10 +278,10 @@ impl Op for AttentionGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 6)?;
         let s = self.0.sizes(self.name(), inputs)?;
-        let y = [s.batch, s.queries, s.heads * s.dv];
-        expect_shape(self.name(), "y", inputs[3], &y)?;
+        let (y, dtype) = ([s.batch, s.queries, s.heads * s.dv], inputs[0].dtype);
+        expect_typed(self.name(), "y", inputs[3], dtype, &y)?;
         expect_shape(self.name(), "lse", inputs[4], &[s.batch, s.heads, s.queries])?;
-        expect_shape(self.name(), "dy", inputs[5], &y)?;
+        expect_typed(self.name(), "dy", inputs[5], dtype, &y)?;
         Ok(inputs[..3].iter().map(|ty| (*ty).clone()).collect())
     }
 
@@ -291,9 +291,21 @@ impl Op for AttentionGrad {
         Cost { flops, bytes: io.bytes() }
     }
 
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_)) && target.stores(dtype)
+    }
+
+    /// lse.
+    fn stays_f32(&self, input: usize) -> bool {
+        input == 4
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.0.sizes_of(self.name(), io)?;
         match target {
+            Target::Cuda(target) if io.inputs[0].dtype != DType::F32 => {
+                Ok(self.half_launches(&s, io.inputs[0].dtype, target))
+            }
             Target::Cuda(target) => Ok(self.ptx_launches(&s, target)),
             Target::Cpu => {
                 let (splits, _) = s.splits();
@@ -324,7 +336,7 @@ impl AttentionGrad {
         Ok(vec![delta.scalars([s.queries, s.heads, s.dv, rows]), by_key, s.words(by_query, self.0.scale)])
     }
 
-    /// On the cuda device: rowsum(dy ∘ y) into scratch, then dk and dv by blocks of keys, then dq by blocks of queries. Where there are too
+    /// On the cuda device in f32: rowsum(dy ∘ y) into scratch, then dk and dv by blocks of keys, then dq by blocks of queries. Where there are too
     /// few blocks what they go over is cut into parts, whose sums one more launch adds.
     fn ptx_launches(&self, s: &Sizes, target: &CudaTarget) -> Vec<Launch> {
         let kernel = |entry: String| Ptx::new(self.name(), ptx!("attention_grad"), DType::F32).entry(entry);
@@ -366,6 +378,105 @@ impl AttentionGrad {
             }));
         }
         launches
+    }
+
+    /// On the cuda device in f16 and bf16: lse and rowsum(dy ∘ y) into scratch, then sums over the others by blocks of rows, which are keys
+    /// (dk, dv) or queries (dq). Where there are too few blocks the others are cut into parts, whose sums more launches add.
+    fn half_launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
+        let kernel = |entry: String| {
+            Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
+        };
+        let [q, k, v, y, lse, dy] = [0, 1, 2, 3, 4, 5].map(Arg::Input);
+        // Two numbers for each query of each head.
+        let terms = s.pairs() * s.queries.next_multiple_of(64);
+        let launch = Launch::ptx(kernel("terms".into()), [terms / 32, 1, 1], 256, [y, dy, lse]).with_scratch(2 * terms);
+        let mut launches = vec![launch.scalars([s.queries, s.heads, s.dv])];
+
+        let tile = BackwardTile::of(s.d.max(s.dv));
+        let by_key = |slopes, operands, outputs| HalfSum { by_query: false, slopes, operands, outputs };
+        let mut sums = if tile.both {
+            vec![by_key(true, [v, dy, k, q], vec![(1, s.d), (2, s.dv)])]
+        } else {
+            vec![by_key(true, [v, dy, k, q], vec![(1, s.d)]), by_key(false, [k, q, q, dy], vec![(2, s.dv)])]
+        };
+        sums.push(HalfSum { by_query: true, slopes: true, operands: [dy, v, q, k], outputs: vec![(0, s.d)] });
+        for HalfSum { by_query, slopes, operands, outputs } in sums {
+            let (rows, others) = if by_query { (s.queries, s.keys) } else { (s.keys, s.queries) };
+            let [first_width, width] = if slopes { [s.dv, s.d] } else { [s.d, s.dv] };
+            let (blocks, slices) = (rows.div_ceil(tile.rows), width.div_ceil(tile.columns));
+            let (parts, split) = cuts(s.pairs() * blocks * slices, others, target);
+            let (entry, shared_bytes) = tile.entry(slopes, outputs.len());
+            let args = operands.into_iter().chain([Arg::Left(0, 0)]).chain(outputs.iter().map(|o| Arg::Output(o.0)));
+            let grid = [s.pairs() * blocks, parts, slices];
+            let mut launch = Launch::ptx(kernel(entry).shared(shared_bytes), grid, THREADS, args);
+            let sum_width = slices * tile.columns;
+            for _ in &outputs {
+                match parts {
+                    1 => launch.args.push(Arg::Input(0)),
+                    _ => launch = launch.with_scratch(parts * s.pairs() * rows * sum_width),
+                }
+            }
+            let sizes = [rows, others, s.heads, first_width, width, sum_width, blocks, split, by_query as usize];
+            let launch = launch.scalars(sizes).scalar(self.0.scale);
+            let number = launches.len();
+            launches.push(if outputs.len() == 1 { launch.scalar(slopes) } else { launch });
+            let summed = if parts == 1 { vec![] } else { outputs };
+            launches.extend(summed.into_iter().enumerate().map(|(piece, (output, width))| {
+                let grid = [(s.pairs() * rows * width).div_ceil(JOIN_THREADS), 1, 1];
+                let args = [Arg::Left(number, piece), Arg::Output(output)];
+                let launch = Launch::ptx(kernel("sum".into()), grid, JOIN_THREADS, args);
+                launch.scalars([s.pairs(), rows, s.heads, width, sum_width, parts])
+            }));
+        }
+        launches
+    }
+}
+
+/// Sums of `kernels/attention_grad_half.cu`: of dS or P, with the left and right operands of the first and of the second product. Outputs by
+/// number, with their columns.
+struct HalfSum {
+    by_query: bool,
+    slopes: bool,
+    operands: [Arg; 4],
+    outputs: Vec<(usize, usize)>,
+}
+
+/// An instance of the kernels there.
+struct BackwardTile {
+    /// Rows of a block, and columns of sums.
+    rows: usize,
+    columns: usize,
+    /// One launch makes dk and dv.
+    both: bool,
+    /// Columns of the tiles that operands come in.
+    step: usize,
+}
+
+impl BackwardTile {
+    /// The instance for heads of `width` columns.
+    fn of(width: usize) -> Self {
+        let (rows, columns, step) = match width {
+            0..=64 => (128, 64, 64),
+            65..=128 => (128, 128, 128),
+            129..=256 => (64, 256, 256),
+            _ => (64, 256, 64),
+        };
+        BackwardTile { rows, columns, both: columns == 64, step }
+    }
+
+    /// Operands come in steps.
+    fn wide(&self) -> bool {
+        self.step < self.columns
+    }
+
+    /// The entry for sums of dS or of P, or of both where there are two outputs, and bytes of its shared memory.
+    fn entry(&self, slopes: bool, outputs: usize) -> (String, usize) {
+        let (rows, others, terms) = (self.rows * self.step * 2, 32 * self.step * 2, 32 * 8);
+        match (self.wide(), outputs) {
+            (true, _) => ("wide".into(), 2 * (rows + others) + 32 * self.columns * 2 + terms),
+            (false, 2) => (format!("both_{}", self.columns), 2 * rows + 2 * (2 * others + terms)),
+            _ => (self.columns.to_string(), if slopes { 2 * rows } else { rows } + 2 * (others + terms)),
+        }
     }
 }
 

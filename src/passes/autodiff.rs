@@ -15,6 +15,13 @@ pub enum Recompute {
     Blocks,
 }
 
+impl Recompute {
+    /// [`Recompute::Blocks`] if it is asked for.
+    pub fn blocks_if(asked: bool) -> Self {
+        if asked { Recompute::Blocks } else { Recompute::Off }
+    }
+}
+
 /// Appends the backward pass to `graph`. `seeds` are pairs (value, its gradient); the result holds the gradient of each value
 /// of `wrt`, `None` where nothing depends on it.
 pub fn gradients(

@@ -1,8 +1,8 @@
-//! Storage in 16 bits: a graph for inference whose numbers lie in memory as f16 or bf16.
+//! Storage in 16 bits: a graph whose numbers lie in memory as f16 or bf16.
 //!
-//! It begins at the weights. A parameter is stored so if all that read it can take it so, and what meets such a number
-//! is stored so too; ops that cannot take that get f32, and what the graph gives is what it gave before. So a network's weights
-//! and activations have 16 bits, and what never meets a weight stays as it was: latents, a sampler's registers, coefficients, times.
+//! It begins at the weights. What meets a number of 16 bits is stored so too, if the op can take that; ops that cannot get f32, and
+//! what the graph gives is what it gave before. So a network's activations and their gradients have 16 bits, and what never meets a
+//! weight stays as it was: latents, a sampler's registers, coefficients, times, losses.
 
 use super::verify::verify;
 use crate::graph::{Graph, Node, Origin, Target, Value};
@@ -11,53 +11,73 @@ use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
-/// The graph with its numbers stored as `dtype`, f16 or bf16, for `target`.
+/// The graph of an inference with its numbers stored as `dtype`, f16 or bf16, for `target`: parameters too, if all that read one can
+/// take it so.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the target does not store that.
 pub fn store(graph: &Graph, dtype: DType, target: &Target) -> Result<Graph> {
-    if !target.stores(dtype) {
-        let what = format!("{dtype} on this {} device", target.name());
-        let reason = "take f32, or a device that has it (`langevin devices` lists them)";
-        return Err(Error::unsupported(what, reason));
-    }
-    let map = vec![Value(u32::MAX); graph.values().len()];
-    let mut pass = Pass { dtype, out: Graph::new(), map, casts: HashMap::new() };
-    pass.copy_sources(graph, target);
-    for node in graph.nodes() {
-        pass.add(node, target)?;
-    }
-    for (name, value) in graph.outputs() {
-        let value = pass.cast(pass.map[value.index()], graph.ty(*value).dtype)?;
-        pass.out.output(name, value);
-    }
-    verify(&pass.out, "storage in f16")?;
-    Ok(pass.out)
+    Pass::run(graph, dtype, target, false)
 }
 
-struct Pass {
+/// The graph of a training step with its numbers stored as `dtype`. Parameters and their gradients stay f32, for the optimiser; what
+/// reads a parameter gets a copy of it in 16 bits, made once a step.   (Micikevicius et al. 2018, "Mixed precision training")
+///
+/// # Errors
+/// [`Error::Unsupported`] if the target does not store that.
+pub fn mixed_precision(graph: &Graph, dtype: DType, target: &Target) -> Result<Graph> {
+    Pass::run(graph, dtype, target, true)
+}
+
+struct Pass<'a> {
     /// The type of 16 bits.
     dtype: DType,
+    target: &'a Target,
+    /// Parameters stay f32.
+    masters: bool,
     out: Graph,
     /// By value of the old graph: the new one.
     map: Vec<Value>,
+    /// By value of the old graph: true for a parameter, where 16 bits begin.
+    weights: Vec<bool>,
     /// What was cast already, to which type: each value once.
     casts: HashMap<(Value, DType), Value>,
 }
 
-impl Pass {
-    /// Declares what the graph begins with, parameters in their new types.
-    fn copy_sources(&mut self, graph: &Graph, target: &Target) {
-        let mut read = vec![false; graph.values().len()];
-        let mut narrow = vec![true; graph.values().len()];
+impl Pass<'_> {
+    fn run(graph: &Graph, dtype: DType, target: &Target, masters: bool) -> Result<Graph> {
+        if !target.stores(dtype) {
+            let what = format!("{dtype} on this {} device", target.name());
+            let reason = "take f32, or a device that has it (`langevin devices` lists them)";
+            return Err(Error::unsupported(what, reason));
+        }
+        let weights =
+            graph.values().iter().map(|v| matches!(v.origin, Origin::Parameter(_)) && v.ty.dtype == DType::F32);
+        let (weights, map) = (weights.collect(), vec![Value(u32::MAX); graph.values().len()]);
+        let mut pass = Pass { dtype, target, masters, out: Graph::new(), map, weights, casts: HashMap::new() };
+        pass.copy_sources(graph);
+        for node in graph.nodes() {
+            pass.add(node)?;
+        }
+        for (name, value) in graph.outputs() {
+            let value = pass.cast(pass.map[value.index()], graph.ty(*value).dtype)?;
+            pass.out.output(name, value);
+        }
+        verify(&pass.out, "storage in 16 bits")?;
+        Ok(pass.out)
+    }
+
+    /// Declares what the graph begins with. Parameters become narrow, if they may and all that read them can take that.
+    fn copy_sources(&mut self, graph: &Graph) {
+        let (mut read, mut narrow) = (vec![false; self.map.len()], self.weights.clone());
         for node in graph.nodes() {
             for (i, input) in node.inputs.iter().enumerate() {
                 read[input.index()] = true;
-                narrow[input.index()] &= node.op.takes(self.dtype, target) && !node.op.stays_f32(i);
+                narrow[input.index()] &= node.op.takes(self.dtype, self.target) && !node.op.stays_f32(i);
             }
         }
         for (i, info) in graph.values().iter().enumerate() {
-            let is_narrow = read[i] && narrow[i] && info.ty.dtype == DType::F32;
+            let is_narrow = read[i] && narrow[i] && !self.masters;
             self.map[i] = match &info.origin {
                 Origin::Node { .. } => continue,
                 Origin::Parameter(name) if is_narrow => {
@@ -65,17 +85,18 @@ impl Pass {
                 }
                 origin => self.out.source(info.ty.clone(), origin.clone()),
             };
+            self.weights[i] &= is_narrow || self.masters;
         }
     }
 
     /// Appends a node, in 16 bits if it can take them and meets them.
-    fn add(&mut self, node: &Node, target: &Target) -> Result<()> {
-        let inputs: Vec<Value> = node.inputs.iter().map(|v| self.map[v.index()]).collect();
-        let meets = inputs.iter().any(|v| self.out.ty(*v).dtype == self.dtype);
-        let dtype = if meets && node.op.takes(self.dtype, target) { self.dtype } else { DType::F32 };
-        let inputs = inputs.into_iter().enumerate().map(|(i, v)| {
+    fn add(&mut self, node: &Node) -> Result<()> {
+        let is_narrow = |v: &Value| self.weights[v.index()] || self.out.ty(self.map[v.index()]).dtype == self.dtype;
+        let meets = node.inputs.iter().any(is_narrow);
+        let dtype = if meets && node.op.takes(self.dtype, self.target) { self.dtype } else { DType::F32 };
+        let inputs = node.inputs.iter().enumerate().map(|(i, v)| {
             let dtype = if node.op.stays_f32(i) { DType::F32 } else { dtype };
-            self.cast(v, dtype)
+            self.cast(self.map[v.index()], dtype)
         });
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let outputs = self.out.replay(node, &inputs)?;

@@ -6,6 +6,7 @@
 use crate::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Weighting};
 use crate::nn::{Config, Network};
 use crate::ops::OptimizerKind;
+use crate::tensor::DType;
 use crate::trainer::{Ema, LoraConfig, LrSchedule, TrainConfig};
 use crate::weights::{Dtype, weight_type};
 use crate::{Error, Result};
@@ -61,6 +62,8 @@ settings! {
         from: String = String::new();
         /// Run each block's forward pass again in the backward pass, and keep less
         recompute: bool = false;
+        /// Type of activations and their gradients in memory: f32, or bf16 where the device has it; weights and what the optimiser keeps are f32
+        dtype: String = "f32".into();
     }
     "Adapter" {
         /// Train a low-rank adapter (LoRA) of this rank on the model of `from`, whose weights stay as they are; 0: train all weights
@@ -265,11 +268,21 @@ impl Settings {
             objective: Some(self.objective(network)?),
             lora: self.lora()?,
             recompute: self.recompute,
+            dtype: self.dtype()?,
             check_numerics: self.check_numerics,
             seed: self.seed,
         };
         config.check()?;
         Ok(config)
+    }
+
+    fn dtype(&self) -> Result<DType> {
+        match self.dtype.as_str() {
+            "f32" => Ok(DType::F32),
+            "f16" => Ok(DType::F16),
+            "bf16" => Ok(DType::Bf16),
+            other => Err(Error::invalid("dtype", format!("`{other}` is none of f32, bf16"))),
+        }
     }
 
     /// The adapter that is trained, if one is.

@@ -3,6 +3,7 @@
 use crate::diffusion::Objective;
 use crate::nn::{AdaptableLayer, Adapter, LowRank};
 use crate::ops::{OptimizerKind, power_ema_decay, power_ema_gamma};
+use crate::tensor::DType;
 use crate::{Error, Result};
 use std::str::FromStr;
 
@@ -43,6 +44,9 @@ pub struct TrainConfig {
     pub lora: Option<LoraConfig>,
     /// Run each block's forward pass again in the backward pass, and keep less.
     pub recompute: bool,
+    /// Type in memory of activations, their gradients and a step's copies of the weights: f32 or bf16. Weights, their gradients and what
+    /// the optimiser keeps are f32.
+    pub dtype: DType,
     /// Look for NaN and infinity behind every op. Slow.
     pub check_numerics: bool,
     pub seed: u64,
@@ -69,6 +73,7 @@ impl Default for TrainConfig {
             objective: None,
             lora: None,
             recompute: false,
+            dtype: DType::F32,
             check_numerics: false,
             seed: 0,
         }
@@ -223,6 +228,10 @@ impl TrainConfig {
         ];
         if let Some((what, v, lo, hi)) = finite.iter().find(|(_, v, lo, hi)| !(lo..=hi).contains(&v)) {
             return Err(Error::invalid(*what, format!("{v} is not from {lo} to {hi}")));
+        }
+        if !matches!(self.dtype, DType::F32 | DType::Bf16) {
+            // Most of what is below 6e-8 is 0 there, and the loss is not scaled.
+            return Err(Error::invalid("dtype", format!("small gradients vanish in {}: take bf16 or f32", self.dtype)));
         }
         self.lora.iter().try_for_each(LoraConfig::check)?;
         if !(1..=4).contains(&self.emas.len()) {

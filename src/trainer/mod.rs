@@ -12,6 +12,7 @@ use crate::data::{Dataset, Loader, LoaderConfig, Order};
 use crate::device::Device;
 use crate::diffusion::{NoiseLevel, Objective};
 use crate::files::write_atomic;
+use crate::methods::forward::Backward;
 use crate::methods::train::{SUMMED, TrainLowering, Training, drops_label, noise_level, train};
 use crate::model::{Model, ModelTexts, save};
 use crate::nn::{Adapter, Built, InputSpec, Network, Parameter, adapter_parameter};
@@ -128,7 +129,7 @@ impl Trainer {
             optimizer: config.optimizer,
             emas: config.emas.len(),
             accumulate: config.accumulate,
-            recompute: if config.recompute { Recompute::Blocks } else { Recompute::Off },
+            backward: Backward { recompute: Recompute::blocks_if(config.recompute), dtype: config.dtype },
             bucket: (ranks.size() > 1).then(|| ranks.bucket()),
             options: Options::default(),
         };

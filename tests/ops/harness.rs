@@ -5,10 +5,16 @@ use langevin::Device;
 use langevin::graph::{CudaTarget, Graph, Op, Target, Value, WgpuTarget};
 use langevin::ops::{Affine, Cast};
 use langevin::passes::autodiff::{Recompute, gradients};
+use langevin::passes::storage::mixed_precision;
 use langevin::passes::verify::verify;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
 use langevin::tensor::{DType, Layout, TensorType, from_layout, to_layout};
 use std::sync::Arc;
+
+/// A GPU that runs PTX.
+fn cuda() -> Target {
+    Target::Cuda(CudaTarget::default())
+}
 
 /// An input of a case: its type and its numbers, row-major.
 #[derive(Clone)]
@@ -154,35 +160,39 @@ impl<'a> Case<'a> {
     /// with numbers stored as f16 and bf16.
     pub fn check(&self) {
         self.check_outputs(DType::F32, self.bound);
-        if !self.differentiate_outputs.is_empty() {
-            self.check_gradients();
+        let differentiate = !self.differentiate_outputs.is_empty();
+        if differentiate {
+            self.check_gradients(DType::F32, self.grad_bound);
         }
+        // bf16 has three bits less.
+        let bounds = [(DType::F16, self.f16_bound), (DType::Bf16, 8.0 * self.f16_bound)];
         if self.op.takes(DType::F16, &Target::Wgpu(WgpuTarget { f16: true, ..Default::default() })) {
             self.check_outputs(DType::F16, self.f16_bound);
         }
-        if self.op.takes(DType::Bf16, &Target::Cuda(CudaTarget::default())) {
-            // Three bits less.
-            self.check_outputs(DType::Bf16, 8.0 * self.f16_bound);
+        for (dtype, bound) in bounds.into_iter().filter(|(dtype, _)| self.op.takes(*dtype, &cuda())) {
+            if dtype == DType::Bf16 {
+                self.check_outputs(dtype, bound);
+            }
+            if differentiate {
+                self.check_gradients(dtype, 4.0 * bound);
+            }
         }
     }
 
     /// The inputs' numbers, rounded as a type stores them.
     fn tensors(&self, dtype: DType) -> Vec<Tensor> {
-        let round = |ty: &TensorType, v: f64| match (ty.dtype, dtype) {
-            (DType::F32, DType::F16) => f16::from_f64(v).to_f64(),
-            (DType::F32, DType::Bf16) => bf16::from_f64(v).to_f64(),
-            _ => v,
-        };
-        let tensor = |i: &Input| Tensor::new(i.ty.shape.clone(), i.data.iter().map(|v| round(&i.ty, *v)).collect());
+        let round = |i: &Input| i.data.iter().map(|v| rounded(&i.ty, *v, dtype)).collect();
+        let tensor = |i: &Input| Tensor::new(i.ty.shape.clone(), round(i));
         self.inputs.iter().map(tensor).collect()
     }
 
-    fn check_outputs(&self, dtype: DType, bound: f64) {
+    /// Runs the op on every device under poison, numbers stored as `dtype`, against the reference.
+    pub fn check_outputs(&self, dtype: DType, bound: f64) {
         let tensors = self.tensors(dtype);
         let expected = (self.reference)(&tensors);
         // Outputs: the op's own inputs are computed values (not buffers), so in-place and lifetimes are exercised.
         let mut g = Graph::new();
-        let mut inputs = self.declare(&mut g);
+        let mut inputs = self.declare(&mut g, |g, name, ty| g.input(name, ty));
         if dtype != DType::F32 {
             let narrow = inputs.iter_mut().enumerate().filter(|(i, _)| !self.op.stays_f32(*i));
             narrow.for_each(|(_, v)| *v = cast(&mut g, *v, DType::F32, dtype));
@@ -193,7 +203,7 @@ impl<'a> Case<'a> {
             g.output(format!("out{i}"), out);
         }
         assert_eq!(expected.len(), outs.len(), "{}: the reference must give every output", self.name);
-        for (device, got) in self.run(&g, &tensors, &[]) {
+        for (device, got) in self.run(places(&self.name, &g), &g, &tensors, &[]) {
             for (i, (e, out)) in expected.iter().zip(&outs).enumerate() {
                 assert_eq!(e.shape, g.shape(*out), "{}: shape of output {i}", self.name);
                 let err = relative(&got[&format!("out{i}")], &e.data);
@@ -203,30 +213,36 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Declares the inputs; f32 ones go through a copy (affine 1·x + 0), so that the op stands mid-graph.
-    fn declare(&self, g: &mut Graph) -> Vec<Value> {
+    /// Declares the inputs, f32 ones as `floats`; those go through a copy (affine 1·x + 0), so that the op stands mid-graph.
+    fn declare(&self, g: &mut Graph, floats: fn(&mut Graph, &str, TensorType) -> Value) -> Vec<Value> {
         self.inputs
             .iter()
             .enumerate()
             .map(|(i, input)| {
-                let v = g.input(format!("in{i}"), input.ty.clone());
-                if input.ty.dtype == DType::F32 { g.apply(Affine::scale(1.0), &[v]).unwrap() } else { v }
+                let name = format!("in{i}");
+                if input.ty.dtype != DType::F32 {
+                    return g.input(name, input.ty.clone());
+                }
+                let v = floats(g, &name, input.ty.clone());
+                g.apply(Affine::scale(1.0), &[v]).unwrap()
             })
             .collect()
     }
 
-    fn check_gradients(&self) {
-        let tensors = &self.tensors(DType::F32);
+    /// Gradients stored as `dtype`; in 16 bits as a training step stores them, on the devices that do.
+    fn check_gradients(&self, dtype: DType, bound: f64) {
+        let tensors = &self.tensors(dtype);
         let mut g = Graph::new();
-        let inputs = self.declare(&mut g);
+        // Storage in 16 bits begins at parameters.
+        let inputs = self.declare(&mut g, |g, name, ty| g.parameter(name, ty));
         let outs = g.apply_arc(self.op.clone(), &inputs).unwrap();
         // Upstream gradients are noise, handed in as inputs.
         let mut seeds = Vec::new();
-        let mut seed_data = Vec::new();
+        let mut seed_data = Vec::<Vec<f64>>::new();
         for o in &self.differentiate_outputs {
             let ty = g.ty(outs[*o]).clone();
-            seed_data.push(noise(ty.elements(), 77 + *o as u64));
-            seeds.push((outs[*o], g.input(format!("dy{o}"), ty)));
+            seed_data.push(noise(ty.elements(), 77 + *o as u64).iter().map(|v| rounded(&ty, *v, dtype)).collect());
+            seeds.push((outs[*o], g.parameter(format!("dy{o}"), ty)));
         }
         let wanted: Vec<usize> = (0..self.inputs.len()).filter(|i| self.inputs[*i].differentiate).collect();
         let wrt: Vec<Value> = wanted.iter().map(|i| inputs[*i]).collect();
@@ -241,17 +257,23 @@ impl<'a> Case<'a> {
         for (o, data) in self.differentiate_outputs.iter().zip(&seed_data) {
             extra.push((format!("dy{o}"), data.clone()));
         }
-        let results = self.run(&g, tensors, &extra);
+        let places = match dtype {
+            DType::F32 => places(&self.name, &g),
+            dtype => {
+                g = mixed_precision(&g, dtype, &cuda()).unwrap();
+                ptx_places(&self.name, &g)
+            }
+        };
+        let results = self.run(places, &g, tensors, &extra);
         for i in &wanted {
             let expected = self.finite_differences(tensors, *i, &seed_data);
             for (device, got) in &results {
                 let value = &got[&format!("d{i}")];
                 let err = relative(value, &expected);
                 assert!(
-                    err <= self.grad_bound,
-                    "{} on {device}: gradient of input {i} is off by {err:.2e} (bound {:.1e})\n got {:?}\n expected {:?}",
+                    err <= bound,
+                    "{} in {dtype} on {device}: gradient of input {i} is off by {err:.2e} (bound {bound:.1e})\n got {:?}\n expected {:?}",
                     self.name,
-                    self.grad_bound,
                     &value[..value.len().min(8)],
                     &expected[..expected.len().min(8)]
                 );
@@ -279,16 +301,30 @@ impl<'a> Case<'a> {
             .collect()
     }
 
-    /// Every output of the graph on every device.
-    fn run(&self, g: &Graph, inputs: &[Tensor], extra: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
+    /// Every output of the graph on every one of those devices.
+    fn run(
+        &self,
+        places: Vec<(Device, Target)>,
+        g: &Graph,
+        inputs: &[Tensor],
+        extra: &[(String, Vec<f64>)],
+    ) -> Vec<(Device, Outputs)> {
         let data: Vec<(String, Vec<f64>)> = inputs
             .iter()
             .enumerate()
             .map(|(i, x)| (format!("in{i}"), x.data.clone()))
             .chain(extra.iter().cloned())
             .collect();
-        let places = places(&self.name, g).into_iter();
-        places.map(|place| (place.0.clone(), run_on(place, g, &data))).collect()
+        places.into_iter().map(|place| (place.0.clone(), run_on(place, g, &data))).collect()
+    }
+}
+
+/// A number of a tensor of that type where f32 is stored as `dtype`.
+fn rounded(ty: &TensorType, v: f64, dtype: DType) -> f64 {
+    match (ty.dtype, dtype) {
+        (DType::F32, DType::F16) => f16::from_f64(v).to_f64(),
+        (DType::F32, DType::Bf16) => bf16::from_f64(v).to_f64(),
+        _ => v,
     }
 }
 
@@ -364,6 +400,12 @@ fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     places
 }
 
+/// The outputs of a graph on the ptx and cuda devices alone.
+pub fn run_on_gpus(name: &str, g: &Graph, data: &[(String, Vec<f64>)]) -> Vec<(Device, Outputs)> {
+    let places = ptx_places(name, g).into_iter();
+    places.map(|place| (place.0.clone(), run_on(place, g, data))).collect()
+}
+
 /// The cuda device, where there is one; why not is printed once.
 fn gpu() -> Option<Device> {
     static FOUND: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
@@ -412,7 +454,7 @@ pub fn run_graph(g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
 /// Runs a graph under poison with guard zones.
 fn run_on((device, target): (Device, Target), g: &Graph, data: &[(String, Vec<f64>)]) -> Outputs {
     let mut buffers = Buffers::new();
-    for (v, name) in g.inputs() {
+    for (v, name) in g.inputs().chain(g.parameters()) {
         buffers.declare(name, g.ty(v).clone());
     }
     for (name, v) in g.outputs() {
