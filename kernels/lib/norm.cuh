@@ -60,14 +60,6 @@ struct HeldRow {
         for (int k = 0; k < HELD; k++)
             if (place(k) < n) f(place(k), packs[k]);
     }
-
-    // f(i, pack, the other row's pack)
-    template <class F>
-    __device__ __forceinline__ void each(const HeldRow& other, F f) const {
-#pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (place(k) < n) f(place(k), packs[k], other.packs[k]);
-    }
 };
 
 // Any row: read again, number by number, whenever it is gone through.
@@ -84,13 +76,6 @@ struct AnyRow {
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll 1
         for (u32 i = team.lane; i < n; i += team.lanes) f(i, *(const Pack<T, 1>*)(from + i));
-    }
-
-    template <class F>
-    __device__ __forceinline__ void each(const AnyRow& other, F f) const {
-#pragma unroll 1
-        for (u32 i = team.lane; i < n; i += team.lanes)
-            f(i, *(const Pack<T, 1>*)(from + i), *(const Pack<T, 1>*)(other.from + i));
     }
 };
 

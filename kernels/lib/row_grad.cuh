@@ -1,6 +1,6 @@
 // The backward of a normalisation of the rows of x [samples, rows, C]: with g = dy · factor and n = (x - mean) · rstd,
 // dx = rstd · (g - mean(g) - n · mean(g · n)), and the sums of dy and dy · n over the rows of every stretch: [samples, stretches, 2, C], f32.
-// Of one value: without a mean, mean(g) and the sums of dy.
+// With one value there is no mean: neither mean(g) nor sums of dy.
 // A block has a stretch of a sample's rows. Its threads keep their parts of a row in registers, and their columns' sums and factors through
 // all rows; so x and dy are read once. `ops/norm.rs` lowers it.
 #pragma once
