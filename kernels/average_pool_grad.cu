@@ -1,4 +1,4 @@
-// dx = the sum of dy over the windows that hold a pixel, each divided as its mean was.
+// dx = the sum of dy over the windows that hold a pixel, each divided as its mean was; sums in f32.
 // Floor: dy read once, dx written once.
 #include "lib/pool.cuh"
 
@@ -9,13 +9,13 @@ __device__ __forceinline__ float weight(u32 row, u32 col, u32 fixed, const Pool&
     return 1.0f / float(fixed > 0 ? fixed : rows.count() * cols.count());
 }
 
-FLAT_KERNEL average_pool_grad_f32(const f32* dy, f32* dx, u32 n, u32 is_wide, POOL, u32 fixed) {
-    Pool p = AS_POOL;
-    bool wide = is_wide && is_aligned(dy) && is_aligned(dx);
-    by_pack<f32>(n, wide, [=](u32 i) {
+template <class T>
+__device__ __forceinline__ void sums(const T* dy, T* dx, u32 n, bool wide, u32 fixed, const Pool& p) {
+    wide = wide && is_aligned(dy) && is_aligned(dx);
+    by_pack<T>(n, wide, [=](u32 i) {
         Spot at = spot(i, p);
         Under over = windows(at, p);
-        Floats<f32> sum(0.0f);
+        Floats<T> sum(0.0f);
         for (u32 row = over.rows.start; row < over.rows.end; row++)
 #pragma unroll 1
             for (u32 col = over.cols.start; col < over.cols.end; col++)
@@ -23,3 +23,9 @@ FLAT_KERNEL average_pool_grad_f32(const f32* dy, f32* dx, u32 n, u32 is_wide, PO
         store_wide(dx + i, sum.times(1.0f), wide);
     });
 }
+
+#define ENTRY(T)                                                                             \
+    FLAT_KERNEL average_pool_grad_##T(const T* dy, T* dx, u32 n, u32 wide, POOL, u32 fixed) { \
+        sums(dy, dx, n, wide, fixed, AS_POOL);                                               \
+    }
+FOR_TYPES(ENTRY)

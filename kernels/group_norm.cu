@@ -131,7 +131,7 @@ __device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Tile<E
     __shared__ Slots<E> slots;
     u32 width = t.channels / groups, pitch = t.across * E;
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
-    if (is_aligned(x)) slots.template fill<T, true>(sample, width, t);
+    if (E == 1 || packs_are_aligned(x)) slots.template fill<T, true>(sample, width, t);
     else slots.template fill<T, false>(sample, width, t);
     __syncthreads();
     float all = float(t.end - t.start) * float(width);
@@ -184,14 +184,12 @@ struct Coefficients {
     // `first`: the tile's first group.
     template <class T, int GROUPS>
     __device__ __forceinline__ Coefficients(const Parameters<T>& p, const GroupStats<GROUPS>& s, u32 c, u32 width, u32 first) {
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            u32 g = (c + k) / width - first;
-            p.linear(c + k, factor[k], offset[k]);
-            mean[k] = s.mean[g];
-            factor[k] *= s.rstd[g];
-            offset[k] = fmaf(-s.rest[g], factor[k], offset[k]);
-        }
+        p.linear(c, factor, offset);
+        each_group<N>(c, width, [&](int k, u32 g) {
+            mean[k] = s.mean[g - first];
+            factor[k] *= s.rstd[g - first];
+            offset[k] = fmaf(-s.rest[g - first], factor[k], offset[k]);
+        });
     }
 };
 
@@ -216,21 +214,25 @@ __device__ __forceinline__ void apply_rows(const T* from, u64 from_step, T* to, 
     }
 }
 
-// y of a thread's rows of E channels from c on. Channels are taken one after the other where packs do not lie at 16 bytes, and with
-// activations that are rare, whose code is long.
+// y of a thread's rows of E channels from c on. Entries of one channel a thread know all activations, whose code is long, the others SiLU
+// and the identity. Channels are taken one after the other where packs do not lie at 16 bytes.
 template <class T, int E, int GROUPS>
 __device__ __forceinline__ void apply_channels(const T* from, u64 from_step, T* to, u64 to_step, u32 rows, const Parameters<T>& p,
                                                const GroupStats<GROUPS>& s, u32 c, u32 width, u32 first, u32 kind, bool aligned) {
-    if (aligned && (kind == SILU || kind == IDENTITY)) {
+    Gated gated(kind == SILU);
+    auto frequent = [=](float v) { return gated.value(v); };
+    if constexpr (E == 1) {
+        Coefficients<1> own(p, s, c, width, first);
+        apply_rows<T, 1, 4>(from, from_step, to, to_step, rows, own, [=](float v) { return act(kind, v); });
+    } else if (aligned) {
         Coefficients<E> own(p, s, c, width, first);
-        if (kind == SILU) apply_rows<T, E, 4>(from, from_step, to, to_step, rows, own, [](float v) { return act(SILU, v); });
-        else apply_rows<T, E, 4>(from, from_step, to, to_step, rows, own, [](float v) { return v; });
-        return;
-    }
+        apply_rows<T, E, 4>(from, from_step, to, to_step, rows, own, frequent);
+    } else {
 #pragma unroll 1
-    for (int k = 0; k < E; k++) {
-        Coefficients<1> own(p, s, c + k, width, first);
-        apply_rows<T, 1, 1>(from + k, from_step, to + k, to_step, rows, own, [=](float v) { return act(kind, v); });
+        for (int k = 0; k < E; k++) {
+            Coefficients<1> own(p, s, c + k, width, first);
+            apply_rows<T, 1, 1>(from + k, from_step, to + k, to_step, rows, own, frequent);
+        }
     }
 }
 
@@ -249,7 +251,7 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
         if (threadIdx.x % 32 == 0) tile.set(g, origin, own.x, own.y / all, eps, t.stretch == 0 ? stats + 2 * group : nullptr);
     }
     __syncthreads();
-    bool aligned = is_aligned(x) && is_aligned(y);
+    bool aligned = packs_are_aligned(x, y);
     for (u32 c = t.col; c < t.end_col; c += t.across * E) {
         const T* from = sample + t.at(c);
         apply_channels<T, E>(from, t.step(), y + (from - x), t.step(), t.own_rows(), p, tile, c, width, first, kind, aligned);
@@ -268,7 +270,7 @@ __device__ __forceinline__ void whole(const T* x, Parameters<T> p, T* y, f32* st
     T* kept = (T*)(held + threadIdx.x);
     u32 width = t.channels / groups, first = t.first_col / width, pitch = t.across * E;
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
-    if (is_aligned(x)) slots.template fill<T, true>(sample, width, t, kept);
+    if (E == 1 || packs_are_aligned(x)) slots.template fill<T, true>(sample, width, t, kept);
     else slots.template fill<T, false>(sample, width, t, kept);
     __syncthreads();
     float all = float(t.rows) * float(width);
@@ -281,7 +283,7 @@ __device__ __forceinline__ void whole(const T* x, Parameters<T> p, T* y, f32* st
     __syncthreads();
     if (t.col >= t.end_col) return;
     T* to = y + (sample + t.at(t.col) - x);
-    apply_channels<T, E>(kept, FLAT_THREADS * E, to, t.step(), t.own_rows(), p, tile, t.col, width, first, kind, is_aligned(y));
+    apply_channels<T, E>(kept, FLAT_THREADS * E, to, t.step(), t.own_rows(), p, tile, t.col, width, first, kind, packs_are_aligned(y));
 }
 
 // Two blocks a multiprocessor are enough: ptxas aims at three, and spills.

@@ -65,3 +65,19 @@ __device__ __forceinline__ float act_derivative(u32 kind, float x) {
         default: return 1.0f;
     }
 }
+
+// SiLU, or the identity as a SiLU whose gate is open whatever x is: one code for both.
+struct Gated {
+    float rate, open;
+
+    __device__ __forceinline__ Gated(bool silu) : rate(silu ? -1.44269504f : 0.0f), open(silu ? 0.0f : -1000.0f) {}
+
+    __device__ __forceinline__ float gate(float x) const { return reciprocal_near(1.0f + exp2_near(fmaf(x, rate, open))); }
+
+    __device__ __forceinline__ float value(float x) const { return x * gate(x); }
+
+    __device__ __forceinline__ float derivative(float x) const {
+        float g = gate(x);
+        return g * (1.0f + x * (1.0f - g));
+    }
+};

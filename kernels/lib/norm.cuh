@@ -60,14 +60,6 @@ struct HeldRow {
         for (int k = 0; k < HELD; k++)
             if (place(k) < n) f(place(k), packs[k]);
     }
-
-    // f(i, pack, the other row's pack)
-    template <class F>
-    __device__ __forceinline__ void each(const HeldRow& other, F f) const {
-#pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (place(k) < n) f(place(k), packs[k], other.packs[k]);
-    }
 };
 
 // Any row: read again, number by number, whenever it is gone through.
@@ -84,13 +76,6 @@ struct AnyRow {
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll 1
         for (u32 i = team.lane; i < n; i += team.lanes) f(i, *(const Pack<T, 1>*)(from + i));
-    }
-
-    template <class F>
-    __device__ __forceinline__ void each(const AnyRow& other, F f) const {
-#pragma unroll 1
-        for (u32 i = team.lane; i < n; i += team.lanes)
-            f(i, *(const Pack<T, 1>*)(from + i), *(const Pack<T, 1>*)(other.from + i));
     }
 };
 
@@ -127,17 +112,39 @@ struct Parameters {
         }
     }
 
-    // factor · v + offset is the same for channel c.
-    __device__ __forceinline__ void linear(u32 c, float& factor, float& offset) const {
-        factor = affine ? widen(gamma[c]) : 1.0f;
-        offset = affine ? widen(beta[c]) : 0.0f;
+    // factor · v + offset is the same for N neighbouring channels from c on.
+    template <int N>
+    __device__ __forceinline__ void linear(u32 c, float (&factor)[N], float (&offset)[N]) const {
+        using P = Pack<T, N>;
+#pragma unroll
+        for (int k = 0; k < N; k++) factor[k] = 1.0f, offset[k] = 0.0f;
+        if (affine) {
+            P g = load<T, N>(gamma + c), b = load<T, N>(beta + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) factor[k] = widen(g.at[k]), offset[k] = widen(b.at[k]);
+        }
         if (modulate) {
-            float more = 1.0f + widen(scale[c]);
-            factor *= more;
-            offset = fmaf(offset, more, widen(shift[c]));
+            P g = load<T, N>(scale + c), b = load<T, N>(shift + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                float more = 1.0f + widen(g.at[k]);
+                factor[k] *= more;
+                offset[k] = fmaf(offset[k], more, widen(b.at[k]));
+            }
         }
     }
 };
+
+// f(k, g) for N neighbouring channels from c on, g being the group of channel c + k.
+template <int N, class F>
+__device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
+    u32 g = c / width, left = (g + 1) * width - c;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        f(k, g);
+        if (--left == 0) g++, left = width;
+    }
+}
 
 // Entries for rows of up to 16 and 32 numbers a lane; longer ones are read again.
 #define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(8, T)
@@ -176,6 +183,13 @@ struct Tile {
 #define TILE u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per
 #define AS_TILE(E, backwards) Tile<E>(rows, channels, cols, across, tiles, count, per, backwards)
 
+// Whether packs of E numbers may be read at once from all of these: numbers of 16 bits, of which views begin at multiples of 256 bytes,
+// always.
+template <class T, class... Others>
+__device__ __forceinline__ bool packs_are_aligned(const T* first, const Others*... others) {
+    return sizeof(T) == 2 || (is_aligned(first) && ... && is_aligned(others));
+}
+
 // A pack in one access, or by number. The choice is made outside of loops, or else loads would wait for each other.
 template <class T, int E, bool ALIGNED>
 __device__ __forceinline__ Pack<T, E> read(const T* p) {
@@ -200,16 +214,16 @@ __device__ __forceinline__ void write(T* p, Pack<T, E> v) {
 }
 
 // f(i, x, dy) for a column's rows i = 0.. of x and dy, `step` apart, ROWS loads of both under way.
-template <int E, int ROWS, bool ALIGNED, class F>
-__device__ __forceinline__ void each_row(const f32* x, const f32* dy, u32 rows, u64 step, F f) {
+template <int E, int ROWS, bool ALIGNED, class T, class F>
+__device__ __forceinline__ void each_row(const T* x, const T* dy, u32 rows, u64 step, F f) {
 #pragma unroll 1
     for (u32 row = 0; row < rows; row += ROWS, x += ROWS * step, dy += ROWS * step) {
-        Pack<f32, E> a[ROWS], b[ROWS];
+        Pack<T, E> a[ROWS], b[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (row + r < rows) {
-                a[r] = read<f32, E, ALIGNED>(x + r * step);
-                b[r] = read<f32, E, ALIGNED>(dy + r * step);
+                a[r] = read<T, E, ALIGNED>(x + r * step);
+                b[r] = read<T, E, ALIGNED>(dy + r * step);
             }
         }
 #pragma unroll
@@ -221,32 +235,39 @@ __device__ __forceinline__ void each_row(const f32* x, const f32* dy, u32 rows, 
 // VALUES sums over a tile's rows for each of a thread's channels. Tiles have no more channels than a line of threads.
 template <int E, int VALUES>
 struct ColumnSums {
-    Pack<f32, E> at[VALUES];
+    float at[VALUES][E];
 
     __device__ __forceinline__ ColumnSums() {
 #pragma unroll
         for (int v = 0; v < VALUES; v++)
 #pragma unroll
-            for (int k = 0; k < E; k++) at[v].at[k] = 0.0f;
+            for (int k = 0; k < E; k++) at[v][k] = 0.0f;
     }
 
     // Those of all lines, joined in pairs -> out [samples, count, VALUES, channels]. All threads of the block must come here.
     __device__ __forceinline__ void store(f32* out, const Tile<E>& t) {
-        __shared__ alignas(16) f32 lines[VALUES][FLAT_THREADS * E];
+        // A thread's numbers in pieces of 16 bytes, neighbours' beside each other.
+        constexpr int P = E < 4 ? E : 4;
+        __shared__ alignas(16) f32 lines[VALUES][E / P][FLAT_THREADS * P];
         u32 line = threadIdx.x / t.across, half;
         for (u32 rest = t.down; rest > 1; rest = half) {
             half = (rest + 1) / 2;
             if (line >= half && line < rest) {
 #pragma unroll
-                for (int v = 0; v < VALUES; v++) *(Pack<f32, E>*)(lines[v] + threadIdx.x * E) = at[v];
+                for (int v = 0; v < VALUES; v++)
+#pragma unroll
+                    for (int i = 0; i < E / P; i++) *(Pack<f32, P>*)(lines[v][i] + threadIdx.x * P) = piece<P>(v, i);
             }
             __syncthreads();
             if (line + half < rest) {
 #pragma unroll
                 for (int v = 0; v < VALUES; v++) {
-                    Pack<f32, E> other = *(const Pack<f32, E>*)(lines[v] + (threadIdx.x + half * t.across) * E);
 #pragma unroll
-                    for (int k = 0; k < E; k++) at[v].at[k] += other.at[k];
+                    for (int i = 0; i < E / P; i++) {
+                        Pack<f32, P> other = *(const Pack<f32, P>*)(lines[v][i] + (threadIdx.x + half * t.across) * P);
+#pragma unroll
+                        for (int k = 0; k < P; k++) at[v][i * P + k] += other.at[k];
+                    }
                 }
             }
         }
@@ -254,6 +275,16 @@ struct ColumnSums {
         // Scratch memory begins at a multiple of 16 bytes; of gradients that are views this is not sure.
         f32* to = out + (u64(t.sample) * t.count + t.stretch) * VALUES * t.channels + t.col;
 #pragma unroll
-        for (int v = 0; v < VALUES; v++) ::store<f32, E>(to + u64(v) * t.channels, at[v]);
+        for (int v = 0; v < VALUES; v++)
+#pragma unroll
+            for (int i = 0; i < E / P; i++) ::store<f32, P>(to + u64(v) * t.channels + i * P, piece<P>(v, i));
+    }
+
+    template <int P>
+    __device__ __forceinline__ Pack<f32, P> piece(int v, int i) const {
+        Pack<f32, P> out;
+#pragma unroll
+        for (int k = 0; k < P; k++) out.at[k] = at[v][i * P + k];
+        return out;
     }
 };

@@ -1,6 +1,6 @@
 //! Pointwise nonlinearities: y = act(x), any shape.
 
-use super::{elementwise, expect_inputs, expect_plain, expect_real, expect_shape};
+use super::{elementwise, expect_inputs, expect_real, expect_typed};
 use crate::Result;
 use crate::cpu::Activation;
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
@@ -66,8 +66,8 @@ impl Op for ActivateGrad {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
-        expect_plain(self.name(), "x", inputs[0])?;
-        expect_shape(self.name(), "dy", inputs[1], &inputs[0].shape)?;
+        expect_real(self.name(), "x", inputs[0])?;
+        expect_typed(self.name(), "dy", inputs[1], inputs[0].dtype, &inputs[0].shape)?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -79,12 +79,17 @@ impl Op for ActivateGrad {
         &[(1, 0), (0, 0)]
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
             Target::Cuda(_) => {
-                let kernel = Ptx::new(self.name(), ptx!("activation_grad"), DType::F32);
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].stored());
+                let kernel = Ptx::new(self.name(), ptx!("activation_grad"), dtype);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-                Launch::ptx_flat(kernel, DType::F32, io.outputs[0].stored(), args).scalar(self.0 as usize)
+                Launch::ptx_flat(kernel, dtype, n, args).scalar(self.0 as usize)
             }
             Target::Cpu => Launch::cpu(self.name(), backward, 2, 1).scalar(self.0 as usize),
             Target::Wgpu(target) => {

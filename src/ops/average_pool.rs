@@ -119,7 +119,7 @@ impl Op for AveragePoolGrad {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 1)?;
-        let dx = TensorType::f32(self.shape.clone());
+        let dx = inputs[0].with_shape(self.shape.clone());
         let y = self.pool.window.infer(self.name(), &[&dx])?;
         if y != *inputs[0] {
             return Err(Error::shape(self.name(), format!("dy must be {y} for {dx}, is {}", inputs[0])));
@@ -131,12 +131,16 @@ impl Op for AveragePoolGrad {
         Cost { flops: self.pool.window.flops(2 * io.inputs[0].elements() as u64), bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         // The window lies over dx, the output.
         let (window, fixed, dx) = (self.pool.window, self.pool.fixed(), &io.outputs[0]);
         Ok(vec![match target {
             Target::Cuda(_) => {
-                let kernel = Ptx::new(self.name(), ptx!("average_pool_grad"), DType::F32);
+                let kernel = Ptx::new(self.name(), ptx!("average_pool_grad"), dx.dtype);
                 window.ptx(kernel, dx, dx, [Arg::Input(0), Arg::Output(0)])?.scalar(fixed)
             }
             Target::Cpu => {

@@ -2,7 +2,7 @@
 
 use super::lines::divisor;
 use super::random::{BLOCK, expect_seeds, sample_blocks};
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_real};
 use crate::cpu::philox;
 use crate::cpu::threads::Ptr;
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
@@ -25,7 +25,7 @@ impl Op for Dropout {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 3)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         expect_seeds(self.name(), inputs[1], inputs[2], &inputs[0].shape)?;
         if !(0.0..1.0).contains(&self.p) {
             return Err(Error::shape(self.name(), format!("p must lie in [0, 1), is {}", self.p)));
@@ -46,13 +46,22 @@ impl Op for Dropout {
         &[(0, 0)]
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn stays_f32(&self, input: usize) -> bool {
+        input == 2
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let n: usize = io.inputs[0].shape[1..].iter().product();
         let sizes = [n, self.stream as usize];
         Ok(vec![match target {
             Target::Cuda(_) => {
                 let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
-                let kernel = Ptx::new(self.name(), ptx!("dropout"), DType::F32);
+                let kernel = Ptx::new(self.name(), ptx!("dropout"), io.inputs[0].dtype);
+                // Four numbers a thread, whatever their type.
                 let launch = Launch::ptx_flat(kernel, DType::F32, io.outputs[0].elements(), args);
                 launch.scalars(divisor(n)).scalar(self.stream as usize).scalars([self.p, 1.0 / (1.0 - self.p)])
             }

@@ -2,11 +2,11 @@
 
 use super::lines::{by_pack, divisor};
 use super::norm::{Chunks, Tiles};
-use super::reduce::sum_few;
-use super::{expect_inputs, expect_real, expect_shape, expect_typed};
+use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+    Arg, Args, Cost, CudaTarget, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx,
+    wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -95,7 +95,7 @@ impl Op for GateGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 3)?;
         check(self.name(), inputs[0], inputs[1])?;
-        expect_shape(self.name(), "dy", inputs[2], &inputs[0].shape)?;
+        expect_typed(self.name(), "dy", inputs[2], inputs[0].dtype, &inputs[0].shape)?;
         Ok(vec![inputs[0].clone(), inputs[1].clone()])
     }
 
@@ -103,11 +103,15 @@ impl Op for GateGrad {
         Cost { flops: 3 * io.out_elements(), bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = chunks(&io.inputs[0]);
         let sizes = [c.samples, c.rows, c.channels];
         Ok(vec![match target {
-            Target::Cuda(target) => return Ok(self.kernels(sizes, target)),
+            Target::Cuda(target) => return Ok(self.kernels(io.inputs[0].dtype, sizes, target)),
             Target::Cpu => {
                 // A sum a channel of every chunk.
                 let sums = c.samples * c.count * c.channels;
@@ -124,16 +128,17 @@ impl Op for GateGrad {
 }
 
 impl GateGrad {
-    /// Sums of stretches of rows, then their sums.
-    fn kernels(&self, [samples, rows, channels]: [usize; 3], target: &CudaTarget) -> Vec<Launch> {
-        let tiles = Tiles::of_columns([samples, rows, channels], target);
-        let kernel = Ptx::new(self.name(), ptx!("gate_grad"), DType::F32).entry(format!("gate_grad_{}", tiles.pack));
-        let args = |sums: Option<Arg>| (0..3).map(Arg::Input).chain([Arg::Output(0)]).chain(sums);
-        if tiles.count == 1 {
-            return vec![tiles.launch(kernel, args(Some(Arg::Output(1))))];
-        }
-        let sums = tiles.launch(kernel, args(None)).with_scratch(samples * tiles.count * channels);
-        vec![sums, sum_few([samples, tiles.count, channels], [Arg::Left(0, 0), Arg::Output(1)])]
+    /// The launches of the PTX kernels: dx and the sums of stretches of rows, then their sums.
+    fn kernels(&self, dtype: DType, [samples, rows, channels]: [usize; 3], target: &CudaTarget) -> Vec<Launch> {
+        let tiles = Tiles::of_columns([samples, rows, channels], dtype, target);
+        let kernel =
+            |part: String| Ptx::new(self.name(), ptx!("gate_grad"), dtype).entry(format!("gate_grad_{part}_{dtype}"));
+        let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0)];
+        let sums = tiles.launch(kernel(tiles.pack.to_string()), args);
+        let blocks = [samples * channels.div_ceil(32), 1, 1];
+        let join = Launch::ptx(kernel("join".into()), blocks, FLAT_THREADS, [Arg::Left(0, 0), Arg::Output(1)]);
+        let join = join.scalars([tiles.count, channels]).scalars(divisor(channels.div_ceil(32)));
+        vec![sums.with_scratch(samples * tiles.count * channels), join]
     }
 }
 

@@ -1,7 +1,7 @@
 //! The gated GELU of transformer feed-forwards.
 
 use super::lines::by_pack;
-use super::{Activation, expect_inputs, expect_real, expect_shape};
+use super::{Activation, expect_inputs, expect_real, expect_typed};
 use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::simd;
@@ -76,7 +76,7 @@ impl Op for GegluGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
         let y = half(self.name(), inputs[0])?;
-        expect_shape(self.name(), "dy", inputs[1], &y.shape)?;
+        expect_typed(self.name(), "dy", inputs[1], y.dtype, &y.shape)?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -84,12 +84,17 @@ impl Op for GegluGrad {
         Cost { flops: 12 * io.out_elements(), bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cuda(_) => {
-                let (kernel, n) = (Ptx::new(self.name(), ptx!("geglu_grad"), DType::F32), io.inputs[1].elements());
+                let (dtype, n) = (io.inputs[0].dtype, io.inputs[1].elements());
+                let kernel = Ptx::new(self.name(), ptx!("geglu_grad"), dtype);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-                return Ok(vec![by_pack(kernel, DType::F32, n, io.inputs[1].cols(), args)]);
+                return Ok(vec![by_pack(kernel, dtype, n, io.inputs[1].cols(), args)]);
             }
             Target::Cpu => Launch::cpu(self.name(), backward, 2, 1),
             Target::Wgpu(target) => {

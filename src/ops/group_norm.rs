@@ -4,7 +4,7 @@ use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::{
     self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
 };
-use super::{Activation, expect_inputs, expect_real, expect_shape};
+use super::{Activation, expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
 use crate::cpu::threads::{Ptr, tasks};
@@ -124,6 +124,11 @@ impl Op for GroupNorm {
     }
 }
 
+/// Channels of a thread of the PTX kernels, at most: code of activations other than these is long, and there for one alone.
+fn widest(dtype: DType, activation: Activation) -> usize {
+    if matches!(activation, Activation::Silu | Activation::Identity) { 16 / dtype.size() } else { 1 }
+}
+
 /// Groups of a tile of the PTX kernel that holds whole ones, at most, and bytes of shared memory that it takes besides.
 const WHOLE_GROUPS: usize = 64;
 const WHOLE_STATIC: usize = 18 << 10;
@@ -143,7 +148,9 @@ impl GroupNorm {
         let shared = (target.shared_bytes as usize).min(112 << 10).saturating_sub(WHOLE_STATIC);
         // What is small is better off with few blocks than with two launches.
         let wanted = (c.elements() * dtype.size()).div_ceil(16 << 10).min(multiprocessors);
-        if let Some(tiles) = Tiles::whole(dims, width, pack, shared, WHOLE_GROUPS, wanted) {
+        let wide = widest(dtype, activation);
+        let whole = Tiles::whole(dims, width, pack, shared, WHOLE_GROUPS, wanted).filter(|_| wide > 1);
+        if let Some(tiles) = whole {
             let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
             let kernel = Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_whole_{dtype}"));
             return vec![scalars(tiles.launch(kernel.shared(tiles.bytes()), args)).scalar(self.eps)];
@@ -152,7 +159,7 @@ impl GroupNorm {
         let moments = parts.launch(kernel("moments", parts.pack), [Arg::Input(0)]).scalar(groups);
         let moments = moments.with_scratch(2 * c.samples * groups * parts.count);
 
-        let tiles = Tiles::new(dims, width, pack, 4, 4 * multiprocessors);
+        let tiles = Tiles::new(dims, width, wide, 4, 4 * multiprocessors);
         let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Left(0, 0), Arg::Output(0), Arg::Output(1)];
         let apply = scalars(tiles.launch(kernel("apply", tiles.pack), args));
         vec![moments, apply.scalars([parts.count, parts.per]).scalar(self.eps)]
@@ -217,19 +224,27 @@ impl Op for GroupNormGrad {
         expect_inputs(self.name(), inputs, n + 2)?;
         let stats = self.0.check(self.name(), inputs)?;
         expect_shape(self.name(), "stats", inputs[n], &stats.shape)?;
-        expect_shape(self.name(), "dy", inputs[n + 1], &inputs[0].shape)?;
-        Ok(inputs[..n].iter().map(|ty| (*ty).clone()).collect())
+        expect_typed(self.name(), "dy", inputs[n + 1], inputs[0].dtype, &inputs[0].shape)?;
+        Ok(norm::gradient_types(&inputs[..n], true))
     }
 
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: io.out_elements() * (13 + self.0.activation_flops()), bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn stays_f32(&self, input: usize) -> bool {
+        input == self.0.inputs()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
         if let Target::Cuda(target) = target {
-            return Ok(self.kernels(target, &c));
+            return Ok(self.kernels(target, io.inputs[0].dtype, &c));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
@@ -245,26 +260,30 @@ impl Op for GroupNormGrad {
 
 impl GroupNormGrad {
     /// Launches of the PTX kernels: the sums of stretches of every channel, those of samples, dx, the parameters' gradients.
-    fn kernels(&self, target: &CudaTarget, c: &Chunks) -> Vec<Launch> {
+    fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = self.0;
         let n = self.0.inputs();
         let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
         let [gamma, beta, scale, shift] = parameter_args(true, modulate, x);
         let kernel = |part: &str, pack: usize| {
-            Ptx::new(self.name(), ptx!("group_norm_grad"), DType::F32).entry(format!("group_norm_grad{part}_{pack}"))
+            let entry = format!("group_norm_grad{part}_{pack}_{dtype}");
+            Ptx::new(self.name(), ptx!("group_norm_grad"), dtype).entry(entry)
         };
+        let wide = widest(dtype, activation);
         let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
         let (dims, mut launches) = ([c.samples, c.rows, c.channels], vec![]);
         let args = [x, gamma, beta, scale, shift, dy, stats];
 
-        let parts = Tiles::of_columns(dims, target);
+        let multiprocessors = target.multiprocessors as usize;
+        let parts = Tiles::new(dims, 1, wide, 4, 2 * multiprocessors);
         let launch = scalars(parts.launch(kernel("_sums", parts.pack), args));
-        let sums = norm::add_column_sums(&mut launches, &parts, launch, 2);
+        let launch = launch.with_scratch(2 * c.samples * parts.count * c.channels);
+        let sums = norm::add_stretches(&mut launches, launch, [c.samples, parts.count, 2 * c.channels]);
 
-        let tiles = Tiles::new(dims, c.channels / groups, 4, 4, 4 * target.multiprocessors as usize);
+        let tiles = Tiles::new(dims, c.channels / groups, wide, 4, 4 * multiprocessors);
         let launch = tiles.launch(kernel("", tiles.pack), args.into_iter().chain([sums, Arg::Output(0)]));
         launches.push(scalars(launch));
-        launches.push(norm::parameters_grad_ptx([c.samples, c.channels], true, modulate, sums));
+        launches.push(norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums));
         launches
     }
 

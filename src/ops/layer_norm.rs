@@ -1,10 +1,8 @@
 //! Layer normalisation over the last dimension, with a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{
-    self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
-};
-use super::{expect_inputs, expect_real, expect_shape};
+use super::norm::{self, Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
@@ -52,11 +50,6 @@ impl LayerNorm {
         launch.scalars([self.affine, self.modulate]).scalar(self.eps)
     }
 
-    fn ptx_scalars(&self, launch: Launch, c: &Chunks) -> Launch {
-        let launch = launch.scalars([c.samples * c.rows, c.channels, c.rows.max(1)]);
-        launch.scalars([self.affine, self.modulate])
-    }
-
     fn shader(&self, shader: Shader) -> Shader {
         shader.flag("AFFINE", self.affine).flag("MODULATE", self.modulate)
     }
@@ -101,7 +94,8 @@ impl Op for LayerNorm {
                 let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
                 let (dtype, dims) = (io.inputs[0].dtype, [c.samples * c.rows, c.channels]);
                 let launch = norm::by_row(self.name(), ptx!("layer_norm"), dtype, target, dims, args);
-                self.ptx_scalars(launch, &c).scalar(self.eps)
+                let launch = launch.scalars([c.samples * c.rows, c.channels, c.rows.max(1)]);
+                launch.scalars([self.affine, self.modulate]).scalar(self.eps)
             }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
             Target::Wgpu(target) => {
@@ -130,19 +124,27 @@ impl Op for LayerNormGrad {
         expect_inputs(self.name(), inputs, n + 2)?;
         let stats = self.0.check(self.name(), inputs)?;
         expect_shape(self.name(), "stats", inputs[n], &stats.shape)?;
-        expect_shape(self.name(), "dy", inputs[n + 1], &inputs[0].shape)?;
-        Ok(inputs[..n].iter().map(|ty| (*ty).clone()).collect())
+        expect_typed(self.name(), "dy", inputs[n + 1], inputs[0].dtype, &inputs[0].shape)?;
+        Ok(norm::gradient_types(&inputs[..n], self.0.affine))
     }
 
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: 14 * io.out_elements(), bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn stays_f32(&self, input: usize) -> bool {
+        input == self.0.inputs()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.0.chunks(&io.inputs[0]);
         let n = self.0.inputs();
         if let Target::Cuda(target) = target {
-            return Ok(self.kernels(target, &c));
+            return Ok(self.kernels(target, io.inputs[0].dtype, &c));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, &c));
@@ -156,22 +158,21 @@ impl Op for LayerNormGrad {
 }
 
 impl LayerNormGrad {
-    fn kernels(&self, target: &CudaTarget, c: &Chunks) -> Vec<Launch> {
+    fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
         let LayerNorm { affine, modulate, .. } = self.0;
         let n = self.0.inputs();
         let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
         let [gamma, _, scale, _] = parameter_args(affine, modulate, x);
-        let (file, args) = (ptx!("layer_norm_grad"), [x, gamma, scale, stats, dy, Arg::Output(0)]);
-        let launch = norm::by_row(self.name(), file, DType::F32, target, [c.samples * c.rows, c.channels], args);
-        let mut launches = vec![self.0.ptx_scalars(launch, c)];
-        if n > 1 {
-            let tiles = Tiles::of_columns([c.samples, c.rows, c.channels], target);
-            let kernel = Ptx::new("layer_norm_grad_sums", file, DType::F32);
-            let kernel = kernel.entry(format!("layer_norm_grad_sums_{}", tiles.pack));
-            let launch = tiles.launch(kernel, [x, stats, dy]);
-            let sums = norm::add_column_sums(&mut launches, &tiles, launch, 2);
-            launches.push(norm::parameters_grad_ptx([c.samples, c.channels], affine, modulate, sums));
+        let kernel = Ptx::new(self.name(), ptx!("layer_norm_grad"), dtype);
+        let (dims, args) = ([c.samples, c.rows, c.channels], [x, gamma, scale, stats, dy, Arg::Output(0)]);
+        let (launch, count) = norm::by_stretch(kernel, target, dims, args, if n > 1 { 2 } else { 0 });
+        let launch = launch.scalars([affine, modulate, n > 1]);
+        if n == 1 {
+            return vec![launch];
         }
+        let mut launches = vec![];
+        let sums = norm::add_stretches(&mut launches, launch, [c.samples, count, 2 * c.channels]);
+        launches.push(norm::parameters_grad_ptx(dtype, [c.samples, c.channels], affine, modulate, sums));
         launches
     }
 

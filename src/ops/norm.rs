@@ -183,13 +183,49 @@ pub(crate) fn by_row(
     [rows, cols]: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let most = cols.div_ceil(FEW_HELD / 2).next_power_of_two();
-    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
-    let lanes = cols.div_ceil(FEW_HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
+    let lanes = lanes(target, [rows, cols]);
     let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { MANY_HELD / 4 };
     let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
     let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
+}
+
+/// Threads of a row.
+fn lanes(target: &CudaTarget, [rows, cols]: [usize; 2]) -> usize {
+    let most = cols.div_ceil(FEW_HELD / 2).next_power_of_two();
+    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
+    cols.div_ceil(FEW_HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS)
+}
+
+/// A launch of a PTX kernel for the gradient of rows of x `[samples, rows, channels]`, of which each block has a stretch of a sample's; it
+/// leaves `values` sums of every channel over the rows of each stretch, if any. With how many stretches a sample has. See
+/// `kernels/lib/row_grad.cuh`.
+pub(crate) fn by_stretch(
+    kernel: Ptx,
+    target: &CudaTarget,
+    [samples, rows, channels]: [usize; 3],
+    args: impl IntoIterator<Item = Arg>,
+    values: usize,
+) -> (Launch, usize) {
+    let lanes = lanes(target, [samples * rows, channels]);
+    let teams = FLAT_THREADS / lanes;
+    // Two blocks a multiprocessor run at once: few rounds of them, each as short as it may be. What a block does besides is as two rows, and
+    // sums of a stretch are written and read by all multiprocessors at once: 8 bytes a value and channel, where a row has 6 or 12.
+    let at_once = 2 * target.multiprocessors as usize;
+    let each = |count: usize| rows.div_ceil(count).div_ceil(teams);
+    let rounds = |count: usize| (samples * count).div_ceil(at_once);
+    let time = |count: &usize| rounds(*count) * (each(*count) + 2) * at_once + 2 * values * samples * count;
+    let most = rows.div_ceil(teams).min(4 * at_once.div_ceil(samples.max(1)));
+    let per = (1..=most).min_by_key(time).map_or(teams, |count| each(count) * teams);
+    let count = rows.div_ceil(per).max(1);
+    let launch = Launch::ptx(kernel, [(samples * count).max(1), 1, 1], FLAT_THREADS, args);
+    // What is not written needs a place all the same.
+    let launch = if values > 0 {
+        launch.with_scratch(samples * count * values * channels)
+    } else {
+        Launch { args: [&launch.args[..], &[Arg::Input(0)]].concat(), ..launch }
+    };
+    (launch.scalars([lanes, rows, channels, count, per]), count)
 }
 
 /// Threads beside each other that read a stretch long enough for memory: 256 bytes.
@@ -267,9 +303,9 @@ impl Tiles {
         self.per.div_ceil(FLAT_THREADS / self.across) * FLAT_THREADS * 16
     }
 
-    /// Tiles for sums of columns of f32: any channels beside each other, two blocks a multiprocessor.
-    pub fn of_columns(dims: [usize; 3], target: &CudaTarget) -> Self {
-        Tiles::new(dims, 1, 4, 4, 2 * target.multiprocessors as usize)
+    /// Tiles for sums of columns: any channels beside each other, two blocks a multiprocessor.
+    pub fn of_columns(dims: [usize; 3], dtype: DType, target: &CudaTarget) -> Self {
+        Tiles::new(dims, 1, 16 / dtype.size(), 4, 2 * target.multiprocessors as usize)
     }
 
     /// The launch of a kernel with a block for each part.
@@ -286,23 +322,38 @@ fn common(n: usize, power: usize) -> usize {
     n * (power >> n.trailing_zeros().min(power.trailing_zeros()))
 }
 
-/// The launch of [`parameters_grad`] by the PTX kernel.
-pub(crate) fn parameters_grad_ptx([samples, channels]: [usize; 2], affine: bool, modulate: bool, sums: Arg) -> Launch {
-    let kernel = Ptx::new("norm_parameters_grad", ptx!("norm_parameters_grad"), DType::F32);
+/// The launch of [`parameters_grad`] by the PTX kernel; parameters, and gradients of scale and shift, of a type.
+pub(crate) fn parameters_grad_ptx(
+    dtype: DType,
+    [samples, channels]: [usize; 2],
+    affine: bool,
+    modulate: bool,
+    sums: Arg,
+) -> Launch {
+    let kernel = Ptx::new("norm_parameters_grad", ptx!("norm_parameters_grad"), dtype);
     let launch =
         Launch::ptx(kernel, [channels.div_ceil(32), 1, 1], FLAT_THREADS, gradient_args(affine, modulate, sums));
     launch.scalars([samples, channels]).scalars([affine, modulate])
 }
 
-/// Adds a launch over tiles that leaves `values` sums for every channel of each stretch, and what joins those of a sample; where the
-/// sums `[samples, values, channels]` are then.
-pub(crate) fn add_column_sums(launches: &mut Vec<Launch>, tiles: &Tiles, parts: Launch, values: usize) -> Arg {
-    let &Tiles { samples, channels, count, .. } = tiles;
-    launches.push(parts.with_scratch(samples * count * values * channels));
+/// Adds a launch that leaves sums `[samples, stretches, width]` as its scratch, and what joins those of a sample; where the sums
+/// `[samples, width]` are then.
+pub(crate) fn add_stretches(launches: &mut Vec<Launch>, parts: Launch, [samples, count, width]: [usize; 3]) -> Arg {
+    launches.push(parts);
     let sums = Arg::Left(launches.len() - 1, 0);
     if count == 1 {
         return sums;
     }
-    launches.push(sum_few([samples, count, values * channels], [sums]).with_scratch(samples * values * channels));
+    launches.push(sum_few([samples, count, width], [sums]).with_scratch(samples * width));
     Arg::Left(launches.len() - 1, 0)
+}
+
+/// The types of a normalisation's gradients, in the order of its inputs: of x, scale and shift as those are, of gamma and beta f32.
+pub(crate) fn gradient_types(inputs: &[&TensorType], affine: bool) -> Vec<TensorType> {
+    let of_parameter = |i: usize| affine && (1..=2).contains(&i);
+    let ty = |(i, ty): (usize, &&TensorType)| TensorType {
+        dtype: if of_parameter(i) { DType::F32 } else { ty.dtype },
+        ..(*ty).clone()
+    };
+    inputs.iter().enumerate().map(ty).collect()
 }

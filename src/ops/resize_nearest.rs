@@ -113,13 +113,17 @@ impl Op for ResizeNearestGrad {
         Ok(vec![inputs[0].with_shape([b, self.height, self.width, c])])
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cuda(_) => {
                 let (dy, dx) = (&io.inputs[0].shape, &io.outputs[0]);
-                let kernel = Ptx::new(self.name(), ptx!("resize_nearest_grad"), DType::F32);
+                let kernel = Ptx::new(self.name(), ptx!("resize_nearest_grad"), dx.dtype);
                 let args = [Arg::Input(0), Arg::Output(0)];
-                let launch = by_pack(kernel, DType::F32, dx.elements(), dx.cols(), args);
+                let launch = by_pack(kernel, dx.dtype, dx.elements(), dx.cols(), args);
                 let launch = launch.scalars([dy[1], dy[2]]);
                 return Ok(vec![launch.scalars([self.height, self.width].map(divisor).into_iter().flatten())]);
             }

@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation over the last dimension.
 
 use super::lanes::{Stretches, add_sums, by_row};
-use super::norm::{self, Chunks, Tiles};
+use super::norm::{self, Chunks};
 use super::reduce::sum_few;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
@@ -110,18 +110,26 @@ impl Op for RmsNormGrad {
         expect_inputs(self.name(), inputs, n + 2)?;
         let rstd = self.0.check(self.name(), inputs)?;
         expect_shape(self.name(), "rstd", inputs[n], &rstd.shape)?;
-        expect_shape(self.name(), "dy", inputs[n + 1], &inputs[0].shape)?;
-        Ok(inputs[..n].iter().map(|ty| (*ty).clone()).collect())
+        expect_typed(self.name(), "dy", inputs[n + 1], inputs[0].dtype, &inputs[0].shape)?;
+        Ok(norm::gradient_types(&inputs[..n], self.0.affine))
     }
 
     fn cost(&self, io: &Signature) -> Cost {
         Cost { flops: 10 * io.out_elements(), bytes: io.bytes() }
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn stays_f32(&self, input: usize) -> bool {
+        input == self.0.inputs()
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (x, n) = (&io.inputs[0], self.0.inputs());
         if let Target::Cuda(target) = target {
-            return Ok(self.kernels(target, [x.rows(), x.cols()]));
+            return Ok(self.kernels(target, x.dtype, [x.rows(), x.cols()]));
         }
         if let Target::Wgpu(target) = target {
             return Ok(self.shaders(target, [x.rows(), x.cols()]));
@@ -135,19 +143,15 @@ impl Op for RmsNormGrad {
 }
 
 impl RmsNormGrad {
-    fn kernels(&self, target: &CudaTarget, dims: [usize; 2]) -> Vec<Launch> {
+    fn kernels(&self, target: &CudaTarget, dtype: DType, [rows, channels]: [usize; 2]) -> Vec<Launch> {
         let (affine, n) = (self.0.affine, self.0.inputs());
         let [x, rstd, dy] = [0, n, n + 1].map(Arg::Input);
-        let (file, args) = (ptx!("rms_norm_grad"), [x, self.0.gamma(), rstd, dy, Arg::Output(0)]);
-        let launch = norm::by_row(self.name(), file, DType::F32, target, dims, args);
-        let mut launches = vec![launch.scalars(dims).scalar(affine)];
+        let kernel = Ptx::new(self.name(), ptx!("rms_norm_grad"), dtype);
+        let args = [x, self.0.gamma(), rstd, dy, Arg::Output(0)];
+        let (launch, count) = norm::by_stretch(kernel, target, [1, rows, channels], args, affine as usize);
+        let mut launches = vec![launch.scalar(affine)];
         if affine {
-            let tiles = Tiles::of_columns([1, dims[0], dims[1]], target);
-            let kernel = Ptx::new("rms_norm_grad_sums", file, DType::F32);
-            let kernel = kernel.entry(format!("rms_norm_grad_sums_{}", tiles.pack));
-            let sums = tiles.launch(kernel, [x, rstd, dy]).with_scratch(tiles.count * dims[1]);
-            let all = sum_few([1, tiles.count, dims[1]], [Arg::Left(1, 0), Arg::Output(1)]);
-            launches.extend([sums, all]);
+            launches.push(sum_few([1, count, channels], [Arg::Left(0, 0), Arg::Output(1)]));
         }
         launches
     }

@@ -1,6 +1,6 @@
 //! y = s · x with a number known at run time.
 
-use super::{Binary, Reduce, expect_inputs, expect_plain, expect_shape};
+use super::{Binary, Reduce, expect_inputs, expect_real, expect_shape};
 use crate::Result;
 use crate::cpu::threads::{Ptr, ranges};
 use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
@@ -18,7 +18,7 @@ impl Op for ScaleBy {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
-        expect_plain(self.name(), "x", inputs[0])?;
+        expect_real(self.name(), "x", inputs[0])?;
         expect_shape(self.name(), "s", inputs[1], &[1])?;
         Ok(vec![inputs[0].clone()])
     }
@@ -41,16 +41,20 @@ impl Op for ScaleBy {
         &[(0, 0)]
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn stays_f32(&self, input: usize) -> bool {
+        input == 1
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
             Target::Cuda(_) => {
-                let kernel = Ptx::new(self.name(), ptx!("scale_by"), DType::F32);
-                Launch::ptx_flat(
-                    kernel,
-                    DType::F32,
-                    io.outputs[0].stored(),
-                    [Arg::Input(0), Arg::Input(1), Arg::Output(0)],
-                )
+                let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].stored());
+                let kernel = Ptx::new(self.name(), ptx!("scale_by"), dtype);
+                Launch::ptx_flat(kernel, dtype, n, [Arg::Input(0), Arg::Input(1), Arg::Output(0)])
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {

@@ -1,5 +1,6 @@
 use crate::harness::{Case, Input, Tensor, f32s};
-use langevin::ops::LayerNorm;
+use langevin::ops::{LayerNorm, LayerNormGrad};
+use langevin::tensor::TensorType;
 
 fn inputs(op: LayerNorm, shape: &[usize], mean: f64, std: f64) -> Vec<Input> {
     let (b, c) = (shape[0], shape[shape.len() - 1]);
@@ -90,5 +91,60 @@ fn layer_norm_gradient_over_several_chunks() {
         let mut inputs = inputs(op, &[2, 1100, 5], 0.2, 1.0);
         inputs[0].differentiate = false;
         Case::new(format!("{op:?}"), op, inputs, |i| reference(op, i)).check();
+    }
+}
+
+/// The gradients of all inputs, analytically.
+fn grad_reference(op: LayerNorm, i: &[Tensor]) -> Vec<Tensor> {
+    let n = i.len() - 2;
+    let (x, stats, dy) = (&i[0], &i[n], &i[n + 1]);
+    let c = *x.shape.last().unwrap();
+    let rows = x.data.len() / c;
+    let per_sample = rows / x.shape[0];
+    let mut out: Vec<Tensor> = i[..n].iter().map(|t| Tensor::zeros(t.shape.clone())).collect();
+    for r in 0..rows {
+        let (mean, rstd) = (stats.data[2 * r], stats.data[2 * r + 1]);
+        let mut g = vec![0.0; c];
+        for (k, g) in g.iter_mut().enumerate() {
+            let (p, at) = (r * c + k, r / per_sample * c + k);
+            let (e, norm) = (dy.data[p], (x.data[p] - mean) * rstd);
+            let (gamma, beta) = if op.affine { (i[1].data[k], i[2].data[k]) } else { (1.0, 0.0) };
+            let scale = if op.modulate { 1.0 + i[n - 2].data[at] } else { 1.0 };
+            *g = e * gamma * scale;
+            if op.affine {
+                out[1].data[k] += e * scale * norm;
+                out[2].data[k] += e * scale;
+            }
+            if op.modulate {
+                out[n - 2].data[at] += e * (norm * gamma + beta);
+                out[n - 1].data[at] += e;
+            }
+        }
+        let norm = |k: usize| (x.data[r * c + k] - mean) * rstd;
+        let total = g.iter().sum::<f64>() / c as f64;
+        let product = g.iter().enumerate().map(|(k, g)| g * norm(k)).sum::<f64>() / c as f64;
+        for (k, g) in g.iter().enumerate() {
+            out[0].data[r * c + k] = rstd * (g - total - norm(k) * product);
+        }
+    }
+    out
+}
+
+#[test]
+fn large_layer_norm_gradients() {
+    // Rows of one warp and of several, held and read again; samples of one stretch and of many.
+    let shapes =
+        [vec![2, 150, 384], vec![3, 40, 1001], vec![1, 600, 72], vec![1, 3, 5000], vec![40, 9, 64], vec![2, 3, 4096]];
+    for (k, shape) in shapes.iter().enumerate() {
+        for op in all().skip(k % 2) {
+            let mut inputs = inputs(op, shape, 100.0, 0.5);
+            let tensors: Vec<Tensor> = inputs.iter().map(|i| Tensor::new(i.ty.shape.clone(), i.data.clone())).collect();
+            let stats = reference(op, &tensors).remove(1);
+            inputs.push(Input { ty: TensorType::f32(stats.shape), data: stats.data, differentiate: false }.map(|v| v));
+            inputs.push(f32s(shape, 9));
+            Case::new(format!("grad of {op:?} {shape:?}"), LayerNormGrad(op), inputs, |i| grad_reference(op, i))
+                .forward_only()
+                .check();
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Ops whose operands begin anywhere, as views of rows and batches do: at every multiple of 4 bytes.
 
 use crate::harness::{noise, relative};
+use half::{bf16, f16};
 use langevin::Device;
-use langevin::graph::{Graph, Op};
+use langevin::graph::{Graph, Op, Value};
 use langevin::ops::*;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
 use langevin::tensor::{DType, Layout, TensorType, to_layout};
@@ -16,9 +17,9 @@ fn numbers(seed: usize, ty: &TensorType) -> Vec<f64> {
     }
 }
 
-/// The first output of an op whose operands lie `skip` elements behind an aligned place,
+/// The outputs of an op whose operands lie `skip` elements behind an aligned place,
 /// but for weights in panels, which are storages of their own.
-fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType], data: &[Vec<f64>]) -> Vec<f64> {
+fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType], data: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let (mut buffers, mut g) = (Buffers::new(), Graph::new());
     let mut place = |name: &str, ty: &TensorType| {
         let skip = if ty.layout == Layout::Panels { 0 } else { skip };
@@ -40,20 +41,27 @@ fn at(skip: usize, device: Device, op: &Arc<dyn Op>, inputs: &[TensorType], data
     schedule.add(program);
     let mut session = Session::new(device, schedule).unwrap().poisoned();
     for ((id, ty), numbers) in ids.iter().zip(inputs).zip(data) {
-        if ty.dtype == DType::I32 {
-            session.write(*id, &numbers.iter().map(|v| *v as i32).collect::<Vec<_>>()).unwrap();
-        } else {
-            let (plain, mut stored) = (numbers.iter().map(|v| *v as f32).collect::<Vec<_>>(), vec![0.0; ty.stored()]);
-            to_layout(ty, &plain, &mut stored);
-            session.write(*id, &stored).unwrap();
+        let (plain, mut stored) = (numbers.iter().map(|v| *v as f32).collect::<Vec<_>>(), vec![0.0; ty.stored()]);
+        to_layout(ty, &plain, &mut stored);
+        match ty.dtype {
+            DType::I32 => session.write(*id, &numbers.iter().map(|v| *v as i32).collect::<Vec<_>>()),
+            DType::F16 => session.write(*id, &stored.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()),
+            DType::Bf16 => session.write(*id, &stored.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>()),
+            DType::F32 => session.write(*id, &stored),
         }
+        .unwrap();
     }
     session.run_program(0).unwrap();
-    let y = places.find("y0").unwrap();
-    if g.ty(outs[0]).dtype == DType::I32 {
-        return session.read::<i32>(y).unwrap().into_iter().map(f64::from).collect();
-    }
-    session.read::<f32>(y).unwrap().into_iter().map(f64::from).collect()
+    let read = |(i, out): (usize, &Value)| -> Vec<f64> {
+        let y = places.find(&format!("y{i}")).unwrap();
+        match g.ty(*out).dtype {
+            DType::I32 => session.read::<i32>(y).unwrap().into_iter().map(f64::from).collect(),
+            DType::F16 => session.read::<f16>(y).unwrap().into_iter().map(f64::from).collect(),
+            DType::Bf16 => session.read::<bf16>(y).unwrap().into_iter().map(f64::from).collect(),
+            DType::F32 => session.read::<f32>(y).unwrap().into_iter().map(f64::from).collect(),
+        }
+    };
+    outs.iter().enumerate().map(read).collect()
 }
 
 fn check(op: impl Op, inputs: impl AsRef<[TensorType]>) {
@@ -62,12 +70,46 @@ fn check(op: impl Op, inputs: impl AsRef<[TensorType]>) {
 }
 
 fn check_with(op: impl Op, inputs: &[TensorType], data: &[Vec<f64>]) {
-    let op: Arc<dyn Op> = Arc::new(op);
-    let expected = at(0, Device::Cpu, &op, inputs, data);
-    for skip in [0, 1, 2, 3] {
-        let got = at(skip, Device::ptx((8, 0)), &op, inputs, data);
-        let err = relative(&got, &expected);
-        assert!(err <= 2e-6, "{op:?} of {inputs:?}, {skip} elements behind an aligned place, is off by {err:.2e}");
+    compare(&(Arc::new(op) as Arc<dyn Op>), inputs, inputs, data, &[0, 1, 2, 3], 2e-6);
+}
+
+/// As `check`, and with numbers of 16 bits, of which views begin at multiples of 256 bytes.
+fn check_all(op: impl Op, inputs: impl AsRef<[TensorType]>) {
+    let (op, inputs): (Arc<dyn Op>, _) = (Arc::new(op), inputs.as_ref());
+    let data: Vec<_> = inputs.iter().enumerate().map(|(seed, ty)| numbers(seed, ty)).collect();
+    compare(&op, inputs, inputs, &data, &[0, 1, 2, 3], 2e-6);
+    for (dtype, bound) in [(DType::F16, 1e-3), (DType::Bf16, 8e-3)] {
+        assert!(op.takes(dtype, &Device::ptx((8, 0)).target()), "{op:?} in {dtype}");
+        let is_narrow = |i: usize| inputs[i].dtype == DType::F32 && !op.stays_f32(i);
+        let narrow = |(i, ty): (usize, &TensorType)| TensorType {
+            dtype: if is_narrow(i) { dtype } else { ty.dtype },
+            ..ty.clone()
+        };
+        let types: Vec<_> = inputs.iter().enumerate().map(narrow).collect();
+        let round = |v: f64| if dtype == DType::F16 { f16::from_f64(v).to_f64() } else { bf16::from_f64(v).to_f64() };
+        let mut rounded = data.clone();
+        rounded.iter_mut().enumerate().filter(|(i, _)| is_narrow(*i)).flat_map(|(_, v)| v).for_each(|v| *v = round(*v));
+        compare(&op, inputs, &types, &rounded, &[0, 128], bound);
+    }
+}
+
+/// The op on numbers of `types`, at places `skips`, against itself on the CPU on those of f32.
+fn compare(
+    op: &Arc<dyn Op>,
+    inputs: &[TensorType],
+    types: &[TensorType],
+    data: &[Vec<f64>],
+    skips: &[usize],
+    bound: f64,
+) {
+    let expected = at(0, Device::Cpu, op, inputs, data);
+    for &skip in skips {
+        let got = at(skip, Device::ptx((8, 0)), op, types, data);
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let err = relative(got, expected);
+            let where_ = format!("{op:?} of {types:?}, {skip} elements behind an aligned place");
+            assert!(err <= bound, "{where_}: output {i} is off by {err:.2e}");
+        }
     }
 }
 
@@ -109,11 +151,15 @@ fn sums_and_windows() {
         let x = f32s(&[2, 5, 6, channels]);
         let window = PoolWindow::same(3);
         check(AveragePool { window, count_padding: false }, [x.clone()]);
+        for count_padding in [false, true] {
+            let pool = AveragePool { window, count_padding };
+            check_all(AveragePoolGrad { pool, shape: x.shape.clone() }, [x.clone()]);
+        }
         check(MaxPool(window), [x.clone()]);
         check(MaxPoolGrad(window), [x.clone(), x.clone()]);
         check(Resample::fir_down(&[1.0, 3.0, 3.0, 1.0]), [x.clone()]);
         check(Resample::nearest_up(2), [x.clone()]);
-        check(ResizeNearestGrad { height: 3, width: 3 }, [x.clone()]);
+        check_all(ResizeNearestGrad { height: 3, width: 3 }, [x.clone()]);
         check(Reduce::sum_middle(2, 30, channels), [x]);
     }
     for n in [20, 33, 5000] {
@@ -174,18 +220,18 @@ fn norms() {
             let op = RmsNorm { eps: 1e-5, affine };
             let inputs = [&[x.clone()][..], &vec![c.clone(); affine as usize]].concat();
             check(op, inputs.clone());
-            check(RmsNormGrad(op), [&inputs[..], &[f32s(&[18]), x.clone()]].concat());
+            check_all(RmsNormGrad(op), [&inputs[..], &[f32s(&[18]), x.clone()]].concat());
             let op = LayerNorm { eps: 1e-5, affine, modulate: !affine };
             let parameter = if affine { &c } else { &m };
             let inputs = [x.clone(), parameter.clone(), parameter.clone()];
             check(op, inputs.clone());
-            check(LayerNormGrad(op), [&inputs[..], &[f32s(&[18, 2]), x.clone()]].concat());
+            check_all(LayerNormGrad(op), [&inputs[..], &[f32s(&[18, 2]), x.clone()]].concat());
         }
         for activation in [Activation::Silu, Activation::Identity, Activation::Gelu] {
             let op = GroupNorm { groups, eps: 1e-5, activation, modulate: true };
             let inputs = [x.clone(), c.clone(), c.clone(), m.clone(), m.clone()];
             check(op, inputs.clone());
-            check(GroupNormGrad(op), [&inputs[..], &[f32s(&[2, groups, 2]), x.clone()]].concat());
+            check_all(GroupNormGrad(op), [&inputs[..], &[f32s(&[2, groups, 2]), x.clone()]].concat());
         }
     }
 }
@@ -198,12 +244,12 @@ fn elementwise() {
         let two = [x.clone(), x.clone()];
         for activation in [Activation::Silu, Activation::Gelu] {
             check(Activate(activation), [x.clone()]);
-            check(ActivateGrad(activation), two.clone());
+            check_all(ActivateGrad(activation), two.clone());
         }
         check(Affine { scale: 0.5, shift: 2.0 }, [x.clone()]);
         check(Binary::Sub, two);
         check(Reciprocal, [x.clone()]);
-        check(ScaleBy, [x.clone(), f32s(&[1])]);
+        check_all(ScaleBy, [x.clone(), f32s(&[1])]);
         for terms in [1, 6] {
             let op = DiffusionUpdate { terms, clip: Some(0.5) };
             check(op, [vec![f32s(&[terms])], vec![x.clone(); terms]].concat());
@@ -214,10 +260,10 @@ fn elementwise() {
         check(SampleMix { terms: 1 }, [of_sample.clone(), x.clone()]);
         check(SampleMix { terms: 2 }, [of_sample.clone(), x.clone(), of_sample, x.clone()]);
         check(Gate, [x.clone(), gate.clone(), x.clone()]);
-        check(GateGrad, [x.clone(), gate, x.clone()]);
+        check_all(GateGrad, [x.clone(), gate, x.clone()]);
         let halves = f32s(&[shape[0], shape[1], 2 * shape[2]]);
         check(Geglu, [halves.clone()]);
-        check(GegluGrad, [halves, x]);
+        check_all(GegluGrad, [halves, x]);
     }
 }
 
@@ -225,7 +271,7 @@ fn elementwise() {
 fn random_numbers() {
     for shape in [[2, 64], [2, 61]] {
         let (x, seeds, draw) = (TensorType::f32(shape), TensorType::i32([2, 2]), TensorType::f32([1]));
-        check(Dropout { p: 0.3, stream: 1 }, [x, seeds.clone(), draw.clone()]);
+        check_all(Dropout { p: 0.3, stream: 1 }, [x, seeds.clone(), draw.clone()]);
         for kind in [RandomKind::Normal, RandomKind::Uniform] {
             check(Random { kind, shape: shape.to_vec(), stream: 1 }, [seeds.clone(), draw.clone()]);
         }
