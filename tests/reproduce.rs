@@ -132,7 +132,7 @@ fn a_pair_is_trained_once_and_compared() {
         assert!((0.0..=share.value).contains(&low) && (share.value..=1.0).contains(&high), "{row:?}");
         assert!(row.name != "strong" || farther.value == 0.0, "{row:?}");
     }
-    assert_eq!(report.sections[0].findings.len(), 3);
+    assert_eq!(report.sections[0].findings.len(), 4);
     assert!(report.sections[0].text.contains("of 4 images"), "{}", report.sections[0].text);
     // Gaps between checkpoints: one cosine a level, of images that share their noise.
     let cosines = column(&report, 1, 0);
