@@ -4,6 +4,7 @@ mod arena;
 mod driver;
 mod module;
 mod stream;
+mod tensor;
 
 pub use arena::Arena;
 pub use module::Function;
