@@ -20,6 +20,9 @@ struct alignas(64) TensorMap {
     char bytes[128];
 };
 
+// Has a map near before its first use.
+__device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
 // Begins to bring the box at these coordinates to shared memory; its bytes arrive at `barrier`.
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, int a, int b, int c, int d, u32 barrier) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
@@ -188,6 +191,8 @@ struct Wgmma {
 
     // Brings the operands of all steps of all tiles, in one thread.
     __device__ __forceinline__ void bring(const TensorMap& x, const TensorMap& w, const Taps& taps) {
+        fetch_map(x);
+        fetch_map(w);
 #pragma unroll 1
         for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
             TilePlace at = place(tile);

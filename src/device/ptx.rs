@@ -55,7 +55,8 @@ pub fn parameters(
     addresses.iter().enumerate().map(argument).chain(scalars.iter().map(scalar)).collect()
 }
 
-fn tensor_map(address: u64, boxes: &Boxes) -> TensorMap {
+/// The map of a tensor that comes in boxes.
+pub fn tensor_map(address: u64, boxes: &Boxes) -> TensorMap {
     let element = match boxes.dtype {
         DType::F32 => Element::F32,
         DType::F16 => Element::F16,
