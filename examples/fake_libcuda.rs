@@ -8,6 +8,7 @@
 //! ```
 #![allow(non_snake_case)]
 
+use langevin::ptx::tensor::{Element, Swizzle, TensorMap};
 use langevin::ptx::{Entry, Launch, Memory, Module};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -102,6 +103,7 @@ driver! {
             16 => 4,
             75 => set("FAKE_COMPUTE", 80) as c_int / 10,
             76 => set("FAKE_COMPUTE", 80) as c_int % 10,
+            97 if set("FAKE_COMPUTE", 80) >= 90 => 227 * 1024,
             97 => 99 * 1024,
             _ => return INVALID_VALUE,
         };
@@ -199,6 +201,30 @@ driver! {
             d.functions.insert(*function, entry);
             SUCCESS
         })
+    }
+    cuTensorMapEncodeTiled(
+        map: *mut [u8; 128], element: c_uint, rank: c_uint, address: u64, shape: *const u64, strides: *const u64, tile: *const u32,
+        steps: *const u32, interleave: c_uint, swizzle: c_uint, _promotion: c_uint, fill: c_uint
+    ) {
+        let (rank, kinds) = (rank as usize, [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128]);
+        let element = match element {
+            6 => Element::F16,
+            9 => Element::Bf16,
+            _ => return INVALID_VALUE,
+        };
+        let Some(swizzle) = kinds.get(swizzle as usize).copied().filter(|_| interleave == 0 && fill == 0) else {
+            return INVALID_VALUE;
+        };
+        let described = TensorMap {
+            element,
+            address,
+            shape: std::slice::from_raw_parts(shape, rank).to_vec(),
+            strides: std::slice::from_raw_parts(strides, rank - 1).to_vec(),
+            tile: std::slice::from_raw_parts(tile, rank).to_vec(),
+            steps: std::slice::from_raw_parts(steps, rank).to_vec(),
+            swizzle,
+        };
+        described.encode().map_or(INVALID_VALUE, |bytes| { *map = bytes; SUCCESS })
     }
     cuFuncSetAttribute(_function: usize, _attribute: c_int, _value: c_int) { SUCCESS }
     cuLaunchKernel(

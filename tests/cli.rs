@@ -323,6 +323,37 @@ fn kernels_run_without_a_gpu() {
     assert_ne!(random(1), random(2));
 }
 
+/// A product whose operands come by tensor maps: of a matrix and one of ones, so that every column has the sums of its rows.
+#[test]
+fn kernels_get_tensor_maps() {
+    let place = Place::new();
+    place.write(
+        "ones.safetensors",
+        safetensors(&format!("{{{}}}", entry("x", "BF16", "[4096]", 0, 8192)), &[0x80, 0x3f].repeat(4096)),
+    );
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ptx/gemm_sm90.ptx");
+    let line = |a: &str| {
+        let sizes = "--grid 1 --block 128 --shared 32768 --arg u32:64 --arg u32:64 --arg u32:64 --arg out:f32[4096] --print 5 --print 0";
+        let (maps, rest) = (format!("--arg {a} --arg bf16[64x64/64x64]=ones.safetensors:x"), sizes);
+        format!("kernels run {} --entry gemm {maps} {rest} --json", file.display())
+    };
+    let json = place.json(&line("bf16[64x64/64x64]=random"));
+    let values = |name: &str| -> Vec<f64> {
+        json["arrays"][name]["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let (x, y) = (values("gemm_param_0"), values("gemm_param_5"));
+    for (row, y) in x.chunks(64).zip(y.chunks(64)) {
+        assert!(y.iter().all(|y| (y - row.iter().sum::<f64>()).abs() < 1e-4), "{row:?}, {y:?}");
+    }
+    for (wrong, word) in [
+        ("bf16[4096]=random", "an array, whose address has 64 bits"),
+        ("bf16[64x64/64xa]=random", "has a box that is none"),
+        ("bf16[60x64/64x64]=random", "are no multiples of 16"),
+    ] {
+        place.fail(1, &line(wrong), &[word]);
+    }
+}
+
 #[test]
 fn mistakes_about_kernels_are_named() {
     let place = Place::new();

@@ -115,6 +115,23 @@ fn samples_are_those_of_the_cpu() {
     assert_eq!(far, 0, "of {} pixels", a.len());
 }
 
+/// Hopper's products, whose operands the driver describes.
+#[test]
+fn products_of_hopper_get_their_tensor_maps() {
+    let Some(driver) = fake() else { return };
+    let line = "kernels check linear --model tiny-dit --batch 64 --device cuda --dtype bf16";
+    let hopper = [("FAKE_COMPUTE", "90")];
+    let (output, _) = langevin(driver.path(), &hopper, line);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    // They were among them: the file of the other kernels does not do.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("linear.ptx");
+    std::fs::write(&file, include_str!("../kernels/ptx/sm_80/linear.ptx")).unwrap();
+    let (output, _) = langevin(driver.path(), &hopper, &format!("{line} --replace linear={}", file.display()));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("no entry `product_128_bf16`"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn faults_are_typed() {
     let Some(driver) = fake() else { return };

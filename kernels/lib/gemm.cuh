@@ -64,13 +64,12 @@ __device__ __forceinline__ void pipeline(u32 terms, Fetch fetch, Multiply multip
     __syncthreads();
 }
 
-// The tile of a block: `blockIdx.x` counts batches, and in each of them bands of `tall` rows of tiles, column by column. So the blocks that run
+// The tile of a block, or tile `id`: it counts batches, and in each of them bands of `tall` rows of tiles, column by column. So the blocks that run
 // at a time are a patch of y about as wide as high, which reads the least from memory.
 struct TilePlace {
     u32 batch, row, col;
 
-    __device__ __forceinline__ TilePlace(u32 rows, u32 cols, u32 tall = 8) {
-        u32 id = blockIdx.x;
+    __device__ __forceinline__ TilePlace(u32 rows, u32 cols, u32 tall = 8, u32 id = blockIdx.x) {
         batch = id / (rows * cols);
         id -= batch * rows * cols;
         u32 band = id / (tall * cols), first = tall * band, high = min(tall, rows - first);

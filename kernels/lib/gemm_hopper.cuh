@@ -1,39 +1,56 @@
 // Products in f16 and bf16 on Hopper: matrix instructions of four warps (`wgmma`), which read both operands from shared memory, sums in f32.
 //
-// A block has two warpgroups, each with 64 of the tile's 128 rows and all of its columns: with 256 of them a tile of 64 terms keeps the tensor cores
-// busy for 1024 cycles, in which they read 80 KiB of shared memory and copies write 48, of the 128 KiB that it moves. All threads copy, chunks of
-// 16 bytes, two or three tiles ahead. The products of a tile run beside its successor's barrier and the copies of another; one group of them is always
-// under way.
+// A linear layer is a convolution of one tap over an image of one row here, so that one kernel serves both. Rows of y are pixels; a tile has a patch of 128 of
+// them, so that x under a tap of all of them is a box of the tensor x, brought by one instruction, with zeros for what is outside of the image or behind
+// its channels. A step is 64 channels under one tap.
 //
-// In shared memory A is lines of 64 terms with chunks exchanged by the line's number, which is the swizzle of 128 bytes and `TermRuns` of
-// `gemm_half.cuh`. B is a weight's panels as they lie, terms of 16 columns, with the swizzle of 32 bytes: so it is transposed by the tensor cores.
+// A block has a multiprocessor for itself and goes from tile to tile. It has three warpgroups: one thread of the last brings operands, tile after tile, the others
+// multiply. With 256 columns a step keeps the tensor cores busy for 1024 cycles, in which they read 80 KiB of shared memory and copies write 48, of the 128
+// KiB that it moves.
+//
+// In shared memory A is lines of 64 terms with the swizzle of 128 bytes. B is a weight's panels as they lie, terms of 16 columns, with the swizzle of 32
+// bytes: so it is transposed by the tensor cores.
 #pragma once
-#include "gemm_half.cuh"
+#include "gemm.cuh"
 
-constexpr int HOPPER_ROWS = 128, HOPPER_THREADS = 256;
+constexpr int HOPPER_ROWS = 128, HOPPER_DEPTH = 64, HOPPER_THREADS = 384;
 
-// Columns of a weight in panels, as `HalfPanels`; a half of the block copies every other panel.
-template <class T, int LINES>
-struct HopperPanels {
-    const T* at;
-    u32 rows, to;
-    int panels;
-
-    // Columns from `first` on, a multiple of 16, of `count`, of a weight whose panels have `rows`.
-    __device__ __forceinline__ HopperPanels(const T* w, u32 rows, u32 first, u32 count, Terms terms) : rows(rows) {
-        u32 panel = threadIdx.x / 128, term = threadIdx.x / 2 % 64, half = threadIdx.x % 2;
-        at = w + (u64(first / 16 + panel) * rows + terms.first + term) * 16 + 8 * half;
-        to = panel * 2048 + term * 32 + ((half ^ term / 4 & 1) << 4);
-        panels = int((count + 15) / 16) - int(first / 16 + panel);
-    }
-
-    __device__ __forceinline__ void fetch(char* tile, int left) {
-        bool there = int(threadIdx.x / 2 % 64) < left;
-#pragma unroll
-        for (int i = 0; i < LINES / 16; i += 2) copy_async<16>(tile + to + i * 2048, ahead(at, 16 * i, rows), i < panels && there);
-        at += 16 * HALF_DEPTH;
-    }
+// A tensor and the box of it that one copy brings: `CUtensorMap`.
+struct alignas(64) TensorMap {
+    char bytes[128];
 };
+
+// Has a map near before its first use.
+__device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
+// Begins to bring the box at these coordinates to shared memory; its bytes arrive at `barrier`.
+__device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, int a, int b, int c, int d, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+                 "l"(&map), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier)
+                 : "memory");
+}
+
+// Barriers in shared memory: a phase ends when as many have arrived as were told, and the bytes that were announced.
+__device__ __forceinline__ void make_barrier(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+
+__device__ __forceinline__ void arrive_and_announce(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits for the end of a phase, the first of which has parity 0; that of parity 1 before it counts as ended.
+__device__ __forceinline__ void await(u32 barrier, u32 parity) {
+    u32 ended;
+    do {
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(ended)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!ended);
+}
 
 // Of a matrix in shared memory: where it begins, the length of the swizzle's rows, and the distances of neighbouring blocks, in bytes. Blocks are eight
 // rows; across them where lines run, along them is the first distance.
@@ -58,89 +75,202 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 at) {
     ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
     ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// Begins d += A B of 64 rows, 128 or 256 columns and 16 terms.
+// Begins d = A B, or d += A B if it `adds`, of 64 rows, 128 or 256 columns and 16 terms.
 #define MULTIPLY_MATRICES(T, TYPE)                                                                                                        \
-    __device__ __forceinline__ void multiply_matrices(float (&d)[64], u64 a, u64 b, T) {                                                  \
+    __device__ __forceinline__ void multiply_matrices(float (&d)[64], u64 a, u64 b, u32 adds, T) {                                        \
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" NAMES_64 \
                      "}, %64, %65, p, 1, 1, 0, 1;\n}"                                                                                     \
                      : SIXTY_FOUR(d, 0)                                                                                                   \
-                     : "l"(a), "l"(b), "r"(1));                                                                                           \
+                     : "l"(a), "l"(b), "r"(adds));                                                                                        \
     }                                                                                                                                     \
-    __device__ __forceinline__ void multiply_matrices(float (&d)[128], u64 a, u64 b, T) {                                                 \
+    __device__ __forceinline__ void multiply_matrices(float (&d)[128], u64 a, u64 b, u32 adds, T) {                                       \
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE              \
                      " {" NAMES_128 "}, %128, %129, p, 1, 1, 0, 1;\n}"                                                                    \
                      : SIXTY_FOUR(d, 0), SIXTY_FOUR(d, 64)                                                                                \
-                     : "l"(a), "l"(b), "r"(1));                                                                                           \
+                     : "l"(a), "l"(b), "r"(adds));                                                                                        \
     }
 MULTIPLY_MATRICES(f16, "f16")
 MULTIPLY_MATRICES(bf16, "bf16")
 
-// Tiles of 128 rows and COLUMNS columns. With 128 columns two blocks share a multiprocessor, with 256 a block has it for itself.
+// The images that rows of y are pixels of, and the patches that they are cut into: 2^`wide` columns, 2^`high` rows, and images up to 128 pixels.
+struct Patches {
+    u32 width, height, images, wide, high;
+
+    __device__ __forceinline__ u32 across() const { return tiles_of(width, 1 << wide); }
+    __device__ __forceinline__ u32 down() const { return tiles_of(height, 1 << high); }
+    __device__ __forceinline__ u32 deep() const { return 7 - wide - high; }
+    __device__ __forceinline__ u32 count() const { return across() * down() * tiles_of(images, 1 << deep()); }
+};
+
+// Where a patch begins.
+struct Patch {
+    u32 image, y, x;
+
+    __device__ __forceinline__ Patch(const Patches& p, u32 number) {
+        u32 row = number / p.across(), slab = row / p.down();
+        x = number - row * p.across() << p.wide;
+        y = row - slab * p.down() << p.high;
+        image = slab << p.deep();
+    }
+
+    // The number of pixel `i` of the patch; `nowhere` if there is none in the images.
+    __device__ __forceinline__ u32 pixel(const Patches& p, u32 i, u32 nowhere) const {
+        u32 px = x + (i & (1 << p.wide) - 1), py = y + (i >> p.wide & (1 << p.high) - 1), pi = image + (i >> p.wide + p.high);
+        return px < p.width && py < p.height && pi < p.images ? (pi * p.height + py) * p.width + px : nowhere;
+    }
+};
+
+// The window of a convolution of stride 1, and how many steps there are to all channels of a tap.
+struct Taps {
+    u32 columns, pad_top, pad_left, steps;
+};
+
+// An end for the sums of a patch: lane i knows the pixel of the warp's row i, of which there are 16 or twice 16.
+template <class T>
+struct PatchStore {
+    Finish<T> finish;
+    u32 pixel;
+
+    __device__ __forceinline__ u32 of(u32 row) const { return __shfl_sync(~0u, pixel, row); }
+    __device__ __forceinline__ bool wide() const { return finish.wide(); }
+    __device__ __forceinline__ bool activates() const { return finish.activates(); }
+    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { finish.activated(of(row), col, v); }
+
+    template <bool WIDE>
+    __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
+        finish.template store<WIDE>(of(row), col, v);
+    }
+};
+
+// All tiles of a block. Tiles of 256 columns are of both warpgroups, 64 rows each. Those of 128 columns are of one warpgroup, and while it sends its sums the other
+// has the tensor cores.
 template <class T, int COLUMNS>
 struct Wgmma {
-    static constexpr int ROWS = HOPPER_ROWS, COLS = COLUMNS, DEPTH = HALF_DEPTH, STAGES = COLS == 256 ? 4 : 3;
-    static constexpr int A_BYTES = ROWS * 128, STAGE = A_BYTES + COLS * 128;
+    static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : 6, BARRIERS = 2 * STAGES + 2;
+    static constexpr int A_BYTES = HOPPER_ROWS * 128, STAGE = A_BYTES + COLS * 128;
+    // Columns of sums that a warp sends at a time, of 8 rows, with a gap so that they meet 32 banks.
+    static constexpr int PART = 64, PITCH = PART + 8;
     // Rows of tiles in a band.
     static constexpr u32 TALL = COLS == 256 ? 16 : 8;
-    // A warp's sums on their way out, with a gap so that they meet 32 banks.
-    static constexpr int OUT_PITCH = COLS + 8;
+    // A warpgroup's sums: of 64 rows, or twice of them.
+    using Sums = float[TEAMS][COLS / 2];
 
-    template <class A, class B, class Out>
-    static __device__ __forceinline__ void run(A a, B b, Terms terms, u32 row, u32 col, const Out& out) {
-        extern __shared__ __align__(1024) char room[];
-        static_assert(ROWS * OUT_PITCH * 4 <= STAGES * STAGE);
-        // Patterns of the swizzles begin at multiples of 1024 bytes, whatever stands before the room.
-        char* shared = room + (-u32(__cvta_generic_to_shared(room)) & 1023);
-        u32 base = u32(__cvta_generic_to_shared(shared));
+    const Patches& patches;
+    u32 n;
+    // Steps of the block's part of k.
+    Terms steps;
+    // Shared memory: stages; a barrier of each that says that it is full; those that say that it is empty; those that give a warpgroup its turn.
+    u32 base, full, empty = full + 8 * STAGES, turns = empty + 8 * STAGES;
+    // The stage that is next, and the parity of its phase.
+    u32 stage = 0, parity = 0;
 
-        float sums[COLS / 2] = {};
-        auto fetch = [&](int stage, int left) {
-            a.fetch(shared + stage * STAGE, left);
-            b.fetch(shared + stage * STAGE + A_BYTES, left);
-        };
-        // Begins the products of a tile.
-        auto multiply = [&](int stage) {
-            u32 from = base + stage * STAGE;
-            u64 u = matrix_descriptor<128, 16, 1024>(from + warp_id() / 4 * 8192), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
-            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-            for (int step = 0; step < DEPTH / 16; step++) multiply_matrices(sums, u + step * (32 >> 4), v + step * (512 >> 4), T{});
-            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        };
-
-        // Behind the barrier of tile t all have its numbers, and the products of tile t - 2 have ended in all warps, but maybe not those of t - 1. So the
-        // stage that is filled next is that of t - 2, with tile t + STAGES - 2.
-        constexpr int AHEAD = STAGES - 2;
-        int tiles = (terms.count() + DEPTH - 1) / DEPTH, stage = 0, left = terms.count();
+    __device__ __forceinline__ void make_barriers() const {
 #pragma unroll 1
-        for (int t = 0; t < AHEAD; t++) {
-            if (t < tiles) fetch(t, left - t * DEPTH);
-            asm volatile("cp.async.commit_group;" ::: "memory");
+        for (int i = 0; i < STAGES; i++) {
+            make_barrier(full + 8 * i, 1);
+            // A lane of each warp that multiplies.
+            make_barrier(empty + 8 * i, 8 / TEAMS);
         }
-#pragma unroll 1
-        for (int t = 0; t < tiles; t++) {
-            // What threads have copied is for the tensor cores to see.
-            asm volatile("cp.async.wait_group %0;\nfence.proxy.async.shared::cta;" ::"n"(AHEAD - 1) : "memory");
-            __syncthreads();
-            multiply(stage);
-            if (t + AHEAD < tiles) fetch(stage + AHEAD < STAGES ? stage + AHEAD : stage + AHEAD - STAGES, left - (t + AHEAD) * DEPTH);
-            asm volatile("cp.async.commit_group;" ::: "memory");
-            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-            stage = stage + 1 < STAGES ? stage + 1 : 0;
-        }
-        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-        asm volatile("cp.async.wait_all;" ::: "memory");
-        __syncthreads();
+        for (int i = 0; i < 2; i++) make_barrier(turns + 8 * i, 4);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
 
-        u32 lane = lane_id();
-        f32* mine = (f32*)shared + warp_id() * 16 * OUT_PITCH;
-        f32* to = mine + lane / 4 * OUT_PITCH + lane % 4 * 2;
-#pragma unroll
-        for (int j = 0; j < COLS / 8; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) store_shared(to + 8 * h * OUT_PITCH + 8 * j, sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]);
-        __syncwarp();
+    __device__ __forceinline__ u32 tiles() const { return patches.count() * tiles_of(n, COLS); }
+    __device__ __forceinline__ TilePlace place(u32 tile) const { return {patches.count(), tiles_of(n, COLS), TALL, tile}; }
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+
+    // Leaves out the stages of a tile.
+    __device__ __forceinline__ void skip() {
+        u32 next = stage + steps.count();
+        stage = next % STAGES;
+        parity ^= next / STAGES & 1;
+    }
+
+    // Brings the operands of all steps of all tiles, in one thread.
+    __device__ __forceinline__ void bring(const TensorMap& x, const TensorMap& w, const Taps& taps) {
+        fetch_map(x);
+        fetch_map(w);
 #pragma unroll 1
-        for (u32 at = 0; at < COLS; at += 128) send_sums<16, 128, OUT_PITCH>(mine + at, row + warp_id() * 16, col + at, out);
+        for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
+            TilePlace at = place(tile);
+            Patch patch(patches, at.row);
+            u32 tap = steps.first / taps.steps, step = steps.first - tap * taps.steps, ky = tap / taps.columns, kx = tap - ky * taps.columns;
+#pragma unroll 1
+            for (u32 i = steps.first; i < steps.end; i++) {
+                u32 to = base + stage * STAGE, barrier = full + 8 * stage;
+                await(empty + 8 * stage, parity ^ 1);
+                arrive_and_announce(barrier, STAGE);
+                copy_box(to, x, step * HOPPER_DEPTH, patch.x + kx - taps.pad_left, patch.y + ky - taps.pad_top, patch.image, barrier);
+                copy_box(to + A_BYTES, w, 0, step * HOPPER_DEPTH, tap, at.col * (COLS / 16), barrier);
+                if (++step == taps.steps) {
+                    step = 0, tap++;
+                    if (++kx == taps.columns) kx = 0, ky++;
+                }
+                advance();
+            }
+        }
+    }
+
+    // Makes a warpgroup's sums and sends them; `room` is the warp's own, for sums on their way out.
+    __device__ __forceinline__ void multiply(f32* room, const Finish<T>& finish) {
+        u32 lane = lane_id(), group = warp_id() / 4, tile = blockIdx.x, turn = group ^ 1;
+        Sums sums = {};
+        if (TEAMS == 2 && group == 1) tile += gridDim.x, skip();
+#pragma unroll 1
+        for (; tile < tiles(); tile += TEAMS * gridDim.x) {
+            // Who waits for a stage must have seen the one before it, or a phase that ended long ago would do.
+            if (TEAMS == 2) await(turns + 8 * group, turn), turn ^= 1;
+            u32 last = 0;
+#pragma unroll 1
+            for (u32 i = steps.first; i < steps.end; i++) {
+                u32 from = base + stage * STAGE, rows = TEAMS == 2 ? 0 : group * 8192;
+                u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
+                await(full + 8 * stage, parity);
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+                for (int k = 0; k < HOPPER_DEPTH / 16; k++)
+#pragma unroll
+                    for (int r = 0; r < TEAMS; r++)
+                        multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), k > 0 || i > steps.first, T{});
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                // The products of the step before have ended, and its stage may be filled again.
+                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+                if (i > steps.first && lane == 0) arrive(last);
+                last = empty + 8 * stage;
+                advance();
+            }
+            if (TEAMS == 2 && lane == 0) arrive(turns + 8 * (group ^ 1));
+            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            if (lane == 0) arrive(last);
+            send(room, sums, place(tile), finish);
+            if (TEAMS == 2) skip();
+        }
+    }
+
+    __device__ __forceinline__ void send(f32* room, const Sums& sums, const TilePlace& at, const Finish<T>& finish) const {
+        constexpr int PARTS = COLS / PART;
+        u32 lane = lane_id(), first = TEAMS == 2 ? lane / 16 * 64 : warp_id() / 4 * 64;
+        Patch patch(patches, at.row);
+        PatchStore<T> out{finish, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, finish.epilogue.m)};
+        f32* to = room + lane / 4 * PITCH + lane % 4 * 2;
+        // A loop, so that the code of an end is there once; registers are not chosen by a number, so that each round has its own stores.
+#pragma unroll 1
+        for (int round = 0; round < TEAMS * PARTS * 2; round++) {
+            int row = round / 2 / PARTS * 16 + round % 2 * 8, col = round / 2 % PARTS * PART;
+#pragma unroll
+            for (int r = 0; r < TEAMS * PARTS * 2; r++)
+                if (r == round)
+#pragma unroll
+                    for (int j = 0; j < PART / 8; j++) {
+                        const float* pair = sums[r / 2 / PARTS] + r / 2 % PARTS * PART / 2 + 4 * j + r % 2 * 2;
+                        store_shared(to + 8 * j, pair[0], pair[1]);
+                    }
+            __syncwarp();
+            send_sums<8, PART, PITCH>(room, row, at.col * COLS + col, out);
+            __syncwarp();
+        }
     }
 };

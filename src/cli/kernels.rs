@@ -2,9 +2,13 @@
 
 use super::{Output, lab};
 use crate::cpu::philox;
+use crate::device::ptx::tensor_map;
 use crate::files::write_atomic;
+use crate::graph::Boxes;
 use crate::ptx::module::Type;
+use crate::ptx::tensor::TENSOR_MAP_BYTES;
 use crate::ptx::{Counters, Entry, Failure, Launch, Memory, Module};
+use crate::tensor::DType;
 use crate::weights::{Dtype, Weights};
 use crate::{Error, Result};
 use clap::{Args, Subcommand};
@@ -41,6 +45,7 @@ enum Command {
 ///   f32[1024]=iota | zeros | random | random:7        the address of an array; also f16, bf16 and i32
 ///   f32[1024]=x.safetensors:name                      likewise, from a file
 ///   out:f32[1024]                                     likewise, and reading it before the kernel has written it is an error
+///   bf16[64x300/64x128]=random                        the map of a tensor, axes from the innermost, and the box that a copy brings
 ///
 /// Example:
 ///   langevin kernels run saxpy.ptx --entry saxpy --grid 8 --block 128 \
@@ -163,15 +168,22 @@ fn bind(entry: &Entry, arguments: &[String], memory: &mut Memory, launch: &mut L
             launch.arguments.push(value);
             continue;
         }
-        if parameter.bytes != 8 || parameter.ty.is_float() {
+        let (dtype, shape, extent, data) = array(text)?;
+        if extent.is_none() && (parameter.bytes != 8 || parameter.ty.is_float()) {
             return Err(misfit("an array, whose address has 64 bits"));
         }
-        let (dtype, elements, data) = array(text)?;
+        if extent.is_some() && parameter.bytes != TENSOR_MAP_BYTES as u64 {
+            return Err(misfit("a tensor, whose map has 128 bytes"));
+        }
+        let elements = shape.iter().product();
         let address = match data {
             Some(data) => memory.allocate_with(name, &data)?,
             None => memory.allocate(name, elements * dtype.bitsize() / 8)?,
         };
-        launch.arguments.push(address.to_le_bytes().to_vec());
+        launch.arguments.push(match extent {
+            Some(extent) => tensor_map(address, &Boxes { dtype: stored(dtype), shape, extent }).encode()?.to_vec(),
+            None => address.to_le_bytes().to_vec(),
+        });
         arrays.push(Array { index, name: name.clone(), dtype, elements, address });
     }
     Ok(arrays)
@@ -198,8 +210,12 @@ fn scalar(text: &str) -> Result<(Type, Vec<u8>)> {
     parsed.ok_or_else(|| wrong(&format!("is not a number of the type {ty}")))
 }
 
-/// `f32[1024]=iota`, `out:f32[1024]`: the type, the number of elements, and the bytes of what is written.
-fn array(text: &str) -> Result<(Dtype, usize, Option<Vec<u8>>)> {
+/// A type, a shape, the extent of a box, and bytes.
+type ArrayText = (Dtype, Vec<usize>, Option<Vec<usize>>, Option<Vec<u8>>);
+
+/// `f32[1024]=iota`, `out:f32[1024]`, `bf16[64x300/64x128]=random`: the type, the shape, the box if it is a tensor, and the bytes of what
+/// is written.
+fn array(text: &str) -> Result<ArrayText> {
     let wrong = |reason: &str| Error::invalid("--arg", format!("`{text}` {reason}"));
     let (out, rest) = match text.strip_prefix("out:") {
         Some(rest) => (true, rest),
@@ -215,10 +231,18 @@ fn array(text: &str) -> Result<(Dtype, usize, Option<Vec<u8>>)> {
         "i32" => Dtype::I32,
         _ => return Err(wrong("has none of the types f32, f16, bf16, i32")),
     };
-    let elements = count.parse().ok().filter(|n| (1..=MAX_ELEMENTS).contains(n));
-    let elements = elements.ok_or_else(|| wrong(&format!("must have 1 to {MAX_ELEMENTS} elements")))?;
+    let axes = |list: &str| list.split('x').map(|n| n.parse::<usize>().ok()).collect::<Option<Vec<usize>>>();
+    let (shape, extent) = match count.split_once('/') {
+        Some((shape, extent)) => (axes(shape), Some(axes(extent).ok_or_else(|| wrong("has a box that is none"))?)),
+        None => (axes(count), None),
+    };
+    let product = |shape: &[usize]| shape.iter().try_fold(1, |all: usize, n| all.checked_mul(*n));
+    let fits = |shape: &Vec<usize>| product(shape).is_some_and(|n| (1..=MAX_ELEMENTS).contains(&n));
+    let shape = shape.filter(fits).ok_or_else(|| wrong(&format!("must have 1 to {MAX_ELEMENTS} elements")))?;
+    let elements = shape.iter().product();
     if out {
-        return if rest.is_empty() { Ok((dtype, elements, None)) } else { Err(wrong("is unwritten and has values")) };
+        let taken = rest.is_empty().then_some((dtype, shape, extent, None));
+        return taken.ok_or_else(|| wrong("is unwritten and has values"));
     }
     let source = rest.strip_prefix('=').ok_or_else(|| wrong(form))?;
     let data = match (source, source.split_once(':')) {
@@ -235,7 +259,17 @@ fn array(text: &str) -> Result<(Dtype, usize, Option<Vec<u8>>)> {
             read(Path::new(file), name, dtype, elements)?
         }
     };
-    Ok((dtype, elements, Some(data)))
+    Ok((dtype, shape, extent, Some(data)))
+}
+
+/// The type of an array's numbers as tensors have it.
+fn stored(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        Dtype::I32 => DType::I32,
+        _ => DType::F32,
+    }
 }
 
 /// Numbers as the type stores them.

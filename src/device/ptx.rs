@@ -1,7 +1,9 @@
 //! Kernels in PTX: their text, their parameters, and the machine that plays a GPU.
 
-use crate::graph::{CudaTarget, Ptx, PtxFile, Scalar};
-use crate::ptx::{Counters, Entry, Failure, Launch, Memory, Module};
+use crate::graph::{Boxes, CudaTarget, Ptx, PtxFile, Scalar};
+use crate::ptx::tensor::{Element, Swizzle, TENSOR_MAP_BYTES};
+use crate::ptx::{Counters, Entry, Failure, Launch, Memory, Module, TensorMap};
+use crate::tensor::DType;
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -28,11 +30,21 @@ pub fn text(file: &PtxFile) -> Result<Cow<'static, str>> {
     }
 }
 
-/// The bytes of a kernel's parameters: the addresses of its arguments, then its scalars.
+/// The bytes of a kernel's parameters: the addresses of its arguments, or what `encode` makes of those that come in boxes, then
+/// its scalars.
 ///
 /// # Errors
-/// [`Error::TooLarge`] for an integer of more than 32 bits.
-pub fn parameters(addresses: &[u64], scalars: &[Scalar]) -> Result<Vec<Vec<u8>>> {
+/// [`Error::TooLarge`] for an integer of more than 32 bits; those of `encode`.
+pub fn parameters(
+    addresses: &[u64],
+    boxes: &[(usize, Boxes)],
+    scalars: &[Scalar],
+    encode: impl Fn(&TensorMap) -> Result<[u8; TENSOR_MAP_BYTES]>,
+) -> Result<Vec<Vec<u8>>> {
+    let argument = |(i, address): (usize, &u64)| match boxes.iter().find(|(argument, _)| *argument == i) {
+        Some((_, boxes)) => Ok(encode(&tensor_map(*address, boxes))?.to_vec()),
+        None => Ok(address.to_le_bytes().to_vec()),
+    };
     let scalar = |scalar: &Scalar| match *scalar {
         Scalar::Int(value) => match u32::try_from(value) {
             Ok(value) => Ok(value.to_le_bytes().to_vec()),
@@ -40,7 +52,26 @@ pub fn parameters(addresses: &[u64], scalars: &[Scalar]) -> Result<Vec<Vec<u8>>>
         },
         Scalar::Float(value) => Ok(value.to_le_bytes().to_vec()),
     };
-    addresses.iter().map(|a| Ok(a.to_le_bytes().to_vec())).chain(scalars.iter().map(scalar)).collect()
+    addresses.iter().enumerate().map(argument).chain(scalars.iter().map(scalar)).collect()
+}
+
+/// The map of a tensor that comes in boxes.
+pub fn tensor_map(address: u64, boxes: &Boxes) -> TensorMap {
+    let element = match boxes.dtype {
+        DType::F32 => Element::F32,
+        DType::F16 => Element::F16,
+        DType::Bf16 => Element::Bf16,
+        DType::I32 => Element::I32,
+    };
+    let shape: Vec<u64> = boxes.shape.iter().map(|n| *n as u64).collect();
+    let extent: Vec<u32> = boxes.extent.iter().map(|n| *n as u32).collect();
+    let swizzle = match boxes.extent.first().map_or(0, |n| n * boxes.dtype.size()) {
+        32 => Swizzle::B32,
+        64 => Swizzle::B64,
+        128 => Swizzle::B128,
+        _ => Swizzle::None,
+    };
+    TensorMap::dense(element, address, &shape, &extent, swizzle)
 }
 
 /// The bytes of each parameter of an entry, as its declaration in the text has them; `None` if there is no such entry.

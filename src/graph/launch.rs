@@ -185,6 +185,18 @@ pub enum Arg {
     Left(usize, usize),
 }
 
+/// A dense tensor, which a PTX kernel does not address but has brought to shared memory box by box (`cp.async.bulk.tensor`); zeros
+/// stand for what is outside of it. Axes begin with the one whose numbers lie together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Boxes {
+    pub dtype: DType,
+    /// Numbers along each axis: one to five axes, all but the first of whose strides are multiples of 16 bytes.
+    pub shape: Vec<usize>,
+    /// Numbers of a box along each axis, at most 256. Along the first axis they are 32, 64 or 128 bytes, within which chunks of 16 are
+    /// swizzled.
+    pub extent: Vec<usize>,
+}
+
 /// A number handed to a kernel.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Scalar {
@@ -232,8 +244,8 @@ pub struct PtxFile {
     pub text: &'static str,
 }
 
-/// An entry of a PTX module. Its parameters are the addresses of the launch's arguments, then the launch's scalars: a `u32`
-/// for an integer or flag, an `f32` for a float. Conventions: `kernels/README.md`.
+/// An entry of a PTX module. Its parameters are the addresses of the launch's arguments, or descriptions of those that come
+/// in [`Boxes`], then the launch's scalars: a `u32` for an integer or flag, an `f32` for a float. Conventions: `kernels/README.md`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ptx {
     /// The kernel's name, as on every device.
@@ -353,6 +365,8 @@ pub struct Launch {
     pub anywhere: Vec<usize>,
     /// Arguments of which the launch sees a part, and its bytes, see [`Launch::part`].
     pub parts: Vec<(usize, Range<usize>)>,
+    /// Arguments that the kernel has brought in boxes.
+    pub boxes: Vec<(usize, Boxes)>,
 }
 
 /// A launch over flat arrays of as many elements, of 2 or 4 bytes each, that may as well be several, each over a stretch of them. Its first
@@ -382,22 +396,23 @@ impl Launch {
             flat: None,
             anywhere: vec![],
             parts: vec![],
+            boxes: vec![],
         }
     }
 
     /// A launch of a WGSL shader over `args`. The workgroup's size is the shader's own.
     pub fn wgsl(shader: Shader, grid: [u32; 3], args: impl IntoIterator<Item = Arg>) -> Self {
         let (kernel, args) = (Kernel::Wgsl(shader), args.into_iter().collect());
-        let (scalars, scratch, flat, anywhere, parts) = Default::default();
-        Launch { kernel, grid, block: [1; 3], args, scalars, scratch, flat, anywhere, parts }
+        let (scalars, scratch, flat, anywhere, parts, boxes) = Default::default();
+        Launch { kernel, grid, block: [1; 3], args, scalars, scratch, flat, anywhere, parts, boxes }
     }
 
     /// A launch of a PTX kernel over `args`: blocks, threads of a block.
     pub fn ptx(kernel: Ptx, grid: [usize; 3], block: usize, args: impl IntoIterator<Item = Arg>) -> Self {
         let (kernel, args) = (Kernel::Ptx(kernel), args.into_iter().collect());
-        let (scalars, scratch, flat, anywhere, parts) = Default::default();
+        let (scalars, scratch, flat, anywhere, parts, boxes) = Default::default();
         let (grid, block) = (grid.map(|n| n as u32), [block as u32, 1, 1]);
-        Launch { kernel, grid, block, args, scalars, scratch, flat, anywhere, parts }
+        Launch { kernel, grid, block, args, scalars, scratch, flat, anywhere, parts, boxes }
     }
 
     /// A launch of an elementwise PTX kernel over `args`, whose arrays have `elements` numbers of `dtype`. Its first scalar is
@@ -472,6 +487,12 @@ impl Launch {
         let flat = Flat { elements, per_group: FLAT_GROUP, arguments: cut.into_iter().collect() };
         let all = 0..launch.args.len();
         Launch { flat: Some(flat), ..launch.scalars([elements, 0]).anywhere(all) }
+    }
+
+    /// Has argument `i` brought in boxes. It begins at a multiple of 16 bytes, as all do whose numbers have fewer than 4.
+    pub fn in_boxes(mut self, i: usize, boxes: Boxes) -> Self {
+        self.boxes.push((i, boxes));
+        self
     }
 
     /// Adds a scalar.

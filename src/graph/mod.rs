@@ -5,7 +5,7 @@ mod op;
 mod replace;
 
 pub use launch::{
-    Arg, Args, CudaTarget, FLAT_GROUP, FLAT_THREADS, Flat, Kernel, Launch, Ptx, PtxFile, Region, Scalar, Shader,
+    Arg, Args, Boxes, CudaTarget, FLAT_GROUP, FLAT_THREADS, Flat, Kernel, Launch, Ptx, PtxFile, Region, Scalar, Shader,
     Target, WgpuTarget,
 };
 pub(crate) use launch::{PLACES, ptx, wgsl, wgsl_with_sums};

@@ -175,20 +175,20 @@ impl Op for Conv2d {
         let n = io.outputs[0].cols();
         Ok(match target {
             Target::Cuda(target) => {
-                let pointwise = self.is_pointwise();
+                let (pointwise, pixels) = (self.is_pointwise(), io.outputs[0].rows());
                 let product = Product {
                     name: self.name(),
                     file: if pointwise { ptx!("linear") } else { ptx!("conv2d") },
-                    hopper: if pointwise { ptx!("sm_90a", "linear") } else { ptx!("sm_90a", "conv2d") },
                     dtype: io.inputs[0].dtype,
-                    sizes: [io.outputs[0].rows(), n, w.taps() * w.channels],
-                    run: w.channels,
+                    sizes: [pixels, n, w.taps() * w.channels],
+                    window: if pointwise { &Window::matrix(w.channels) } else { &w },
+                    images: if pointwise { pixels } else { io.inputs[0].shape[0] },
                     rows_per_sample: w.out_height * w.out_width,
                     epilogue: &self.epilogue,
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },
                 };
                 match self.has_phases() && product.sizes[0] * n > 0 {
-                    true => product.by(ptx!("conv2d_phases"), phases(&w, product.sizes, target)),
+                    true => product.by(ptx!("conv2d_phases"), phases(&w, product.sizes, target), None),
                     false => product.launches(target),
                 }
             }

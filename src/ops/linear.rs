@@ -217,10 +217,10 @@ impl Op for Linear {
                 let product = Product {
                     name: self.name(),
                     file: ptx!("linear"),
-                    hopper: ptx!("sm_90a", "linear"),
                     dtype: io.inputs[0].dtype,
                     sizes: [m, n, k],
-                    run: k,
+                    window: &Window::matrix(k),
+                    images: m,
                     rows_per_sample: per_sample,
                     epilogue: &self.0,
                     scalars: &[],

@@ -26,6 +26,7 @@ mod grad_norm;
 mod group_by_expert;
 mod group_norm;
 mod guidance_rescale;
+mod hopper;
 mod lanes;
 mod layer_norm;
 mod linear;

@@ -1,6 +1,8 @@
 //! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`, and into those of `kernels/lib/gemm.cuh`.
 
 use super::Epilogue;
+use super::hopper::Hopper;
+use crate::cpu::gemm::Window;
 use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, ptx};
 use crate::tensor::{DType, PANEL};
 
@@ -61,15 +63,21 @@ pub(super) struct Blocks {
     /// Terms of a part, a multiple of what a tile takes at a time.
     pub part: usize,
     pub parts: usize,
-    /// Tiles of [`HOPPER_ROWS`] rows and `size` columns, for the kernels of Hopper.
-    pub hopper: bool,
 }
 
-/// Rows of a tile of Hopper's kernels.
-const HOPPER_ROWS: usize = 128;
-/// Terms from which tiles of 256 columns pay: a multiprocessor has one of them at a time, and nothing else runs beside its
-/// beginning and its end.
-const WIDE_TERMS: usize = 512;
+/// Cycles for the first operands and the last sums of a tile of 128 rows and columns, or of 256 by twice the threads.
+pub(super) const END_CYCLES: usize = 3000;
+
+/// Cycles in which parts of `elements` sums are written and read, 20 bytes a cycle and multiprocessor.
+pub(super) fn parts_cycles(parts: usize, elements: usize, target: &CudaTarget) -> usize {
+    if parts == 1 { 0 } else { parts * elements * 8 / (20 * target.multiprocessors as usize) }
+}
+
+/// Into how many parts k is cut, if `wanted` of them occupy a GPU.
+pub(super) fn parts_of(wanted: usize, [m, n, k]: [usize; 3]) -> usize {
+    let most = PART_BYTES / (4 * m * n).max(1);
+    wanted.min(k / PART_TERMS).max(k.div_ceil(MOST_TERMS)).min(most).max(1)
+}
 
 impl Blocks {
     /// For `batch` products of that size, in tiles of `largest` at most.
@@ -83,8 +91,8 @@ impl Blocks {
         let wave = target.multiprocessors as usize;
         let size = if largest >= 128 && of(128) >= wave { 128 } else { 64 };
         let tiles = of(size);
-        let wanted = if tiles < 2 * wave { (4 * wave).div_ceil(tiles.max(1)).min(k / PART_TERMS) } else { 1 };
-        Blocks::cut(size, tiles, k, wanted, batch * m * n)
+        let wanted = if tiles < 2 * wave { (4 * wave).div_ceil(tiles.max(1)) } else { 1 };
+        Blocks::cut(size, tiles, wanted, [batch * m, n, k])
     }
 
     /// The same for products in 16 bits whose k is long, weight gradients above all: tiles of 128 also where there are not enough,
@@ -98,28 +106,24 @@ impl Blocks {
         }
         let rounds = (tiles * k.div_ceil(MOST_TERMS)).div_ceil(2 * wave).max(2);
         let wanted = (rounds * 2 * wave / tiles.max(1)).min(k / LONG_PART_TERMS);
-        Blocks::cut(128, tiles, k, wanted, batch * m * n)
+        Blocks::cut(128, tiles, wanted, [batch * m, n, k])
     }
 
-    /// Tiles with k in so many parts, or more where they would be too long, or fewer where all their sums, `elements` each, were too many.
-    fn cut(size: usize, tiles: usize, k: usize, wanted: usize, elements: usize) -> Blocks {
-        let most = PART_BYTES / (4 * elements).max(1);
-        let parts = wanted.max(k.div_ceil(MOST_TERMS)).min(most).max(1);
+    /// Tiles with k in [so many parts](parts_of).
+    fn cut(size: usize, tiles: usize, wanted: usize, sizes: [usize; 3]) -> Blocks {
+        let (k, parts) = (sizes[2], parts_of(wanted, sizes));
         let part = k.div_ceil(parts).next_multiple_of(64).max(64);
-        Blocks { size, tiles, part, parts: k.div_ceil(part).max(1), hopper: false }
+        Blocks { size, tiles, part, parts: k.div_ceil(part).max(1) }
     }
 
-    /// The same tiles for Hopper's kernels, where it has one for every multiprocessor.
-    ///
-    /// Tiles of 256 columns take as long as two of 128, and less shared memory's time: they are chosen unless whole rounds of
-    /// them take a quarter longer.
-    fn hopper(self, [m, n, k]: [usize; 3], target: &CudaTarget) -> Blocks {
-        let wave = target.multiprocessors as usize;
-        let of = |columns: usize| m.div_ceil(HOPPER_ROWS) * n.div_ceil(columns);
-        let rounds = |columns: usize| of(columns).div_ceil(wave);
-        let wide = k >= WIDE_TERMS && 4 * 2 * rounds(256) <= 5 * rounds(128);
-        let size = if wide { 256 } else { 128 };
-        Blocks { size, tiles: of(size), hopper: true, ..self }
+    /// Cycles in f16 or bf16 of the multiprocessor of Hopper that has the most to do, by arithmetic: `mma.sync` has the tensor cores do some 60 %
+    /// of 4096 FLOPs a cycle. The output has so many `elements`.
+    pub fn half_cycles(&self, elements: usize, target: &CudaTarget) -> usize {
+        let (rounds, tile) =
+            ((self.tiles * self.parts).div_ceil(target.multiprocessors as usize), self.size * self.size);
+        rounds * self.part * 2 * tile / 2450
+            + END_CYCLES * tile / (128 * 128)
+            + parts_cycles(self.parts, elements, target)
     }
 
     /// For a product of `rows` in all, in groups of rows whose sizes only the device knows: as many tiles as the worst case has, in which
@@ -128,7 +132,7 @@ impl Blocks {
         let of = |size: usize| (rows / size + groups) * n.div_ceil(size);
         let large = rows / groups.max(1) >= 128 && of(128) >= target.multiprocessors as usize;
         let size = if large { 128 } else { 64 };
-        Blocks { size, tiles: of(size), part: usize::MAX, parts: 1, hopper: false }
+        Blocks { size, tiles: of(size), part: usize::MAX, parts: 1 }
     }
 
     /// A launch of the entry for these tiles.
@@ -137,15 +141,7 @@ impl Blocks {
         let kernel = Ptx::new(name, file, dtype).entry(format!("{entry}_{size}_{dtype}"));
         // A thread has 64 sums in f32. In half of that, four warps share a tile, and three stages of 64 terms of both operands are its
         // shared memory.
-        // Hopper's have two groups of four warps, and three or four stages that begin at a multiple of 1024 bytes.
-        let (threads, shared) = if self.hopper {
-            let stages = if size == 256 { 4 } else { 3 };
-            (256, stages * (HOPPER_ROWS + size) * 64 * 2 + 1024)
-        } else if dtype == DType::F32 {
-            (size * size / 64, 0)
-        } else {
-            (128, 3 * 2 * size * 64 * 2)
-        };
+        let (threads, shared) = if dtype == DType::F32 { (size * size / 64, 0) } else { (128, 3 * 2 * size * 64 * 2) };
         Launch::ptx(kernel.shared(shared), [tiles, parts, 1], threads, args.iter().copied())
     }
 }
@@ -156,12 +152,11 @@ pub(super) struct Product<'a> {
     pub name: &'static str,
     /// Its entries are named as it is, with the size of their tiles and the type of their numbers.
     pub file: PtxFile,
-    /// The file of entries for Hopper.
-    pub hopper: PtxFile,
     pub dtype: DType,
     pub sizes: [usize; 3],
-    /// How many terms of a row of x lie side by side: all of them, or an image's channels.
-    pub run: usize,
+    /// Rows are pixels under this window, in so many images; those of a matrix are images of one pixel.
+    pub window: &'a Window,
+    pub images: usize,
     pub rows_per_sample: usize,
     pub epilogue: &'a Epilogue,
     /// What stands before the other scalars.
@@ -180,31 +175,33 @@ impl Product<'_> {
             return vec![self.few_rows()];
         }
         let blocks = Blocks::new(1, self.sizes, 128, target);
-        // PTX for `wgmma` is for compute capability 9.0 alone. Copies are of eight numbers.
-        let hopper = target.compute == (9, 0) && self.dtype != DType::F32 && self.run.is_multiple_of(8);
-        let (blocks, file) = match hopper && blocks.size == 128 {
-            true => (blocks.hopper(self.sizes, target), self.hopper),
-            false => (blocks, self.file),
-        };
-        self.by(file, blocks)
+        let half = self.dtype != DType::F32;
+        let hopper = half.then(|| Hopper::new(self.window, self.images, n, &blocks, target)).flatten();
+        self.by(self.file, blocks, hopper)
     }
 
-    /// The launches by these tiles, of the entries in that file.
-    pub fn by(&self, file: PtxFile, blocks: Blocks) -> Vec<Launch> {
+    /// The launches by these tiles, of the entries in that file; or by Hopper's.
+    pub fn by(&self, file: PtxFile, blocks: Blocks, hopper: Option<Hopper>) -> Vec<Launch> {
         let [m, n, k] = self.sizes;
+        let parts = hopper.as_ref().map_or(blocks.parts, |hopper| hopper.parts);
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
         let sums = |args: &[Arg]| {
-            let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
-            let launch = launch.scalars(self.scalars.iter().copied());
-            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, blocks.part]))
+            let (launch, [k, part]) = match &hopper {
+                Some(hopper) => (hopper.launch(self.name, self.dtype, args), hopper.steps()),
+                None => {
+                    let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
+                    (launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
+                }
+            };
+            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]))
         };
-        if blocks.parts == 1 {
+        if parts == 1 {
             return vec![sums(&[x, w, bias, sample_bias, residual, y, x])];
         }
         let finish = sum_parts(self.name, self.dtype, [bias, sample_bias, residual], m * n.div_ceil(4));
         vec![
-            sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
-            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
+            sums(&[x, w, x, x, x, x]).with_scratch(parts * m * n),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, parts])),
         ]
     }
 }
@@ -307,16 +304,6 @@ mod tests {
         // No smaller than need be, and not cut where tiles are enough.
         let large = Blocks::new(1, [8192, 1280, 1280], 128, &target);
         assert_eq!((large.size, large.parts), (128, 1));
-    }
-
-    #[test]
-    fn wide_tiles_of_hopper_where_rounds_are_as_full() {
-        let target = CudaTarget { compute: (9, 0), multiprocessors: 132, ..Default::default() };
-        let size = |sizes| Blocks::new(1, sizes, 128, &target).hopper(sizes, &target).size;
-        assert_eq!(size([8192, 8192, 8192]), 256);
-        // 132 tiles of 128 columns are one round, 66 of 256 as long as two.
-        assert_eq!(size([12 * 128, 11 * 128, 4096]), 128);
-        assert_eq!(size([8192, 8192, 320]), 128);
     }
 
     #[test]

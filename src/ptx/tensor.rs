@@ -106,9 +106,9 @@ impl TensorMap {
     /// The 128 bytes that a kernel of the machine takes for it, which hardware would not understand.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what `cuTensorMapEncodeTiled` refuses, and for a swizzle of longer rows than the tile's.
+    /// As [`TensorMap::check`].
     pub fn encode(&self) -> Result<[u8; TENSOR_MAP_BYTES]> {
-        self.check().map_err(|reason| Error::invalid("tensor map", reason))?;
+        self.check()?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend([self.shape.len() as u8, self.element as u8, self.swizzle as u8]);
         bytes.extend(self.address.to_le_bytes());
@@ -147,7 +147,15 @@ impl TensorMap {
         map.check().is_ok().then_some(map)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Whether such a map is possible.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what `cuTensorMapEncodeTiled` refuses, and for a swizzle of longer rows than the tile's.
+    pub fn check(&self) -> Result<()> {
+        self.reason().map_err(|reason| Error::invalid("tensor map", reason))
+    }
+
+    fn reason(&self) -> Result<(), String> {
         let rank = self.shape.len();
         if !(1..=5).contains(&rank) {
             return Err(format!("a tensor of {rank} axes is not possible: one to five"));

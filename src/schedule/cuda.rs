@@ -55,12 +55,14 @@ impl Launch {
     fn new(gpu: &Gpu, arena: &Arena, schedule: &Schedule, command: &Command) -> Result<Launch> {
         let Kernel::Ptx(kernel) = &command.kernel else { return Err(foreign("cuda", &command.kernel)) };
         let addresses = command.args.iter().map(|slice| arena.at(place(schedule, slice), slice.bytes));
+        let addresses = addresses.collect::<Result<Vec<_>>>()?;
+        let encode = |map: &_| gpu.encode(map);
         Ok(Launch {
             function: gpu.function(kernel)?,
             grid: command.grid,
             block: command.block,
             shared_bytes: kernel.shared_bytes,
-            parameters: ptx::parameters(&addresses.collect::<Result<Vec<_>>>()?, &command.scalars)?,
+            parameters: ptx::parameters(&addresses, &command.boxes, &command.scalars, encode)?,
             what: format!("{} for {} ({})", kernel.entry, command.op, command.scope),
         })
     }

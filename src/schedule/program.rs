@@ -2,8 +2,8 @@
 
 use crate::device::ALIGN;
 use crate::graph::{
-    Arg, Args, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Ptx, Scalar, Shader, Signature, Target, Value, ptx,
-    wgsl,
+    Arg, Args, Boxes, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Ptx, Scalar, Shader, Signature, Target, Value,
+    ptx, wgsl,
 };
 use crate::passes::plan::{Block, Plan, plan};
 use crate::tensor::{DType, TensorType};
@@ -146,6 +146,8 @@ pub struct Command {
     pub block: [u32; 3],
     pub args: Vec<Slice>,
     pub scalars: Vec<Scalar>,
+    /// Arguments that the kernel has brought in boxes.
+    pub boxes: Vec<(usize, Boxes)>,
     /// How it may be cut, see [`Flat`].
     pub flat: Option<Flat>,
     /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
@@ -640,6 +642,7 @@ fn command(launch: Launch, args: Vec<Slice>) -> Command {
         block: launch.block,
         args,
         scalars,
+        boxes: launch.boxes,
         flat: launch.flat,
         writes: vec![],
         reads: vec![],

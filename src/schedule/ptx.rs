@@ -6,7 +6,7 @@ use crate::Result;
 use crate::device::ptx;
 use crate::graph::Kernel;
 use crate::ptx::memory::Window;
-use crate::ptx::{Counters, Launch, Memory};
+use crate::ptx::{Counters, Launch, Memory, TensorMap};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -55,7 +55,7 @@ impl Ptx {
             launch.windows.push(Window { name, address: *address, bytes: slice.bytes as u64, writable });
         }
         launch.shared_bytes = kernel.shared_bytes;
-        launch.arguments = ptx::parameters(&addresses, &command.scalars)?;
+        launch.arguments = ptx::parameters(&addresses, &command.boxes, &command.scalars, TensorMap::encode)?;
         self.machine.run(kernel, &launch, &mut self.memory)
     }
 }

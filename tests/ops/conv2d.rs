@@ -38,7 +38,11 @@ fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
     y
 }
 
-fn check(conv: Conv2d, [b, h, w, c, n]: [usize; 5]) {
+fn check(conv: Conv2d, size: [usize; 5]) {
+    case(conv, size).check();
+}
+
+fn case(conv: Conv2d, [b, h, w, c, n]: [usize; 5]) -> Case<'static> {
     let e = conv.epilogue;
     let mut inputs = vec![f32s(&[b, h, w, c], 1), panels(&[conv.kernel[0] * conv.kernel[1], c, n], 2)];
     let shape = reference(
@@ -55,11 +59,8 @@ fn check(conv: Conv2d, [b, h, w, c, n]: [usize; 5]) {
     if e.residual {
         inputs.push(f32s(&shape, 5))
     }
-    let mut case = Case::new(format!("{conv:?} {b}x{h}x{w}x{c}->{n}"), conv, inputs, |i| vec![reference(conv, i)]);
-    if conv.input_dilation > 1 || b * h * w * c > 1000 {
-        case = case.forward_only()
-    }
-    case.check();
+    let case = Case::new(format!("{conv:?} {b}x{h}x{w}x{c}->{n}"), conv, inputs, move |i| vec![reference(conv, i)]);
+    if conv.input_dilation > 1 || b * h * w * c > 1000 { case.forward_only() } else { case }
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn kernels_strides_and_padding() {
     check(Conv2d::same(1, all), [2, 9, 9, 32, 24]);
     check(Conv2d { padding: asymmetric, ..down }, [2, 13, 11, 16, 72]);
     check(Conv2d { input_dilation: 2, ..plain }, [2, 9, 10, 16, 24]);
-    // Sizes of Hopper's kernels: tiles of 128 columns, and of 256.
+    // More than one tile of 128.
     check(Conv2d { epilogue: all, ..plain }, [3, 9, 15, 24, 136]);
     check(Conv2d { epilogue: all, ..down }, [2, 25, 17, 64, 388]);
     check(Conv2d { input_dilation: 2, ..plain }, [2, 9, 10, 16, 136]);
@@ -116,6 +117,26 @@ fn zeros_between_pixels() {
         for size in [[1, 1, 1, 8, 8], [1, 5, 4, 200, 24], [2, 11, 9, 16, 72], [1, 22, 24, 24, 136]] {
             check(conv, size);
         }
+    }
+}
+
+/// Patches that end within images, of several images, and of parts of one; channels that end within a step; tiles of both widths, several of
+/// them a block; in parts; uneven kernels.
+#[test]
+fn convolutions_on_hopper() {
+    let all = all_epilogues().pop().unwrap();
+    let plain = Conv2d::same(3, all);
+    let far = Padding { top: 0, left: 0, bottom: 1, right: 2 };
+    let uneven = Conv2d { kernel: [2, 3], padding: far, epilogue: Epilogue::bias(), ..plain };
+    let shrinking = Conv2d { padding: Padding::default(), epilogue: Epilogue::default(), ..plain };
+    for (conv, size, entry) in [
+        (plain, [1, 18, 31, 64, 136], "product_128_bf16"),
+        (uneven, [3, 7, 15, 120, 136], "product_256_bf16"),
+        (shrinking, [8, 10, 10, 64, 120], "product_128_bf16"),
+        (Conv2d::same(1, all), [2, 16, 15, 192, 264], "product_128_bf16"),
+        (plain, [2, 8, 8, 320, 120], "product_128_bf16"),
+    ] {
+        case(conv, size).on_hopper(entry).check();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use langevin::Device;
-use langevin::graph::{CudaTarget, Graph, Op, Target, Value, WgpuTarget};
+use langevin::graph::{CudaTarget, Graph, Kernel, Op, Signature, Target, Value, WgpuTarget};
 use langevin::ops::{Affine, Cast};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::storage::mixed_precision;
@@ -153,6 +153,22 @@ impl<'a> Case<'a> {
     /// No gradient check.
     pub fn forward_only(mut self) -> Self {
         self.differentiate_outputs.clear();
+        self
+    }
+
+    /// Sees to it that on a GPU of compute capability 9.0 the op's first launch in bf16 is of an entry.
+    pub fn on_hopper(self, entry: &str) -> Self {
+        let narrow = |ty: &TensorType| match ty.dtype {
+            DType::F32 => TensorType { dtype: DType::Bf16, ..ty.clone() },
+            _ => ty.clone(),
+        };
+        let inputs: Vec<TensorType> = self.inputs.iter().map(|i| narrow(&i.ty)).collect();
+        let outputs = self.op.infer(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        let launches = self.op.lower(&Signature { inputs, outputs }, &Device::ptx((9, 0)).target()).unwrap();
+        match &launches[0].kernel {
+            Kernel::Ptx(kernel) => assert_eq!(kernel.entry, entry, "{}", self.name),
+            other => panic!("{}: {other:?}", self.name),
+        }
         self
     }
 

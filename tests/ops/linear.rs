@@ -64,8 +64,7 @@ fn linear() {
 fn linear_of_whole_accesses() {
     let all = all_epilogues().pop().unwrap();
     let few = [(2, 67, 136, 72, 1.0), (3, 1, 1032, 40, 1.0), (1, 33, 64, 200, 1000.0)];
-    // Sizes of Hopper's kernels: tiles of 128 columns and of 256; fewer terms than a tile has.
-    let many = [(3, 89, 136, 200, 1.0), (1, 251, 520, 404, 1.0), (1, 257, 40, 250, 1000.0)];
+    let many = [(3, 89, 136, 200, 1.0), (1, 257, 40, 250, 1000.0)];
     for (batch, rows, k, n, size) in few.into_iter().chain(many) {
         let inputs = vec![
             f32s(&[batch, rows, k], 1).map(|v| size * v),
@@ -86,6 +85,39 @@ fn linear_of_whole_accesses() {
         })
         .forward_only()
         .check();
+    }
+}
+
+/// Tiles of both widths, several of them a block, with every epilogue; few tiles of many terms, in parts; sizes that end within tiles and steps.
+#[test]
+fn linear_on_hopper() {
+    let all = all_epilogues();
+    let narrow = all.iter().map(|e| (*e, [3, 99, 136, 264], "product_128_bf16"));
+    let last = *all.last().unwrap();
+    let wide = [(last, [1, 250, 328, 1000], "product_256_bf16")];
+    let parts = [(last, [2, 60, 2888, 100], "product_128_bf16")];
+    for (e, [batch, rows, k, n], entry) in narrow.chain(wide).chain(parts) {
+        let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
+        if e.bias {
+            inputs.push(f32s(&[n], 3))
+        }
+        if e.sample_bias {
+            inputs.push(f32s(&[batch, n], 4))
+        }
+        if e.residual {
+            inputs.push(f32s(&[batch, rows, n], 5))
+        }
+        let case = Case::new(format!("linear {batch}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
+            let mut y = Tensor::zeros([batch, rows, n]);
+            for (x, y) in i[0].data.chunks(k).zip(y.data.chunks_mut(n)) {
+                for (x, w) in x.iter().zip(i[1].data.chunks(n)) {
+                    y.iter_mut().zip(w).for_each(|(y, w)| *y += x * w);
+                }
+            }
+            finish(e, &mut y, i);
+            vec![y]
+        });
+        case.forward_only().on_hopper(entry).check();
     }
 }
 

@@ -47,6 +47,7 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
     "cuStreamSynchronize",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// Fails unless the driver's library is there, has all functions, and is new enough. Looked for once a process.

@@ -4,14 +4,15 @@ mod arena;
 mod driver;
 mod module;
 mod stream;
+mod tensor;
 
 pub use arena::Arena;
 pub use module::Function;
 pub use stream::{Events, Graph};
 
+use crate::Result;
 use crate::graph::{CudaTarget, Ptx};
 use crate::tensor::DType;
-use crate::Result;
 use cudarc::driver::sys;
 use driver::{checked, failed};
 use module::Modules;

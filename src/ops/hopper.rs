@@ -1,0 +1,201 @@
+//! How matrix products are cut into the tiles of `kernels/lib/gemm_hopper.cuh`.
+
+use super::product::{Blocks, END_CYCLES, parts_cycles, parts_of};
+use crate::cpu::gemm::Window;
+use crate::graph::{Arg, Boxes, CudaTarget, Launch, Ptx, ptx};
+use crate::tensor::{DType, PANEL};
+
+/// Rows of a tile, and channels of a step.
+const ROWS: usize = 128;
+const DEPTH: usize = 64;
+/// Bytes of shared memory: stages of operands, sums on their way out, and what it takes to begin at a multiple of 1024.
+const SHARED: usize = 4 * (ROWS + 256) * DEPTH * 2 + 8 * 8 * (64 + 8) * 4 + 1024;
+
+/// A product of `images` under a window and a weight of `columns`, for the kernels of Hopper.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Hopper<'a> {
+    window: &'a Window,
+    images: usize,
+    /// Rows and columns of y.
+    pixels: usize,
+    columns: usize,
+    patches: Patches,
+    /// Columns of a tile: 256, or 128.
+    size: usize,
+    tiles: usize,
+    /// Steps of a part of k.
+    part: usize,
+    pub parts: usize,
+    /// Blocks of a part, each of which goes from tile to tile.
+    blocks: usize,
+}
+
+/// How the pixels of images are cut into patches of [`ROWS`]: of 2^`wide` columns, 2^`high` rows, and as many images as that leaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Patches {
+    wide: usize,
+    high: usize,
+    count: usize,
+}
+
+impl Patches {
+    /// The fewest, and of those the widest.
+    fn new(w: &Window, images: usize) -> Patches {
+        let of = |wide: usize, high: usize| {
+            let across = w.out_width.div_ceil(1 << wide) * w.out_height.div_ceil(1 << high);
+            Patches { wide, high, count: across * images.div_ceil(ROWS >> (wide + high)) }
+        };
+        let all = (0..=7).rev().flat_map(|wide| (0..=7 - wide).rev().map(move |high| of(wide, high)));
+        all.fold(of(7, 0), |best, next| if next.count < best.count { next } else { best })
+    }
+}
+
+/// Channels, in steps, of all taps.
+fn steps(w: &Window) -> usize {
+    w.taps() * w.channels.div_ceil(DEPTH)
+}
+
+impl<'a> Hopper<'a> {
+    /// None where the kernels of sm_80, which would take `other` tiles, are faster or the only ones: PTX for `wgmma` is for compute
+    /// capability 9.0 alone; boxes of images are of neighbouring pixels, and begin at multiples of 16 bytes.
+    pub fn new(
+        w: &'a Window,
+        images: usize,
+        columns: usize,
+        other: &Blocks,
+        target: &CudaTarget,
+    ) -> Option<Hopper<'a>> {
+        let possible = w.stride == 1 && w.dilation == 1 && w.channels > 0 && w.channels.is_multiple_of(8);
+        if target.compute != (9, 0) || !possible {
+            return None;
+        }
+        let patches = Patches::new(w, images);
+        let of = |size| Hopper::of(w, images, columns, patches, size, target);
+        let [wide, narrow] = [256, 128].map(of);
+        let best = if wide.cycles(target) <= narrow.cycles(target) { wide } else { narrow };
+        (best.cycles(target) <= other.half_cycles(best.pixels * columns, target)).then_some(best)
+    }
+
+    /// In tiles of `size` columns. Where they are fewer than multiprocessors, k is cut.
+    fn of(
+        window: &'a Window,
+        images: usize,
+        columns: usize,
+        patches: Patches,
+        size: usize,
+        target: &CudaTarget,
+    ) -> Hopper<'a> {
+        let (wave, steps) = (target.multiprocessors as usize, steps(window));
+        let tiles = patches.count * columns.div_ceil(size);
+        let pixels = images * window.out_height * window.out_width;
+        let parts = parts_of(wave / tiles.max(1), [pixels, columns, steps * DEPTH]);
+        let part = steps.div_ceil(parts).max(1);
+        let parts = steps.div_ceil(part);
+        let blocks = tiles.min((wave / parts).max(1));
+        Hopper { window, images, pixels, columns, patches, size, tiles, part, parts, blocks }
+    }
+
+    /// Cycles of the multiprocessor that has the most to do, by arithmetic: the tensor cores take 1024 for a step of 256
+    /// columns. Of 128 columns shared memory takes 640, which is longer; but then all ends of tiles but the last are hidden behind another tile's
+    /// steps.
+    fn cycles(&self, target: &CudaTarget) -> usize {
+        let rounds = (self.tiles * self.parts).div_ceil(target.multiprocessors as usize);
+        let sums = match self.size {
+            256 => rounds * (1024 * self.part + END_CYCLES),
+            _ => rounds * 640 * self.part + END_CYCLES,
+        };
+        sums + parts_cycles(self.parts, self.pixels * self.columns, target)
+    }
+
+    /// The launch over x, W, operands of the epilogue, y and parts.
+    pub fn launch(&self, name: &'static str, dtype: DType, args: &[Arg]) -> Launch {
+        let Hopper { window: w, patches, .. } = *self;
+        let across = [1 << patches.wide, 1 << patches.high, ROWS >> (patches.wide + patches.high)];
+        let x = Boxes {
+            dtype,
+            shape: vec![w.channels, w.width, w.height, self.images],
+            extent: vec![DEPTH, across[0], across[1], across[2]],
+        };
+        let weight = Boxes {
+            dtype,
+            shape: vec![PANEL, w.channels, w.taps(), self.columns.div_ceil(PANEL)],
+            extent: vec![PANEL, DEPTH, 1, self.size / PANEL],
+        };
+        let kernel = Ptx::new(name, ptx!("sm_90a", "product"), dtype).entry(format!("product_{}_{dtype}", self.size));
+        let launch = Launch::ptx(kernel.shared(SHARED), [self.blocks, self.parts, 1], 384, args.iter().copied());
+        let launch = launch.in_boxes(0, x).in_boxes(1, weight);
+        let launch = launch.scalars([w.out_width, w.out_height, self.images, patches.wide, patches.high]);
+        launch.scalars([w.kernel[1], w.pad_top, w.pad_left, w.channels.div_ceil(DEPTH)])
+    }
+
+    /// Steps of k in all, and of a part of it.
+    pub fn steps(&self) -> [usize; 2] {
+        [steps(self.window), self.part]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: CudaTarget =
+        CudaTarget { compute: (9, 0), multiprocessors: 132, shared_bytes: 227 * 1024, software: false };
+
+    /// Of images `[images, side, side, channels]` under a window of `taps²`, or rows of a matrix if there is one tap.
+    fn cut(w: &Window, images: usize, n: usize) -> Option<Hopper<'_>> {
+        let sizes = [images * w.out_height * w.out_width, n, w.taps() * w.channels];
+        Hopper::new(w, images, n, &Blocks::new(1, sizes, 128, &H100), &H100)
+    }
+
+    fn image(height: usize, width: usize, channels: usize) -> Window {
+        let (out_height, out_width) = (height, width);
+        Window {
+            height,
+            width,
+            out_height,
+            out_width,
+            kernel: [3; 2],
+            pad_top: 1,
+            pad_left: 1,
+            ..Window::matrix(channels)
+        }
+    }
+
+    #[test]
+    fn patches_cover_images_and_waste_little() {
+        for (height, width, images, expected) in [
+            (32, 32, 1, (5, 2, 8)),
+            (8, 8, 4, (3, 3, 2)),
+            (1, 1, 300, (0, 0, 3)),
+            (64, 48, 1, (4, 3, 24)),
+            (7, 7, 2, (3, 3, 1)),
+        ] {
+            let found = Patches::new(&image(height, width, 64), images);
+            assert_eq!((found.wide, found.high, found.count), expected, "{height} {width} {images}");
+        }
+    }
+
+    #[test]
+    fn tiles_are_as_large_as_rounds_are_full() {
+        let size = |m, n, k| cut(&Window::matrix(k), m, n).map(|h| (h.size, h.parts, h.blocks));
+        assert_eq!(size(8192, 8192, 8192), Some((256, 1, 132)));
+        // 132 tiles of 128 columns are one round, 66 of 256 take longer, though k is cut.
+        assert_eq!(size(12 * 128, 11 * 128, 4096), Some((128, 1, 132)));
+        assert_eq!(size(8192, 8192, 192), Some((128, 1, 132)));
+        // Few tiles of many terms.
+        assert_eq!(size(256, 1152, 9216), Some((128, 7, 18)));
+        // Few rows; rows that do not begin at 16 bytes.
+        assert_eq!(size(40, 640, 640), None);
+        assert_eq!(size(8192, 8192, 1028), None);
+    }
+
+    #[test]
+    fn convolutions_that_boxes_cannot_bring_have_other_kernels() {
+        let w = image(64, 64, 320);
+        assert!(cut(&w, 4, 320).is_some());
+        let others = [Window { stride: 2, ..w }, Window { dilation: 2, ..w }, image(64, 64, 4)];
+        assert!(others.iter().all(|w| cut(w, 4, 320).is_none()));
+        let older = CudaTarget { compute: (8, 9), ..H100 };
+        assert_eq!(Hopper::new(&w, 4, 320, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
+    }
+}
