@@ -156,6 +156,27 @@ fn heads_of_every_size() {
     }
 }
 
+/// A head for every instance of the kernels for Hopper, which want a block for each of four multiprocessors: remainders of queries
+/// and keys, one tile of keys and several, heads of v narrower than those of q, scores that outgrow the maximum again and again.
+#[test]
+fn heads_of_hopper() {
+    for s in [
+        [1, 130, 200, 2, 40, 40],
+        [1, 257, 97, 2, 40, 32],
+        [2, 65, 1, 2, 64, 64],
+        [1, 192, 193, 2, 64, 48],
+        [1, 200, 129, 2, 72, 72],
+        [1, 129, 77, 2, 80, 80],
+        [1, 256, 300, 2, 128, 128],
+        [4, 70, 100, 1, 96, 88],
+    ] {
+        for spread in [2.0, 40.0] {
+            let case = Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i));
+            case.forward_only().check();
+        }
+    }
+}
+
 /// softmax(−|scale| · q kᵀ) is that of −q.
 #[test]
 fn negative_scales() {
