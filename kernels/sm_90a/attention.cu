@@ -6,8 +6,8 @@
 //   columns of a head                     40    64    72    80   128
 //   products, 4096 FLOPs                 704  1024  1216  1280  2048
 //   exponentials, 16                    1024  1024  1024  1024  1024
-//   instructions, of 4 warps            1000  1160  1280  1300  1060
-//   shared memory, 128 bytes             656  1024  1232  1280  1792
+//   instructions of warps, 4             905  1091  1143  1175   944
+//   shared memory, 128 bytes             736  1024  1280  1344  1792
 //
 // A block has two warpgroups, each with 64 queries of a head, and goes over all keys. Scores are products of what is in shared memory; weights are
 // the left operand of the second product in the registers in which the first one left them. The softmax of a tile of keys runs beside the second product

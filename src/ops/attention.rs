@@ -189,7 +189,7 @@ impl Attention {
     /// On the cuda device: a block for some queries of a head, which goes over the keys. Where there are too few blocks the keys are cut
     /// into parts, and a second launch puts together what those left in scratch.
     fn launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
-        if let Some(tile) = HopperTile::of(s, dtype, target).filter(|_| self.scale >= 0.0) {
+        if let Some(tile) = HopperTile::of(s, dtype, target).filter(|_| self.scale > 0.0) {
             return vec![tile.launch(self, s, dtype)];
         }
         let tile = ForwardTile::of(s.d, s.dv, dtype);
