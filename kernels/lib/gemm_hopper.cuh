@@ -12,6 +12,7 @@
 // bytes: so it is transposed by the tensor cores.
 #pragma once
 #include "gemm.cuh"
+#include "wgmma.cuh"
 
 constexpr int HOPPER_ROWS = 128, HOPPER_DEPTH = 64, HOPPER_THREADS = 384;
 
@@ -51,29 +52,6 @@ __device__ __forceinline__ void await(u32 barrier, u32 parity) {
                      : "memory");
     } while (!ended);
 }
-
-// Of a matrix in shared memory: where it begins, the length of the swizzle's rows, and the distances of neighbouring blocks, in bytes. Blocks are eight
-// rows; across them where lines run, along them is the first distance.
-template <int SPAN, int LEADING, int STRIDE>
-__device__ __forceinline__ u64 matrix_descriptor(u32 at) {
-    constexpr u64 SWIZZLE = SPAN == 128 ? 1 : SPAN == 64 ? 2 : 3;
-    return u64((at & 0x3ffff) >> 4) | u64(LEADING >> 4) << 16 | u64(STRIDE >> 4) << 32 | SWIZZLE << 62;
-}
-
-#define EIGHT(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define SIXTY_FOUR(d, i) \
-    EIGHT(d, i), EIGHT(d, i + 8), EIGHT(d, i + 16), EIGHT(d, i + 24), EIGHT(d, i + 32), EIGHT(d, i + 40), EIGHT(d, i + 48), EIGHT(d, i + 56)
-#define NAMES_64 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
-    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-    ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define NAMES_128 \
-    NAMES_64 \
-    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95" \
-    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
-    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // Begins d = A B, or d += A B if it `adds`, of 64 rows, 128 or 256 columns and 16 terms.
 #define MULTIPLY_MATRICES(T, TYPE)                                                                                                        \

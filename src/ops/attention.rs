@@ -189,6 +189,9 @@ impl Attention {
     /// On the cuda device: a block for some queries of a head, which goes over the keys. Where there are too few blocks the keys are cut
     /// into parts, and a second launch puts together what those left in scratch.
     fn launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
+        if let Some(tile) = HopperTile::of(s, dtype, target).filter(|_| self.scale > 0.0) {
+            return vec![tile.launch(self, s, dtype)];
+        }
         let tile = ForwardTile::of(s.d, s.dv, dtype);
         let (blocks, slices) = (s.queries.div_ceil(tile.queries), s.dv.div_ceil(tile.columns));
         let (parts, split) = cuts(s.pairs() * blocks * slices, s.keys, target);
@@ -262,6 +265,43 @@ impl ForwardTile {
         let rows = (stages - 1) * 2 * keys + queries.max(2 * keys);
         let entry = format!("attention_{columns}_{dtype}");
         ForwardTile { entry, queries, columns, shared_bytes: rows * columns * 2 }
+    }
+}
+
+/// An instance of the forward in `kernels/sm_90a/attention.cu`, for heads of at most `columns`.
+struct HopperTile {
+    columns: usize,
+    shared_bytes: usize,
+}
+
+impl HopperTile {
+    /// Queries and threads of a block: two warpgroups of 64 queries.
+    const QUERIES: usize = 128;
+    const THREADS: usize = 256;
+    /// Columns of an instance, and keys of its tiles.
+    const INSTANCES: [(usize, usize); 5] = [(40, 96), (64, 64), (72, 64), (80, 64), (128, 128)];
+
+    /// The instance for such heads, if it is quicker than what every GPU has: PTX for `wgmma` is for compute capability 9.0 alone, rows are
+    /// copied 16 bytes at a time, both warpgroups have queries, every multiprocessor has a block, and two thirds of the products
+    /// are of columns that there are, about as much as `mma` gets out of the tensor cores.
+    fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
+        let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
+        let blocks = s.pairs() * s.queries.div_ceil(Self::QUERIES);
+        let full = s.queries > Self::QUERIES / 2 && blocks >= target.multiprocessors as usize;
+        let (columns, keys) = Self::INSTANCES.into_iter().find(|(columns, _)| s.d.max(s.dv) <= *columns)?;
+        // Two tiles of K and two of V, in panels of 64 columns that begin at a multiple of 1024 bytes.
+        let shared_bytes = (Self::QUERIES + 4 * keys) * columns.div_ceil(64) * 128 + 1024;
+        let chosen = target.compute == (9, 0) && halves && full && 3 * (s.d + s.dv) >= 4 * columns;
+        chosen.then_some(HopperTile { columns, shared_bytes })
+    }
+
+    fn launch(&self, op: &Attention, s: &Sizes, dtype: DType) -> Launch {
+        let entry = format!("attention_{}_{dtype}", self.columns);
+        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention"), dtype).entry(entry).shared(self.shared_bytes);
+        let blocks = s.queries.div_ceil(Self::QUERIES);
+        let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], Self::THREADS, args);
+        launch.scalars([s.queries, s.keys, s.heads, s.d, s.dv, blocks]).scalar(op.scale)
     }
 }
 
@@ -765,6 +805,36 @@ simd! {
                 slopes[i] = weights[i] * (slopes[i] - delta);
             }
             by_row[..PANEL].copy_from_slice(slopes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hopper_for_many_queries_and_heads_that_fit() {
+        let target = CudaTarget { compute: (9, 0), multiprocessors: 132, shared_bytes: 227 * 1024, software: false };
+        let sizes = |queries, d, dv| Sizes { batch: 2, queries, keys: 77, heads: 16, d, dv };
+        let tile = |s: Sizes, target: &CudaTarget| HopperTile::of(&s, DType::Bf16, target).map(|t| t.columns);
+        assert_eq!(tile(sizes(4096, 40, 40), &target), Some(40));
+        assert_eq!(tile(sizes(1024, 72, 72), &target), Some(72));
+        assert_eq!(tile(sizes(1024, 88, 88), &target), Some(128));
+        // Three quarters of the columns would be padding; rows of 30 columns begin anywhere; too wide.
+        assert_eq!(tile(sizes(4096, 16, 16), &target), None);
+        assert_eq!(tile(sizes(4096, 64, 30), &target), None);
+        assert_eq!(tile(sizes(4096, 160, 160), &target), None);
+        // Too few blocks, half a block's queries, another GPU, f32.
+        assert_eq!(tile(sizes(256, 64, 64), &target), None);
+        assert_eq!(tile(Sizes { batch: 100, ..sizes(64, 64, 64) }, &target), None);
+        assert_eq!(tile(sizes(4096, 64, 64), &CudaTarget { compute: (10, 0), ..target }), None);
+        assert!(HopperTile::of(&sizes(4096, 64, 64), DType::F32, &target).is_none());
+        // Two blocks share a multiprocessor's 228 KiB, of which each has one more, where registers allow for two.
+        for columns in [40, 64, 72, 80, 128] {
+            let tile = HopperTile::of(&sizes(4096, columns, columns), DType::F16, &target).unwrap();
+            let blocks = if columns <= 80 { 2 } else { 1 };
+            assert!(tile.columns == columns && blocks * (tile.shared_bytes + 1024) <= 228 * 1024);
         }
     }
 }

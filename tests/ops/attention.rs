@@ -239,6 +239,25 @@ fn half_gradients_of_large_numbers() {
     }
 }
 
+/// A head for every instance of the kernels for Hopper, which want a block for each of four multiprocessors: remainders of queries
+/// and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
+#[test]
+fn heads_of_hopper() {
+    for (s, spread) in [
+        ([1, 130, 200, 2, 40, 40], 40.0),
+        ([1, 257, 97, 2, 40, 32], 2.0),
+        ([2, 65, 1, 2, 64, 64], 2.0),
+        ([1, 192, 193, 2, 64, 48], 40.0),
+        ([1, 200, 129, 2, 72, 72], 2.0),
+        ([1, 129, 77, 2, 80, 80], 40.0),
+        ([1, 256, 300, 2, 128, 128], 40.0),
+        ([4, 70, 100, 1, 96, 88], 2.0),
+    ] {
+        let case = Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i));
+        case.forward_only().check();
+    }
+}
+
 /// softmax(−|scale| · q kᵀ) is that of −q.
 #[test]
 fn negative_scales() {
@@ -246,6 +265,11 @@ fn negative_scales() {
     let turned = |i: &[Tensor]| reference(s, &[i[0].map(|v| -v), i[1].clone(), i[2].clone()]);
     let op = Attention { scale: -op(s).scale, ..op(s) };
     Case::new("a negative scale", op, inputs(s, 4.0), turned).check();
+    // Many queries.
+    let s = [1, 130, 40, 2, 64, 64];
+    let turned = |i: &[Tensor]| reference(s, &[i[0].map(|v| -v), i[1].clone(), i[2].clone()]);
+    let op = Attention { heads: s[3], scale: -self::op(s).scale };
+    Case::new("a negative scale", op, inputs(s, 4.0), turned).forward_only().check();
 }
 
 #[test]
