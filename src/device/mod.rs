@@ -131,6 +131,7 @@ impl Device {
     }
 
     /// The most GFLOP/s that the device can do with numbers stored as `dtype`, where that is known: of GPUs on the cuda device.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
     pub fn peak_gflops(&self, dtype: DType) -> Option<f64> {
         match self {
             #[cfg(feature = "cuda")]
