@@ -1,7 +1,7 @@
 //! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`, and into those of `kernels/lib/gemm.cuh`.
 
 use super::Epilogue;
-use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, ptx};
+use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx};
 use crate::tensor::{DType, PANEL};
 
 /// Workgroups that keep a large GPU busy.
@@ -42,6 +42,21 @@ impl Tiling {
     pub fn shader(&self, shader: Shader) -> Shader {
         shader.constant("ROW_LANES", self.lanes[0] as u32).constant("COL_LANES", self.lanes[1] as u32)
     }
+}
+
+/// Rows and columns of a tile of `shaders/lib/matrix_product.wgsl`.
+const MATRIX_TILE: usize = 64;
+
+/// The launch of a shader for `batch` products of `rows` by `columns` by cooperative matrices.
+pub(super) fn by_matrices(
+    shader: Shader,
+    target: &WgpuTarget,
+    [batch, rows, columns]: [usize; 3],
+    args: impl IntoIterator<Item = Arg>,
+) -> Launch {
+    let shader = shader.entry("cooperative").constant("MATRIX_LANES", 4 * target.matrices.subgroup);
+    let tiles = batch * rows.div_ceil(MATRIX_TILE) * columns.div_ceil(MATRIX_TILE);
+    Launch::wgsl(shader, target.grid(tiles), args)
 }
 
 /// Terms that a part of k has at least, if k is cut only to occupy a GPU: the fewer, the more is written and read again.
