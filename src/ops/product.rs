@@ -262,6 +262,7 @@ fn sum_parts(name: &'static str, dtype: DType, operands: [Arg; 3], quads: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::Matrices;
 
     #[test]
     fn blocks_cover_the_product_and_occupy_a_gpu() {
@@ -299,5 +300,18 @@ mod tests {
             assert!(tiles.count * 8 * row_lanes * 4 * col_lanes >= batch * rows * columns);
             assert!(row_lanes * col_lanes <= 256);
         }
+    }
+
+    #[test]
+    fn matrices_of_the_stored_type_on_hardware_only() {
+        let matrices = Matrices { f32: 0, f16: 16, subgroup: 32 };
+        let target = WgpuTarget { matrices, ..Default::default() };
+        assert_eq!((target.matrices(DType::F16), target.matrices(DType::F32)), (Some(16), None));
+        assert_eq!(WgpuTarget { software: true, ..target }.matrices(DType::F16), None);
+        // Four subgroups of 128 are more than a workgroup may have.
+        let wide = Matrices { subgroup: 128, ..matrices };
+        assert_eq!(WgpuTarget { matrices: wide, ..target }.matrices(DType::F16), None);
+        let launch = by_matrices(Shader::new("linear", ""), &target, [2, 65, 64], []);
+        assert_eq!(launch.grid, [4, 1, 1]);
     }
 }
