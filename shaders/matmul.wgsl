@@ -29,6 +29,14 @@ fn right(sample: u32, k: u32, col: u32) -> f32 {
     return f32(b[sample * s.k * s.n + select(k * s.n + col, col * s.k + k, TRANSPOSE_B)]);
 }
 
+fn store(sample: u32, row: u32, col: u32, value: vec4<f32>) {
+    for (var j = 0u; j < 4u; j++) {
+        if row < s.m && col + j < s.n {
+            y[(sample * s.m + row) * s.n + col + j] = real(value[j]);
+        }
+    }
+}
+
 // Depth and quad of place `i` of a tile of `quads`: neighbours read neighbours.
 fn place(i: u32, quads: u32, along_depth: bool) -> vec2<u32> {
     if along_depth {
@@ -82,10 +90,6 @@ fn main(
     for (var r = 0u; r < 8u; r++) {
         let row = first_row + tile_row(lane, r);
         let col = first_col + 4u * (lane % COL_LANES);
-        for (var j = 0u; j < 4u; j++) {
-            if row < s.m && col + j < s.n {
-                y[(sample * s.m + row) * s.n + col + j] = real(sums[r][j]);
-            }
-        }
+        store(sample, row, col, sums[r]);
     }
 }

@@ -10,7 +10,7 @@ pub mod wgpu;
 pub use arena::{ALIGN, Arena};
 
 use crate::cpu;
-use crate::graph::{CudaTarget, Target};
+use crate::graph::{CudaTarget, Matrices, Target};
 use crate::tensor::DType;
 use crate::{Error, Result};
 use std::fmt;
@@ -55,6 +55,8 @@ pub struct AdapterReport {
     pub software: bool,
     pub f16: bool,
     pub subgroups: bool,
+    /// Cooperative matrices.
+    pub matrices: Matrices,
     /// Kernels are timed by the adapter's own clock.
     pub timestamps: bool,
     /// Most bytes of one buffer; a larger arena is cut between tensors.
@@ -81,6 +83,14 @@ impl fmt::Display for AdapterReport {
             yes(self.subgroups),
             yes(self.timestamps)
         )?;
+        let Matrices { f32, f16, subgroup } = self.matrices;
+        if f32 + f16 > 0 {
+            let sizes = [(f32, "f32"), (f16, "f16")].map(|(n, dtype)| match n {
+                0 => format!("none of {dtype}"),
+                n => format!("{n}×{n} of {dtype}"),
+            });
+            writeln!(f, "cooperative matrices: {}; subgroups of {subgroup} or more", sizes.join(", "))?;
+        }
         let mib = |bytes: u64| bytes / 1048576;
         write!(
             f,

@@ -32,6 +32,22 @@ macro_rules! wgsl_with_sums {
 }
 pub(crate) use wgsl_with_sums;
 
+/// The text of a shader with cooperative matrices of so many rows and columns that multiply numbers of a type.
+macro_rules! wgsl_with_matrices {
+    ($edge:expr, $dtype:expr; $($file:literal),+) => {
+        match ($dtype, $edge) {
+            ($crate::tensor::DType::F16, 16) => {
+                $crate::graph::wgsl!(@join "lib/cooperative", "lib/f16", "lib/matrices_16", $($file),+)
+            }
+            ($crate::tensor::DType::F16, _) => {
+                $crate::graph::wgsl!(@join "lib/cooperative", "lib/f16", "lib/matrices_8", $($file),+)
+            }
+            _ => $crate::graph::wgsl!(@join "lib/cooperative", "lib/f32", "lib/matrices_8", $($file),+),
+        }
+    };
+}
+pub(crate) use wgsl_with_matrices;
+
 /// A file of `kernels/ptx/sm_80`, or of the folder that is named first, as a [`PtxFile`].
 macro_rules! ptx {
     ($folder:literal, $file:literal) => {
@@ -86,6 +102,8 @@ pub struct WgpuTarget {
     pub f16: bool,
     /// Subgroup builtins.
     pub subgroups: bool,
+    /// Cooperative matrices.
+    pub matrices: Matrices,
     /// A processor that plays GPU: memory is near, barriers and workgroup memory are dear.
     pub software: bool,
     /// Most invocations of a workgroup.
@@ -98,6 +116,18 @@ pub struct WgpuTarget {
     pub arguments: u32,
     /// Most bytes that a launch sees of one argument.
     pub argument_bytes: u64,
+}
+
+/// The square matrices that an adapter's subgroups multiply together, with sums in f32: WebGPU calls them cooperative, Metal
+/// matrices of a SIMD group, NVIDIA tensor cores. The default is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Matrices {
+    /// Rows and columns where the numbers are f32: 8, or 0 where there are none.
+    pub f32: u32,
+    /// Rows and columns where the numbers are f16: 16, 8 or 0.
+    pub f16: u32,
+    /// Invocations of the smallest subgroup.
+    pub subgroup: u32,
 }
 
 impl Target {
@@ -134,6 +164,7 @@ impl Default for WgpuTarget {
         WgpuTarget {
             f16: false,
             subgroups: false,
+            matrices: Matrices::default(),
             software: false,
             workgroup_size: 256,
             workgroup_bytes: 16384,
@@ -151,6 +182,16 @@ impl WgpuTarget {
     /// A processor that plays GPU has cheap barriers among few lanes, and nothing to gain.
     pub(crate) fn sums_by_subgroups(&self) -> bool {
         self.subgroups && !self.software
+    }
+
+    /// Rows and columns of the cooperative matrices for products of numbers of that type, if they pay: a processor that plays GPU
+    /// has no unit for them.
+    pub(crate) fn matrices(&self, dtype: DType) -> Option<u32> {
+        let Matrices { f32, f16, subgroup } = self.matrices;
+        let edge = if dtype == DType::F16 { f16 } else { f32 };
+        // Four subgroups of 4 invocations at least; `shaders/lib/matrix_product.wgsl`.
+        let fits = (4..=self.workgroup_size / 4).contains(&subgroup);
+        (edge > 0 && fits && !self.software).then_some(edge)
     }
 
     /// How many of `count` rows a launch can see at once of arguments whose rows have so many numbers of 4 bytes: all, or as

@@ -5,10 +5,10 @@ mod op;
 mod replace;
 
 pub use launch::{
-    Arg, Args, Boxes, CudaTarget, FLAT_GROUP, FLAT_THREADS, Flat, Kernel, Launch, Ptx, PtxFile, Region, Scalar, Shader,
-    Target, WgpuTarget,
+    Arg, Args, Boxes, CudaTarget, FLAT_GROUP, FLAT_THREADS, Flat, Kernel, Launch, Matrices, Ptx, PtxFile, Region,
+    Scalar, Shader, Target, WgpuTarget,
 };
-pub(crate) use launch::{PLACES, ptx, wgsl, wgsl_with_sums};
+pub(crate) use launch::{PLACES, ptx, wgsl, wgsl_with_matrices, wgsl_with_sums};
 pub use op::{Cost, Op, Signature};
 pub use replace::{replace_kernel, unused_replacement};
 

@@ -1,12 +1,12 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
 use super::linear::expect_weight;
-use super::product::{BUSY, Blocks, DIRECT_LANES, PlainProduct, Product, Tiling};
+use super::product::{BUSY, Blocks, DIRECT_LANES, PlainProduct, Product, Tiling, by_matrices};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
     Arg, Args, Cost, CudaTarget, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value,
-    WgpuTarget, ptx, wgsl,
+    WgpuTarget, ptx, wgsl, wgsl_with_matrices,
 };
 use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
@@ -200,17 +200,24 @@ impl Op for Conv2d {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d");
+                let matrices = target.matrices(dtype);
+                let text = match matrices {
+                    Some(edge) => wgsl_with_matrices!(
+                        edge, dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d",
+                        "lib/matrix_product", "lib/matrix_panels", "conv2d_cooperative"
+                    ),
+                    None => wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d"),
+                };
                 let shader = self.epilogue.shader(Shader::new(self.name(), text));
                 let shader = shader.constant("DILATION", w.dilation as u32);
                 // Bands are counted in numbers of 4 bytes.
                 let samples = io.inputs[0].shape[0];
+                let launch = |band| self.shader_launch(shader.clone(), target, matrices.is_some(), &w, n, band);
                 if dtype == DType::F16 {
                     let all = Band { samples: 0..samples, rows: 0..w.out_height };
-                    return Ok(vec![self.shader_launch(shader, target, &w, n, all).see_all()]);
+                    return Ok(vec![launch(all).see_all()]);
                 }
-                let bands = self.bands(&w, samples, n, target);
-                bands.into_iter().map(|band| self.shader_launch(shader.clone(), target, &w, n, band)).collect()
+                self.bands(&w, samples, n, target).into_iter().map(launch).collect()
             }
         })
     }
@@ -251,8 +258,16 @@ impl Conv2d {
         plain.then_some(reach.min(written))
     }
 
-    /// The launch for a band: a convolution of the rows of x that it reads.
-    fn shader_launch(&self, shader: Shader, target: &WgpuTarget, w: &Window, n: usize, band: Band) -> Launch {
+    /// The launch for a band: a convolution of the rows of x that it reads; by cooperative matrices if `matrices`.
+    fn shader_launch(
+        &self,
+        shader: Shader,
+        target: &WgpuTarget,
+        matrices: bool,
+        w: &Window,
+        n: usize,
+        band: Band,
+    ) -> Launch {
         let Band { samples, rows } = band;
         let read = if rows.len() == w.out_height {
             0..w.height
@@ -264,15 +279,16 @@ impl Conv2d {
         let own = Window { height: read.len(), out_height: rows.len(), pad_top, ..*w };
         let pixels = samples.len() * own.out_height * own.out_width;
 
-        let (shader, groups) = if target.software && w.channels.is_multiple_of(4) {
-            let invocations = pixels.div_ceil(4) * n.div_ceil(8);
-            (shader.entry("direct"), invocations.div_ceil(DIRECT_LANES))
+        let arguments = self.epilogue.arguments();
+        let launch = if matrices {
+            by_matrices(shader, target, [1, pixels, n], arguments)
+        } else if target.software && w.channels.is_multiple_of(4) {
+            let groups = (pixels.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES);
+            Launch::wgsl(shader.entry("direct"), target.grid(groups), arguments)
         } else {
             let tiles = Tiling::new(1, pixels, n.next_multiple_of(PANEL));
-            (tiles.shader(shader).entry("tiled"), tiles.count)
+            Launch::wgsl(tiles.shader(shader).entry("tiled"), target.grid(tiles.count), arguments)
         };
-        let arguments = self.epilogue.arguments();
-        let launch = Launch::wgsl(shader, target.grid(groups), arguments);
         let launch = window_words(launch, &own, pixels).scalar(n).scalar(self.epilogue.scale);
         // Where they lie among all rows of all samples.
         let among = |rows: &Range<usize>, height: usize, line: usize| {

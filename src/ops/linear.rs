@@ -1,10 +1,13 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
 use super::conv2d::weight_grad_launches;
-use super::product::{DIRECT_LANES, PlainProduct, Product};
+use super::product::{DIRECT_LANES, PlainProduct, Product, by_matrices};
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+    wgsl_with_matrices,
+};
 use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -234,14 +237,25 @@ impl Op for Linear {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "linear");
+                let matrices = target.matrices(dtype).filter(|_| m > FEW_ROWS);
+                let text = match matrices {
+                    Some(edge) => wgsl_with_matrices!(
+                        edge, dtype; "lib/activation", "lib/epilogue", "linear", "lib/matrix_product", "lib/matrix_panels",
+                        "linear_cooperative"
+                    ),
+                    None => wgsl!(dtype; "lib/activation", "lib/epilogue", "linear"),
+                };
                 let shader = self.0.shader(Shader::new(self.name(), text));
                 // A stretch would not know its samples; parts are counted in numbers of 4 bytes.
                 let cut = !self.0.sample_bias && dtype == DType::F32;
                 let rows = target.rows(m, &[k, n]).filter(|_| cut).unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launch = |rows: Range<usize>| {
-                    let launch = self.shader_launch(shader.clone(), target, [rows.len(), n, k, per_sample]);
+                    let sizes = [rows.len(), n, k, per_sample];
+                    let launch = match matrices {
+                        Some(_) => self.matrix_launch(shader.clone(), target, sizes),
+                        None => self.shader_launch(shader.clone(), target, sizes),
+                    };
                     let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
                     if cut { part } else { part.see_all() }
                 };
@@ -251,7 +265,16 @@ impl Op for Linear {
     }
 }
 
+/// Rows that tiles of many columns suit better.
+const FEW_ROWS: usize = 32;
+
 impl Linear {
+    /// The same as [`Linear::shader_launch`] by cooperative matrices.
+    fn matrix_launch(&self, shader: Shader, target: &WgpuTarget, sizes: [usize; 4]) -> Launch {
+        let launch = by_matrices(shader, target, [1, sizes[0], sizes[1]], self.0.arguments());
+        launch.scalars(sizes).scalar(self.0.scale)
+    }
+
     /// The launch for `sizes` M, N, K and the rows of a sample.
     fn shader_launch(&self, shader: Shader, target: &WgpuTarget, sizes: [usize; 4]) -> Launch {
         let [m, n, k, _] = sizes;
@@ -260,7 +283,7 @@ impl Linear {
             (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))
         } else {
             // Few rows: lanes along the columns instead. An invocation makes 8 rows of 4 columns.
-            let [row_lanes, col_lanes] = if m <= 32 { [4, 32] } else { [16, 16] };
+            let [row_lanes, col_lanes] = if m <= FEW_ROWS { [4, 32] } else { [16, 16] };
             let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
             let grid = [n.div_ceil(4 * col_lanes) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
             (shader.entry("tiled"), grid)

@@ -1,10 +1,12 @@
 //! Products of matrices that both are computed, batch by batch.
 
-use super::product::{PlainProduct, Tiling};
+use super::product::{PlainProduct, Tiling, by_matrices};
 use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::graph::{
+    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl, wgsl_with_matrices,
+};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
@@ -100,11 +102,24 @@ impl Op for BatchedMatmul {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/product", "matmul"));
+                let dtype = io.inputs[0].dtype;
+                let matrices = target.matrices(dtype);
+                let text = match matrices {
+                    Some(edge) => wgsl_with_matrices!(
+                        edge, dtype; "lib/product", "matmul", "lib/matrix_product", "matmul_cooperative"
+                    ),
+                    None => wgsl!(dtype; "lib/product", "matmul"),
+                };
+                let shader = Shader::new(self.name(), text);
                 let shader = shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b);
-                let tiles = Tiling::new(batch, m, n);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-                vec![Launch::wgsl(tiles.shader(shader), target.grid(tiles.count), args).scalars([batch, m, n, k])]
+                let launch = if matrices.is_some() {
+                    by_matrices(shader, target, [batch, m, n], args)
+                } else {
+                    let tiles = Tiling::new(batch, m, n);
+                    Launch::wgsl(tiles.shader(shader), target.grid(tiles.count), args)
+                };
+                vec![launch.scalars([batch, m, n, k])]
             }
         })
     }

@@ -3,7 +3,7 @@
 use super::Epilogue;
 use super::hopper::Hopper;
 use crate::cpu::gemm::Window;
-use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, ptx};
+use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx};
 use crate::tensor::{DType, PANEL};
 
 /// Workgroups that keep a large GPU busy.
@@ -44,6 +44,21 @@ impl Tiling {
     pub fn shader(&self, shader: Shader) -> Shader {
         shader.constant("ROW_LANES", self.lanes[0] as u32).constant("COL_LANES", self.lanes[1] as u32)
     }
+}
+
+/// Rows and columns of a tile of `shaders/lib/matrix_product.wgsl`.
+const MATRIX_TILE: usize = 64;
+
+/// The launch of a shader for `batch` products of `rows` by `columns` by cooperative matrices.
+pub(super) fn by_matrices(
+    shader: Shader,
+    target: &WgpuTarget,
+    [batch, rows, columns]: [usize; 3],
+    args: impl IntoIterator<Item = Arg>,
+) -> Launch {
+    let shader = shader.entry("cooperative").constant("MATRIX_LANES", 4 * target.matrices.subgroup);
+    let tiles = batch * rows.div_ceil(MATRIX_TILE) * columns.div_ceil(MATRIX_TILE);
+    Launch::wgsl(shader, target.grid(tiles), args)
 }
 
 /// Terms that a part of k has at least, if k is cut only to occupy a GPU: the fewer, the more is written and read again.
@@ -277,6 +292,7 @@ fn sum_parts(name: &'static str, dtype: DType, operands: [Arg; 3], quads: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::Matrices;
 
     #[test]
     fn blocks_cover_the_product_and_occupy_a_gpu() {
@@ -314,5 +330,18 @@ mod tests {
             assert!(tiles.count * 8 * row_lanes * 4 * col_lanes >= batch * rows * columns);
             assert!(row_lanes * col_lanes <= 256);
         }
+    }
+
+    #[test]
+    fn matrices_of_the_stored_type_on_hardware_only() {
+        let matrices = Matrices { f32: 0, f16: 16, subgroup: 32 };
+        let target = WgpuTarget { matrices, ..Default::default() };
+        assert_eq!((target.matrices(DType::F16), target.matrices(DType::F32)), (Some(16), None));
+        assert_eq!(WgpuTarget { software: true, ..target }.matrices(DType::F16), None);
+        // Four subgroups of 128 are more than a workgroup may have.
+        let wide = Matrices { subgroup: 128, ..matrices };
+        assert_eq!(WgpuTarget { matrices: wide, ..target }.matrices(DType::F16), None);
+        let launch = by_matrices(Shader::new("linear", ""), &target, [2, 65, 64], []);
+        assert_eq!(launch.grid, [4, 1, 1]);
     }
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use langevin::Device;
-use langevin::graph::{CudaTarget, Graph, Kernel, Op, Signature, Target, Value, WgpuTarget};
+use langevin::graph::{CudaTarget, Graph, Kernel, Matrices, Op, Signature, Target, Value, WgpuTarget};
 use langevin::ops::{Affine, Cast};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::storage::mixed_precision;
@@ -352,7 +352,7 @@ fn cast(g: &mut Graph, value: Value, from: DType, to: DType) -> Value {
 pub type Outputs = std::collections::HashMap<String, Vec<f64>>;
 
 /// The devices that can run a graph here, with the targets to lower it for: a software adapter also runs what is meant for
-/// hardware, with its subgroups and without. What stores f16 runs on adapters that have it. A missing adapter is printed;
+/// hardware, with its subgroups and cooperative matrices and without. What stores f16 runs on adapters that have it. A missing adapter is printed;
 /// `LANGEVIN_REQUIRE=wgpu` (or `f16`) makes it a failure. Shaders are validated in any case.
 fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     let has = |dtype| g.values().iter().any(|v| v.ty.dtype == dtype);
@@ -361,8 +361,9 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
     if bf16 {
         return places;
     }
-    let kinds = [(false, false), (false, true), (true, false)];
-    for target in kinds.map(|(software, subgroups)| WgpuTarget { software, subgroups, f16, ..Default::default() }) {
+    let plain = WgpuTarget { f16, ..Default::default() };
+    let with = |f32, f16| WgpuTarget { subgroups: true, matrices: Matrices { f32, f16, subgroup: 32 }, ..plain };
+    for target in [plain, with(0, 0), with(8, 8), with(0, 16), WgpuTarget { software: true, ..plain }] {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
                 Err(e) => panic!("{name}: {e}"),
@@ -386,7 +387,7 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
                 places.push((device.clone(), Target::Wgpu(WgpuTarget { software: false, ..target })));
             }
             if let Target::Wgpu(target @ WgpuTarget { subgroups: true, .. }) = device.target() {
-                let target = WgpuTarget { software: false, subgroups: false, ..target };
+                let target = WgpuTarget { software: false, subgroups: false, matrices: Matrices::default(), ..target };
                 places.push((device.clone(), Target::Wgpu(target)));
             }
             places.push((device.clone(), device.target()));

@@ -3,12 +3,12 @@
 use super::NAME;
 use super::pipelines::Pipelines;
 use crate::device::{ALIGN, AdapterReport};
-use crate::graph::WgpuTarget;
+use crate::graph::{Matrices, WgpuTarget};
 use crate::{Error, Result};
 use pollster::block_on;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use wgpu::{Adapter, AdapterInfo, DeviceType, ErrorFilter, Features, Instance};
+use wgpu::{Adapter, AdapterInfo, CooperativeScalarType, DeviceType, ErrorFilter, Features, Instance};
 
 /// Names an adapter by a part of its name, if there are several.
 const CHOICE: &str = "LANGEVIN_ADAPTER";
@@ -51,6 +51,7 @@ fn report(adapter: &Adapter) -> AdapterReport {
     let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
     AdapterReport {
         software: info.device_type == DeviceType::Cpu,
+        matrices: matrices(adapter),
         backend: format!("{:?}", info.backend),
         driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
         name: info.name,
@@ -62,6 +63,29 @@ fn report(adapter: &Adapter) -> AdapterReport {
         arguments: limits.max_storage_buffers_per_shader_stage,
         workgroup_size: limits.max_compute_invocations_per_workgroup,
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
+    }
+}
+
+/// The cooperative matrices of an adapter that shaders know.
+fn matrices(adapter: &Adapter) -> Matrices {
+    let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP;
+    if !adapter.features().contains(needed) {
+        return Matrices::default();
+    }
+    let offered = adapter.cooperative_matrix_properties();
+    let largest = |numbers, edges: &[u32]| {
+        let offers = |edge: &u32| {
+            offered.iter().any(|p| {
+                [p.m_size, p.n_size, p.k_size] == [*edge; 3]
+                    && (p.ab_type, p.cr_type) == (numbers, CooperativeScalarType::F32)
+            })
+        };
+        edges.iter().copied().find(offers).unwrap_or(0)
+    };
+    Matrices {
+        f32: largest(CooperativeScalarType::F32, &[8]),
+        f16: largest(CooperativeScalarType::F16, &[16, 8]),
+        subgroup: adapter.get_info().subgroup_min_size,
     }
 }
 
@@ -105,25 +129,37 @@ impl Gpu {
                 Err(_) => "there is no Vulkan, Metal or DirectX 12 adapter; is a driver installed?".into(),
             }));
         };
-        let useful = Features::SHADER_F16 | Features::SUBGROUP | Features::TIMESTAMP_QUERY | Features::PIPELINE_CACHE;
+        let useful = Features::SHADER_F16
+            | Features::SUBGROUP
+            | Features::TIMESTAMP_QUERY
+            | Features::PIPELINE_CACHE
+            | Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         // The defaults stop at 128 MiB an argument, whatever the adapter could do.
         let description = wgpu::DeviceDescriptor {
             label: Some("langevin"),
             required_features: adapter.features() & useful,
             required_limits: adapter.limits(),
+            // SAFETY: of experimental features only cooperative matrices are asked for, and only the shaders of products use
+            // them: in uniform control flow, inside of arrays in workgroup memory that tests run with checks on.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
         let (device, queue) = block_on(adapter.request_device(&description))
             .map_err(|e| failed(format!("{} refuses: {e}", adapter.get_info().name)))?;
-        Gpu::from_parts(adapter.get_info(), device, queue)
+        Gpu::with_matrices(adapter.get_info(), device, queue, matrices(adapter))
     }
 
     /// Shares a device and a queue that someone else made; `info` is their adapter's. Ask for the adapter's limits when
-    /// making the device: the defaults stop at 128 MiB a tensor.
+    /// making the device: the defaults stop at 128 MiB a tensor. Cooperative matrices are not used: a device does not tell
+    /// which ones it has.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device's storage bindings must start at multiples of more than 256 bytes.
     pub fn from_parts(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu> {
+        Gpu::with_matrices(info, device, queue, Matrices::default())
+    }
+
+    fn with_matrices(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue, matrices: Matrices) -> Result<Gpu> {
         let (limits, features) = (device.limits(), device.features());
         let alignment = limits.min_storage_buffer_offset_alignment.max(limits.min_uniform_buffer_offset_alignment);
         if alignment as usize > ALIGN {
@@ -132,6 +168,7 @@ impl Gpu {
         let target = WgpuTarget {
             f16: features.contains(Features::SHADER_F16),
             subgroups: features.contains(Features::SUBGROUP),
+            matrices,
             software: info.device_type == DeviceType::Cpu,
             workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
             workgroup_bytes: limits.max_compute_workgroup_storage_size,

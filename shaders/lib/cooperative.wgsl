@@ -1,0 +1,3 @@
+// For adapters with cooperative matrices; stands before everything else.
+enable wgpu_cooperative_matrix;
+
