@@ -19,8 +19,19 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What can be measured.
-pub const CASES: [&str; 9] =
-    ["unet", "dit", "unet-train", "unet-w2sd", "sd15", "mnist-unet", "mnist-dit", "mnist-dit-moe", "mnist-unet-train"];
+pub const CASES: [&str; 11] = [
+    "unet",
+    "dit",
+    "dit-xl-2",
+    "sd15",
+    "mnist-unet",
+    "mnist-dit",
+    "mnist-dit-moe",
+    "unet-w2sd",
+    "unet-train",
+    "edm-train",
+    "mnist-unet-train",
+];
 
 /// The shape of google/ddpm-cifar10-32, 35.7 M weights.
 pub const DDPM_CIFAR10: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 32, "in_channels": 3, "out_channels": 3,
@@ -38,6 +49,18 @@ pub const DIT_S_2: &str = r#"{"_class_name": "DiTTransformer2DModel", "num_layer
 /// The shape of Stable Diffusion 1.5's UNet, 860 M weights.
 pub const SD15: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 64, "in_channels": 4, "out_channels": 4,
  "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "cross_attention_dim": 768, "attention_head_dim": 8}"#;
+
+/// DiT-XL/2 on 32×32 latents, 675 M weights.
+pub const DIT_XL_2: &str = r#"{"_class_name": "DiTTransformer2DModel", "num_layers": 28, "num_attention_heads": 16,
+ "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "patch_size": 2, "sample_size": 32,
+ "num_embeds_ada_norm": 1000, "activation_fn": "gelu-approximate", "attention_bias": true, "norm_type": "ada_norm_zero",
+ "norm_elementwise_affine": false}"#;
+
+/// EDM's DDPM++ for CIFAR-10, 55.7 M weights.
+pub const EDM_CIFAR10: &str = r#"{"_class_name": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 0,
+ "sigma_data": 0.5, "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "channel_mult_emb": 4,
+ "num_blocks": 4, "attn_resolutions": [16], "dropout": 0.13, "embedding_type": "positional", "channel_mult_noise": 1,
+ "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1]}"#;
 
 /// Result of [`measure`].
 #[derive(Clone, Debug, Serialize)]
@@ -185,7 +208,9 @@ pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<
     let (config, size) = match case {
         "unet" | "unet-train" | "unet-w2sd" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
+        "dit-xl-2" => (DIT_XL_2, 32),
         "sd15" => (SD15, 64),
+        "edm-train" => (EDM_CIFAR10, 32),
         "mnist-unet" | "mnist-unet-train" => (Embedded::Unet.config(), 28),
         "mnist-dit" => (Embedded::Dit.config(), 28),
         "mnist-dit-moe" => (include_str!("../presets/mnist-dit-moe.json"), 28),

@@ -17,8 +17,8 @@ use std::sync::Arc;
 const MODELS: &[(&str, &str, &str, usize)] = &[
     ("sd15", "Stable Diffusion 1.5, 512 pixels", crate::bench::SD15, 64),
     ("sdxl", "Stable Diffusion XL, 1024 pixels", SDXL, 128),
-    ("dit-xl-2", "DiT-XL/2, 256 pixels", DIT_XL_2, 32),
-    ("edm-cifar10", "EDM's DDPM++ for CIFAR-10", EDM_CIFAR10, 32),
+    ("dit-xl-2", "DiT-XL/2, 256 pixels", crate::bench::DIT_XL_2, 32),
+    ("edm-cifar10", "EDM's DDPM++ for CIFAR-10", crate::bench::EDM_CIFAR10, 32),
     ("ddpm-cifar10", "ddpm-cifar10", crate::bench::DDPM_CIFAR10, 32),
     ("tiny-unet", "a UNet for devices that are slow", TINY_UNET, 8),
     ("tiny-dit", "a DiT for devices that are slow", TINY_DIT, 8),
@@ -33,16 +33,6 @@ const SDXL: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 128
  "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "transformer_layers_per_block": [1, 2, 10],
  "attention_head_dim": [5, 10, 20], "use_linear_projection": true, "addition_embed_type": "text_time",
  "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}"#;
-
-const DIT_XL_2: &str = r#"{"_class_name": "DiTTransformer2DModel", "num_layers": 28, "num_attention_heads": 16,
- "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "patch_size": 2, "sample_size": 32,
- "num_embeds_ada_norm": 1000, "activation_fn": "gelu-approximate", "attention_bias": true, "norm_type": "ada_norm_zero",
- "norm_elementwise_affine": false}"#;
-
-const EDM_CIFAR10: &str = r#"{"_class_name": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 0,
- "sigma_data": 0.5, "model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "channel_mult_emb": 4,
- "num_blocks": 4, "attn_resolutions": [16], "dropout": 0.13, "embedding_type": "positional", "channel_mult_noise": 1,
- "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1]}"#;
 
 const TINY_UNET: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3,
  "block_out_channels": [16, 32], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],

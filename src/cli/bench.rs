@@ -7,10 +7,10 @@ use clap::Args;
 
 /// Time networks and training steps, kernel by kernel
 ///
-/// Weights are random: the time does not depend on them. Cases: unet (ddpm-cifar10, 35.7 M), dit (DiT-S/2), unet-train (one
-/// AdamW step of unet), unet-w2sd (a step of it with a reflection: three calls), sd15 (SD1.5's UNet, 860 M), the embedded
-/// models, mnist-dit-moe (the preset network, 8 experts), and mnist-unet-train (one step of mnist-unet as `langevin train`
-/// takes it, but without averages).
+/// Weights are random: the time does not depend on them. Cases: unet (ddpm-cifar10, 35.7 M), dit (DiT-S/2), dit-xl-2 (DiT-XL/2,
+/// 675 M), sd15 (SD1.5's UNet, 860 M), the embedded models, mnist-dit-moe (the preset network, 8 experts); unet-w2sd (a step
+/// of unet with a reflection: three calls); and steps of training with AdamW, without averages: unet-train, edm-train (EDM's
+/// DDPM++ for CIFAR-10, 55.7 M), mnist-unet-train.
 ///
 /// Times are of whole runs, by the clock on the wall. --kernels adds a run that is timed kernel by kernel: on the wgpu device by
 /// the adapter's timestamps, if it has them. Rates are the cost model's FLOPs and minimal bytes over that time. What the

@@ -1,6 +1,6 @@
 //! Gradients of products with numbers stored in 16 bits, held against those in f32 of the same numbers, cut as for small and large GPUs.
 
-use crate::harness::{noise, relative, run_on};
+use crate::harness::{noise, ptx_devices, relative, run_on};
 use half::{bf16, f16};
 use langevin::Device;
 use langevin::graph::{CudaTarget, Graph, Node, Op, Target, Value};
@@ -44,12 +44,15 @@ fn compare(name: &str, inputs: &[TensorType], build: impl Fn(&mut Graph, &[Value
                 continue;
             }
             seen.push(launches);
-            let got = run_on((Device::ptx(target.compute), Target::Cuda(target)), &g, &data);
-            for (i, ty) in types.iter().enumerate() {
-                let out = format!("out{i}");
-                let (err, bound) = (relative(&got[&out], &expected[&out]), if *ty == dtype { rounding } else { 2e-6 });
-                let name = format!("{name} of {inputs:?} in {dtype} for {target:?}");
-                assert!(err <= bound, "{name}: output {i}, {ty}, is off by {err:.2e}");
+            for device in ptx_devices(target.compute) {
+                let got = run_on((device.clone(), Target::Cuda(target)), &g, &data);
+                for (i, ty) in types.iter().enumerate() {
+                    let out = format!("out{i}");
+                    let err = relative(&got[&out], &expected[&out]);
+                    let bound = if *ty == dtype { rounding } else { 2e-6 };
+                    let name = format!("{name} of {inputs:?} in {dtype} on {device} for {target:?}");
+                    assert!(err <= bound, "{name}: output {i}, {ty}, is off by {err:.2e}");
+                }
             }
         }
     }

@@ -394,25 +394,46 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
         }
         Err(reason) => eprintln!("{name}: not run on wgpu: {reason}"),
     }
-    places
+    only(places)
 }
 
-/// The ptx device as every GPU for which the graph is lowered differently, and the cuda device.
+/// The ptx device and the cuda device, where there is one, as every GPU for which the graph is lowered differently.
 fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
-    let mut places: Vec<(Device, Target)> = vec![];
-    let lower = |target: &Target| {
-        let nodes = g.nodes().iter().filter(|n| !n.op.is_view());
-        nodes.map(|n| n.op.lower(&g.signature(n), target)).collect::<Result<Vec<_>, _>>()
-    };
-    for device in [(8, 0), (9, 0)].map(Device::ptx) {
-        let target = device.target();
-        match lower(&target) {
-            Ok(launches) if places.iter().any(|(_, other)| lower(other).is_ok_and(|l| l == launches)) => {}
-            Ok(_) => places.push((device, target)),
-            Err(e) => panic!("{name} on {device}: {e}"),
-        }
+    let mut places =
+        different(name, g, [(8, 0), (9, 0)].map(Device::ptx).map(|device| (device.clone(), device.target())));
+    if let Some(device) = gpu() {
+        let of_gpu = device.target();
+        let older = match of_gpu {
+            Target::Cuda(target) => Target::Cuda(CudaTarget { compute: (8, 0), ..target }),
+            other => other,
+        };
+        places.extend(different(name, g, [of_gpu, older].map(|target| (device.clone(), target))));
     }
-    places.extend(gpu().map(|device| (device.clone(), device.target())));
+    only(places)
+}
+
+/// Those places whose launches of the graph are not those of a place before them.
+fn different(name: &str, g: &Graph, candidates: [(Device, Target); 2]) -> Vec<(Device, Target)> {
+    let [first, second] = candidates;
+    let lower = |(device, target): &(Device, Target)| {
+        let nodes = g.nodes().iter().filter(|n| !n.op.is_view());
+        let launches = nodes.map(|n| n.op.lower(&g.signature(n), target)).collect::<Result<Vec<_>, _>>();
+        launches.unwrap_or_else(|e| panic!("{name} on {device}: {e}"))
+    };
+    if lower(&first) == lower(&second) { vec![first] } else { vec![first, second] }
+}
+
+/// The devices that run PTX: `ptx` as a GPU of that compute capability, and the cuda device, where there is one.
+pub fn ptx_devices(compute: (u32, u32)) -> Vec<Device> {
+    let devices = [Device::ptx(compute)].into_iter().chain(gpu());
+    only(devices.map(|device| (device.clone(), device.target())).collect()).into_iter().map(|place| place.0).collect()
+}
+
+/// What is left of the places if `LANGEVIN_ONLY` names devices: where there is a GPU, tests for it need not wait for the processor.
+fn only(mut places: Vec<(Device, Target)>) -> Vec<(Device, Target)> {
+    if let Ok(only) = std::env::var("LANGEVIN_ONLY") {
+        places.retain(|(_, target)| only.split(',').any(|name| name == target.name()));
+    }
     places
 }
 

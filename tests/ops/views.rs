@@ -1,6 +1,6 @@
 //! Ops whose operands begin anywhere, as views of rows and batches do: at every multiple of 4 bytes.
 
-use crate::harness::{noise, relative};
+use crate::harness::{noise, ptx_devices, relative};
 use half::{bf16, f16};
 use langevin::Device;
 use langevin::graph::{Graph, Op, Value};
@@ -104,11 +104,13 @@ fn compare(
 ) {
     let expected = at(0, Device::Cpu, op, inputs, data);
     for &skip in skips {
-        let got = at(skip, Device::ptx((8, 0)), op, types, data);
-        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let err = relative(got, expected);
-            let where_ = format!("{op:?} of {types:?}, {skip} elements behind an aligned place");
-            assert!(err <= bound, "{where_}: output {i} is off by {err:.2e}");
+        for device in ptx_devices((8, 0)) {
+            let got = at(skip, device.clone(), op, types, data);
+            for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let err = relative(got, expected);
+                let where_ = format!("{op:?} of {types:?} on {device}, {skip} elements behind an aligned place");
+                assert!(err <= bound, "{where_}: output {i} is off by {err:.2e}");
+            }
         }
     }
 }
