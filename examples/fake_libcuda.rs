@@ -21,6 +21,9 @@ const OUT_OF_MEMORY: Status = 2;
 const INVALID_IMAGE: Status = 200;
 const NOT_FOUND: Status = 500;
 const LAUNCH_FAILED: Status = 719;
+/// Attributes of functions.
+const SHARED_SIZE: c_int = 1;
+const MAX_DYNAMIC_SHARED_SIZE: c_int = 8;
 
 /// A launch with its parameters, kept by a graph.
 type Kept = (Arc<Entry>, Launch);
@@ -32,6 +35,8 @@ struct Driver {
     sizes: HashMap<u64, usize>,
     modules: HashMap<usize, Module>,
     functions: HashMap<usize, Arc<Entry>>,
+    /// What functions were allowed.
+    dynamic_shared: HashMap<usize, c_uint>,
     graphs: HashMap<usize, Vec<Kept>>,
     capturing: Option<Vec<Kept>>,
     handles: usize,
@@ -44,6 +49,11 @@ static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(Mutex::default);
 /// The number that an environment variable has.
 fn set(name: &str, default: i64) -> i64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// Most shared memory of a block.
+fn most_shared() -> u64 {
+    if set("FAKE_COMPUTE", 80) >= 90 { 227 * 1024 } else { 99 * 1024 }
 }
 
 fn with<T>(f: impl FnOnce(&mut Driver) -> T) -> T {
@@ -103,8 +113,7 @@ driver! {
             16 => 4,
             75 => set("FAKE_COMPUTE", 80) as c_int / 10,
             76 => set("FAKE_COMPUTE", 80) as c_int % 10,
-            97 if set("FAKE_COMPUTE", 80) >= 90 => 227 * 1024,
-            97 => 99 * 1024,
+            97 => most_shared() as c_int,
             _ => return INVALID_VALUE,
         };
         SUCCESS
@@ -226,13 +235,32 @@ driver! {
         };
         described.encode().map_or(INVALID_VALUE, |bytes| { *map = bytes; SUCCESS })
     }
-    cuFuncSetAttribute(_function: usize, _attribute: c_int, _value: c_int) { SUCCESS }
+    cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: usize) {
+        with(|d| match (d.functions.get(&function), attribute) {
+            (Some(entry), SHARED_SIZE) => { *value = entry.static_shared_bytes() as c_int; SUCCESS }
+            _ => INVALID_VALUE,
+        })
+    }
+    cuFuncSetAttribute(function: usize, attribute: c_int, value: c_int) {
+        with(|d| match (d.functions.get(&function), attribute) {
+            (Some(entry), MAX_DYNAMIC_SHARED_SIZE) if entry.static_shared_bytes() + value as u64 <= most_shared() => {
+                d.dynamic_shared.insert(function, value as c_uint);
+                SUCCESS
+            }
+            _ => INVALID_VALUE,
+        })
+    }
     cuLaunchKernel(
         function: usize, x: c_uint, y: c_uint, z: c_uint, u: c_uint, v: c_uint, w: c_uint, shared: c_uint, _stream: usize,
         parameters: *mut *mut u8, _extra: *mut *mut c_void
     ) {
         with(|d| {
             let Some(entry) = d.functions.get(&function).cloned() else { return INVALID_VALUE };
+            let own = entry.static_shared_bytes();
+            let allowed = d.dynamic_shared.get(&function).copied().unwrap_or((48 * 1024 - own.min(48 * 1024)) as c_uint);
+            if shared > allowed {
+                return INVALID_VALUE;
+            }
             let mut launch = Launch::new([x, y, z], [u, v, w]);
             launch.shared_bytes = shared;
             launch.arguments = entry
@@ -277,7 +305,7 @@ driver! {
     cuGraphExecDestroy(graph: usize) { with(|d| if d.graphs.remove(&graph).is_some() { SUCCESS } else { INVALID_VALUE }) }
 
     cuEventCreate(event: *mut usize, _flags: c_uint) { *event = 1; SUCCESS }
-    cuEventRecord(_event: usize, _stream: usize) { SUCCESS }
+    cuEventRecordWithFlags(_event: usize, _stream: usize, _flags: c_uint) { SUCCESS }
     cuEventElapsedTime(milliseconds: *mut f32, _start: usize, _end: usize) { *milliseconds = 1.0; SUCCESS }
     cuEventDestroy_v2(_event: usize) { SUCCESS }
 }

@@ -265,6 +265,13 @@ pub struct Module {
     pub entries: Vec<Arc<Entry>>,
 }
 
+impl Entry {
+    /// Bytes of shared memory that a block has whatever its launch gives it.
+    pub fn static_shared_bytes(&self) -> u64 {
+        self.static_shared
+    }
+}
+
 impl Module {
     /// The kernel of that name.
     pub fn entry(&self, name: &str) -> Option<&Arc<Entry>> {

@@ -11,14 +11,14 @@ use std::ffi::{CString, c_void};
 
 /// Bytes of the log that the driver's compiler writes.
 const LOG: usize = 8192;
-/// Dynamic shared memory that every kernel may have.
-const DEFAULT_SHARED: u32 = 48 * 1024;
 
 /// An entry, and the bytes of each of its parameters.
 #[derive(Clone, Debug)]
 pub struct Function {
     pub(super) handle: sys::CUfunction,
     pub(super) parameters: Vec<usize>,
+    /// Most dynamic shared memory of a block.
+    most_shared: u32,
 }
 
 // SAFETY: a handle that may be used from any thread.
@@ -38,25 +38,19 @@ impl Modules {
         let function = match self.functions.get(&(folder, file, kernel.entry.clone())) {
             Some(function) => function.clone(),
             None => {
-                let function = self.load(kernel)?;
+                let function = self.load(kernel, most_shared)?;
                 self.functions.insert((folder, file, kernel.entry.clone()), function.clone());
                 function
             }
         };
-        if kernel.shared_bytes > most_shared {
+        if kernel.shared_bytes > function.most_shared {
             let what = format!("the shared memory of a block of {}", kernel.entry);
-            return Err(Error::TooLarge { what, bytes: kernel.shared_bytes.into(), limit: most_shared.into() });
-        }
-        if kernel.shared_bytes > DEFAULT_SHARED {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            let result = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, kernel.shared_bytes as i32) };
-            checked(result, "raising a kernel's shared memory")?;
+            return Err(Error::TooLarge { what, bytes: kernel.shared_bytes.into(), limit: function.most_shared.into() });
         }
         Ok(function)
     }
 
-    fn load(&mut self, kernel: &Ptx) -> Result<Function> {
+    fn load(&mut self, kernel: &Ptx, most_shared: u32) -> Result<Function> {
         let lacks = || rejected(kernel, format!("its file has no entry `{}`", kernel.entry));
         let (module, text) = match self.loaded.entry((kernel.file.folder, kernel.file.name)) {
             Slot::Occupied(loaded) => loaded.into_mut(),
@@ -74,7 +68,7 @@ impl Modules {
             return Err(lacks());
         }
         checked(result, "looking for a kernel's entry")?;
-        Ok(Function { handle, parameters })
+        Ok(Function { handle, parameters, most_shared: allow_shared(handle, most_shared)? })
     }
 
     /// Unloads all; the context is current, nothing runs.
@@ -84,6 +78,22 @@ impl Modules {
             // SAFETY: loaded by `cuModuleLoadDataEx` in this context.
             unsafe { sys::cuModuleUnload(module) };
         }
+    }
+}
+
+/// Allows a kernel all of a block's shared memory, of which it may have 48 KiB without asking: its own and what launches give it, which
+/// is returned. Set once, as the last value that is set holds for launches that were made ready before, too.
+fn allow_shared(function: sys::CUfunction, most_shared: u32) -> Result<u32> {
+    use sys::CUfunction_attribute::{
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
+    };
+    let mut own = 0;
+    // SAFETY: an out parameter; the function is loaded.
+    unsafe {
+        checked(sys::cuFuncGetAttribute(&mut own, STATIC, function), "asking for a kernel's shared memory")?;
+        let dynamic = most_shared.saturating_sub(own.max(0) as u32);
+        checked(sys::cuFuncSetAttribute(function, DYNAMIC, dynamic as i32), "raising a kernel's shared memory")?;
+        Ok(dynamic)
     }
 }
 

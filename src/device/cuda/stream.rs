@@ -119,10 +119,13 @@ pub struct Events {
 }
 
 impl Events {
-    /// Event `i` happens when what is on the stream now is done.
+    /// Event `i` happens when what a graph under capture has up to here is done.
     pub fn record(&self, i: usize) -> Result<()> {
-        // SAFETY: an event of this context.
-        unsafe { checked(sys::cuEventRecord(self.all[i], self.gpu.stream()), "recording an event") }
+        let external = sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: an event of this context; with the flag the graph has it as a node, without it would only order what follows.
+        unsafe {
+            checked(sys::cuEventRecordWithFlags(self.all[i], self.gpu.stream(), external), "recording an event")
+        }
     }
 
     /// Seconds from event `i` to the next one; both have happened.
