@@ -2,7 +2,10 @@
 
 use crate::graph::{Graph, Op, Signature, Value};
 use crate::nn::{InputSpec, Network};
-use crate::ops::{Affine, Cast, DiffusionUpdate, GradNorm, Optimizer, OptimizerKind};
+use crate::ops::{
+    Activation, Affine, Attention, Cast, Conv2d, DiffusionUpdate, Epilogue, GradNorm, GroupNorm, LayerNorm, Linear,
+    Optimizer, OptimizerKind,
+};
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::ptx::Counters;
@@ -26,6 +29,8 @@ const MODELS: &[(&str, &str, &str, usize)] = &[
 
 /// Ops of samplers and training steps, which stand in no network.
 const STEPS: &str = "steps";
+/// Ops that `benches/peers/pytorch_gpu.py` measures in PyTorch, with the same shapes.
+const PEERS: &str = "peers";
 
 const SDXL: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 128, "in_channels": 4, "out_channels": 4,
  "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048,
@@ -63,7 +68,8 @@ impl Case {
 /// The names that [`cases`] takes.
 pub fn models() -> Vec<(&'static str, &'static str)> {
     let networks = MODELS.iter().map(|(name, what, ..)| (*name, *what));
-    networks.chain([(STEPS, "steps of samplers and optimisers")]).collect()
+    let others = [(STEPS, "steps of samplers and optimisers"), (PEERS, "what benches/peers measure in PyTorch")];
+    networks.chain(others).collect()
 }
 
 /// All different ops of a network's forward, or of its training step, for a batch of samples.
@@ -71,15 +77,22 @@ pub fn models() -> Vec<(&'static str, &'static str)> {
 /// # Errors
 /// [`Error::Invalid`] for a name that is none of [`models`].
 pub fn cases(model: &str, batch: usize, training: bool) -> Result<Vec<Case>> {
-    let (mut cases, mut known): (Vec<Case>, HashMap<String, usize>) = Default::default();
-    if model == STEPS {
-        return steps(batch);
+    match (model, MODELS.iter().find(|m| m.0 == model)) {
+        (STEPS, _) => steps(batch),
+        (PEERS, _) => Ok(cases_of(&peers(training)?, PEERS)),
+        (_, Some(&(model, _, config, side))) => {
+            Ok(cases_of(&graph(config, model, InputSpec::new(batch, side, side), training)?, model))
+        }
+        _ => {
+            let names: Vec<&str> = models().iter().map(|m| m.0).collect();
+            Err(Error::invalid("--model", format!("`{model}` is none of {}", names.join(", "))))
+        }
     }
-    let Some(&(model, _, config, side)) = MODELS.iter().find(|m| m.0 == model) else {
-        let names: Vec<&str> = models().iter().map(|m| m.0).collect();
-        return Err(Error::invalid("--model", format!("`{model}` is none of {}", names.join(", "))));
-    };
-    let graph = graph(config, model, InputSpec::new(batch, side, side), training)?;
+}
+
+/// All different ops of a graph.
+fn cases_of(graph: &Graph, model: &'static str) -> Vec<Case> {
+    let (mut cases, mut known): (Vec<Case>, HashMap<String, usize>) = Default::default();
     for node in graph.nodes().iter().filter(|n| !n.op.is_view()) {
         let io = graph.signature(node);
         let number = *known.entry(format!("{:?} {io:?}", node.op)).or_insert(cases.len());
@@ -88,7 +101,7 @@ pub fn cases(model: &str, batch: usize, training: bool) -> Result<Vec<Case>> {
             None => cases.push(Case { op: node.op.clone(), io, model, count: 1 }),
         }
     }
-    Ok(cases)
+    cases
 }
 
 fn graph(config: &str, model: &str, spec: InputSpec, training: bool) -> Result<Graph> {
@@ -104,6 +117,66 @@ fn graph(config: &str, model: &str, spec: InputSpec, training: bool) -> Result<G
     let parameters: Vec<Value> = graph.parameters().map(|(v, _)| v).collect();
     gradients(&mut graph, &[(out, seed)], &parameters, Recompute::Off)?;
     Ok(fuse(&graph, Purpose::Inference)?.0)
+}
+
+/// Products, 3×3 convolutions, attention, norms, and their gradients if `training`.
+fn peers(training: bool) -> Result<Graph> {
+    let mut g = Graph::new();
+    let mut outputs = vec![];
+    let mut apply = |g: &mut Graph, op: Arc<dyn Op>, inputs: &[TensorType]| -> Result<()> {
+        let at = outputs.len();
+        let named = inputs.iter().enumerate().map(|(i, ty)| g.parameter(format!("in{at}.{i}"), ty.clone()));
+        let inputs: Vec<Value> = named.collect();
+        outputs.push(g.apply_arc(op, &inputs)?[0]);
+        Ok(())
+    };
+    let f32s = |shape: &[usize]| TensorType::f32(shape);
+    let plain = Epilogue::default();
+    for [m, k, n] in [
+        [4096, 4096, 4096],
+        [8192, 8192, 8192],
+        [1024, 1152, 3456],
+        [1024, 1152, 4608],
+        [1024, 4608, 1152],
+        [16384, 320, 2560],
+    ] {
+        apply(&mut g, Arc::new(Linear(plain)), &[f32s(&[m, k]), TensorType::panels([k, n])])?;
+    }
+    for [batch, side, c] in
+        [[4, 64, 320], [4, 32, 640], [4, 16, 1280], [4, 8, 1280], [64, 32, 128], [64, 32, 256], [64, 16, 256]]
+    {
+        let inputs = [f32s(&[batch, side, side, c]), TensorType::panels([9, c, c])];
+        apply(&mut g, Arc::new(Conv2d::same(3, plain)), &inputs)?;
+    }
+    for [batch, heads, tokens, size] in [
+        [4, 8, 4096, 40],
+        [4, 8, 1024, 80],
+        [4, 8, 256, 160],
+        [4, 10, 4096, 64],
+        [4, 16, 256, 72],
+        [2, 16, 4096, 128],
+        [4, 4, 256, 256],
+    ] {
+        let scale = (size as f32).powf(-0.5);
+        let inputs = [0; 3].map(|_| f32s(&[batch, tokens, heads * size]));
+        apply(&mut g, Arc::new(Attention { heads, scale }), &inputs)?;
+    }
+    for [batch, side, c] in [[4, 64, 320], [4, 32, 640], [64, 32, 128]] {
+        let norm = GroupNorm { groups: 32, eps: 1e-5, activation: Activation::Silu, modulate: false };
+        apply(&mut g, Arc::new(norm), &[f32s(&[batch, side, side, c]), f32s(&[c]), f32s(&[c])])?;
+    }
+    let norm = LayerNorm { eps: 1e-5, affine: false, modulate: true };
+    apply(&mut g, Arc::new(norm), &[f32s(&[64, 256, 1152]), f32s(&[64, 1152]), f32s(&[64, 1152])])?;
+    for (i, y) in outputs.iter().enumerate() {
+        g.output(format!("out{i}"), *y);
+    }
+    if training {
+        let seeds: Vec<(Value, Value)> =
+            outputs.iter().map(|y| (*y, g.input(format!("dy{y:?}"), g.ty(*y).clone()))).collect();
+        let parameters: Vec<Value> = g.parameters().map(|(v, _)| v).collect();
+        gradients(&mut g, &seeds, &parameters, Recompute::Off)?;
+    }
+    Ok(g)
 }
 
 /// A step of a sampler on latents of 64×64×4, and one of an optimiser on 35.7 million weights: as many as ddpm-cifar10 has.
@@ -195,7 +268,7 @@ fn outputs(case: &Case, device: &Device, dtype: DType, rounded: DType) -> Result
     let mut inputs = Vec::new();
     for (i, ty) in case.io.inputs.iter().enumerate() {
         let x = g.input(format!("in{i}"), ty.clone());
-        let narrow = dtype != DType::F32 && ty.dtype == DType::F32;
+        let narrow = dtype != DType::F32 && ty.dtype == DType::F32 && !case.op.stays_f32(i);
         inputs.push(if narrow { g.apply(Cast(dtype), &[x])? } else { x });
     }
     for (i, y) in g.apply_arc(case.op.clone(), &inputs)?.into_iter().enumerate() {
@@ -327,9 +400,12 @@ fn alone(case: &Case, device: &Device, dtype: DType) -> Result<Option<Schedule>>
         return Ok(None);
     }
     let mut g = Graph::new();
-    let stored = |ty: &TensorType| if ty.dtype == DType::F32 { TensorType { dtype, ..ty.clone() } } else { ty.clone() };
-    let inputs: Vec<Value> =
-        case.io.inputs.iter().enumerate().map(|(i, ty)| g.input(format!("in{i}"), stored(ty))).collect();
+    let stored = |(i, ty): (usize, &TensorType)| match ty.dtype {
+        DType::F32 if !case.op.stays_f32(i) => TensorType { dtype, ..ty.clone() },
+        _ => ty.clone(),
+    };
+    let types = case.io.inputs.iter().enumerate().map(stored);
+    let inputs: Vec<Value> = types.enumerate().map(|(i, ty)| g.input(format!("in{i}"), ty)).collect();
     for (i, y) in g.apply_arc(case.op.clone(), &inputs)?.into_iter().enumerate() {
         g.output(format!("out{i}"), y);
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 pub struct LabArgs {
     /// Only this op or kernel
     name: Option<String>,
-    /// Where shapes come from: sd15, sdxl, dit-xl-2, edm-cifar10, ddpm-cifar10, tiny-unet, tiny-dit, steps [default: tiny-unet, tiny-dit]
+    /// Where shapes come from: sd15, sdxl, dit-xl-2, edm-cifar10, ddpm-cifar10, tiny-unet, tiny-dit, steps, peers [default: tiny-unet, tiny-dit]
     #[arg(long = "model")]
     models: Vec<String>,
     #[arg(long, default_value_t = 1)]

@@ -45,7 +45,11 @@ impl Modules {
         };
         if kernel.shared_bytes > function.most_shared {
             let what = format!("the shared memory of a block of {}", kernel.entry);
-            return Err(Error::TooLarge { what, bytes: kernel.shared_bytes.into(), limit: function.most_shared.into() });
+            return Err(Error::TooLarge {
+                what,
+                bytes: kernel.shared_bytes.into(),
+                limit: function.most_shared.into(),
+            });
         }
         Ok(function)
     }

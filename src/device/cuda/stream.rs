@@ -123,9 +123,7 @@ impl Events {
     pub fn record(&self, i: usize) -> Result<()> {
         let external = sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL as u32;
         // SAFETY: an event of this context; with the flag the graph has it as a node, without it would only order what follows.
-        unsafe {
-            checked(sys::cuEventRecordWithFlags(self.all[i], self.gpu.stream(), external), "recording an event")
-        }
+        unsafe { checked(sys::cuEventRecordWithFlags(self.all[i], self.gpu.stream(), external), "recording an event") }
     }
 
     /// Seconds from event `i` to the next one; both have happened.
