@@ -81,6 +81,8 @@ __device__ __forceinline__ void store_sums(T* to, const float (&v)[4], u32 count
 // As `Finish`, where a phase's rows are in y.
 template <class T>
 struct PhaseRows {
+    using Operands = Pack<T, 4>;
+
     const Epilogue<T>& epilogue;
     f32* parts;
     const Window& all;
@@ -90,22 +92,33 @@ struct PhaseRows {
     __device__ __forceinline__ bool wide() const { return gridDim.y == 1 ? epilogue.wide() : epilogue.n % 4 == 0; }
     __device__ __forceinline__ bool activates() const { return false; }
     __device__ __forceinline__ void activated(u32, u32, float (&)[4]) const {}
+    __device__ __forceinline__ bool has(u32 row, u32 col) const { return row < rows && col < epilogue.n; }
 
-    template <bool WIDE>
-    __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
-        u32 m = epilogue.m, n = epilogue.n;
-        if (row >= rows || col >= n) return;
+    // Where four columns of a row are in y.
+    __device__ __forceinline__ u64 at(u32 row, u32 col) const {
         Pixel pixel(phase.w, row);
         u32 y = all.dilation * pixel.y + phase.first_y, x = all.dilation * pixel.x + phase.first_x;
-        u64 at = u64((pixel.image * all.out_height + y) * all.out_width + x) * n + col;
+        return u64((pixel.image * all.out_height + y) * all.out_width + x) * epilogue.n + col;
+    }
+
+    template <bool WIDE>
+    __device__ __forceinline__ Operands operands(u32 row, u32 col) const {
+        if (gridDim.y > 1 || !epilogue.has_residual || !has(row, col)) return Operands::zeros();
+        return four<WIDE>(epilogue.residual + at(row, col), epilogue.n - col);
+    }
+
+    template <bool WIDE>
+    __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4], const Operands& residual) const {
+        u32 m = epilogue.m, n = epilogue.n;
+        if (!has(row, col)) return;
         if (gridDim.y > 1) {
-            store_sums<WIDE>(parts + u64(blockIdx.y) * m * n + at, v, n - col);
+            store_sums<WIDE>(parts + u64(blockIdx.y) * m * n + at(row, col), v, n - col);
             return;
         }
-        if (epilogue.has_residual) add_quad<WIDE>(v, epilogue.residual + at, n - col);
+        add_pack(v, residual);
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] *= epilogue.scale;
-        store_sums<WIDE>(epilogue.y + at, v, n - col);
+        store_sums<WIDE>(epilogue.y + at(row, col), v, n - col);
     }
 };
 

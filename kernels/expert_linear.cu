@@ -21,7 +21,7 @@ __device__ __forceinline__ void expert_linear(const f32* x, const f32* w, const 
         Terms terms{0, k};
         Rows<Tile::ROWS, Tile::WARPS> a(x + u64(of.first) * k, k, row, count, terms);
         Panels<Tile::COLS, Tile::WARPS> b(w + u64(slot_of(e, experts, reversed)) * k * 16, experts * k, col, n, terms);
-        Tile::run(a, b, terms, row, col, RowStore<f32>{y + u64(of.first) * n, nullptr, 0, count, n});
+        Tile::run(a, b, terms, row, col, RowStore<f32>(y + u64(of.first) * n, nullptr, 0, count, n));
         return;
     }
 }

@@ -16,7 +16,7 @@ __device__ __forceinline__ void weight_grad(const f32* x, const f32* dy, const i
     Columns<Tile::ROWS, Tile::WARPS> a(x, k, row, k, terms);
     Columns<Tile::COLS, Tile::WARPS> b(dy, n, col, n, terms);
     f32* to = dw + u64(slot_of(place.batch, experts, reversed)) * k * 16;
-    Tile::run(a, b, terms, row, col, PanelStore{to, k, n, experts * k});
+    Tile::run(a, b, terms, row, col, PanelStore(to, k, n, experts * k));
 }
 
 #define WEIGHT_GRAD(SIZE, WARPS_M, WARPS_N, BLOCKS)                                                                                       \

@@ -108,8 +108,7 @@ __device__ __forceinline__ void linear_few(const T* x, const T* w, u32 k, const 
     for (int i = 0; i < 4; i++) add_quad<true>(v, shared + i * 16 * PITCH + 4 * threadIdx.x, 4);
     u32 row = first + threadIdx.x / 4;
     col = blockIdx.x * 16 + threadIdx.x % 4 * 4;
-    if (epilogue.activates()) epilogue.activated(row, col, v);
-    epilogue.wide() ? epilogue.template store<true>(row, col, v) : epilogue.template store<false>(row, col, v);
+    finish_quad(row, col, v, epilogue);
 }
 
 #define LINEAR_FEW(T)                                                                                                                     \

@@ -13,7 +13,7 @@ __device__ __forceinline__ void matmul(const T* a, const T* b, T* y, f32* parts,
     A left(a + u64(place.batch) * m * k, A_TURNED ? m : k, row, m, terms);
     B right(b + u64(place.batch) * n * k, B_TURNED ? k : n, col, n, terms);
     u64 at = u64(place.batch) * m * n;
-    Tile::run(left, right, terms, row, col, RowStore<T>{y + at, parts + at, u64(batches) * m * n, m, n});
+    Tile::run(left, right, terms, row, col, RowStore<T>(y + at, parts + at, u64(batches) * m * n, m, n));
 }
 
 #define MATMUL(T, NAME, SIZE, THREADS, BLOCKS, ...)                                                                                       \

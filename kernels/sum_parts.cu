@@ -16,8 +16,7 @@ __device__ __forceinline__ void sum_parts(const f32* parts, u32 count, const Epi
         n % 4 == 0 ? add_quad<true>(sum, from, n - col) : add_quad<false>(sum, from, n - col);
         from += u64(m) * n;
     }
-    if (epilogue.activates()) epilogue.activated(row, col, sum);
-    epilogue.wide() ? epilogue.template store<true>(row, col, sum) : epilogue.template store<false>(row, col, sum);
+    finish_quad(row, col, sum, epilogue);
 }
 
 #define ENTRY(T)                                                                                                                          \

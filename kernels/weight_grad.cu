@@ -30,7 +30,7 @@ __device__ __forceinline__ void weight_grad(A source, const T* dy, f32* dw, f32*
     Terms terms = terms_of(k, part);
     typename Kind::Dy b(dy, n, col, n, terms);
     f32* to = gridDim.y == 1 ? dw : parts + u64(blockIdx.y) * m * (tiles_of(n, 16) * 16);
-    Tile::run(source(row, terms), b, terms, row, col, PanelStore{to, m, n, m});
+    Tile::run(source(row, terms), b, terms, row, col, PanelStore(to, m, n, m));
 }
 
 #define WEIGHT_GRAD(T, SIZE, THREADS, BLOCKS, ...)                                                                                        \

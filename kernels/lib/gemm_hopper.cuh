@@ -106,6 +106,8 @@ struct Taps {
 // An end for the sums of a patch: lane i knows the pixel of the warp's row i, of which there are 16 or twice 16.
 template <class T>
 struct PatchStore {
+    using Operands = typename Finish<T>::Operands;
+
     Finish<T> finish;
     u32 pixel;
 
@@ -115,8 +117,13 @@ struct PatchStore {
     __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { finish.activated(of(row), col, v); }
 
     template <bool WIDE>
-    __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4]) const {
-        finish.template store<WIDE>(of(row), col, v);
+    __device__ __forceinline__ Operands operands(u32 row, u32 col) const {
+        return finish.template operands<WIDE>(of(row), col);
+    }
+
+    template <bool WIDE>
+    __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4], const Operands& operands) const {
+        finish.template store<WIDE>(of(row), col, v, operands);
     }
 };
 
@@ -228,18 +235,28 @@ struct Wgmma {
         }
     }
 
+    // Sums are sent in rounds of 8 rows and PART columns a warp.
+    static constexpr int PARTS = COLS / PART, ROUNDS = TEAMS * PARTS * 2;
+    static __device__ __forceinline__ int row_of(int round) { return round / 2 / PARTS * 16 + round % 2 * 8; }
+    static __device__ __forceinline__ int col_of(int round) { return round / 2 % PARTS * PART; }
+
     __device__ __forceinline__ void send(f32* room, const Sums& sums, const TilePlace& at, const Finish<T>& finish) const {
-        constexpr int PARTS = COLS / PART;
         u32 lane = lane_id(), first = TEAMS == 2 ? lane / 16 * 64 : warp_id() / 4 * 64;
         Patch patch(patches, at.row);
         PatchStore<T> out{finish, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, finish.epilogue.m)};
+        using Way = Sending<8, PART, PITCH, PatchStore<T>>;
+        Way next;
         f32* to = room + lane / 4 * PITCH + lane % 4 * 2;
-        // A loop, so that the code of an end is there once; registers are not chosen by a number, so that each round has its own stores.
+        bool wide = out.wide();
+        // A loop, so that the code of an end is there once; registers are not chosen by a number, so that each round has its own stores. What a round
+        // adds is on its way while the one before it is sent.
 #pragma unroll 1
-        for (int round = 0; round < TEAMS * PARTS * 2; round++) {
-            int row = round / 2 / PARTS * 16 + round % 2 * 8, col = round / 2 % PARTS * PART;
+        for (int round = -1; round < ROUNDS; round++) {
+            Way now = next;
+            if (wide && round + 1 < ROUNDS) next.bring(row_of(round + 1), at.col * COLS + col_of(round + 1), out);
+            if (round < 0) continue;
 #pragma unroll
-            for (int r = 0; r < TEAMS * PARTS * 2; r++)
+            for (int r = 0; r < ROUNDS; r++)
                 if (r == round)
 #pragma unroll
                     for (int j = 0; j < PART / 8; j++) {
@@ -247,7 +264,11 @@ struct Wgmma {
                         store_shared(to + 8 * j, pair[0], pair[1]);
                     }
             __syncwarp();
-            send_sums<8, PART, PITCH>(room, row, at.col * COLS + col, out);
+            if (wide) {
+                now.send(room, row_of(round), at.col * COLS + col_of(round), out);
+            } else {
+                send_narrow<8, PART, PITCH>(room, row_of(round), at.col * COLS + col_of(round), out);
+            }
             __syncwarp();
         }
     }

@@ -75,6 +75,11 @@ struct alignas(sizeof(T) * N) Pack {
         Whole whole;
     };
     __device__ __forceinline__ Pack() {}
+    static __device__ __forceinline__ Pack zeros() {
+        Pack pack;
+        pack.whole = Whole{};
+        return pack;
+    }
     __device__ __forceinline__ Pack(const Pack& other) : whole(other.whole) {}
     __device__ __forceinline__ Pack& operator=(const Pack& other) {
         whole = other.whole;
