@@ -1,10 +1,10 @@
-"""PyTorch on the same GPU, beside `langevin kernels bench` and `langevin bench`: one line of JSON a measurement.
+"""PyTorch on the same GPU, beside `langevin kernels bench --model peers` and `langevin bench`: one line of JSON a measurement.
 
-    python3 benches/peers/pytorch_gpu.py
+    python3 benches/peers/pytorch_gpu.py [PART ...]
 
 Products by cuBLAS, convolutions by cuDNN (channels last), attention by every back end of SDPA, group norm + SiLU and layer norm + modulation eager and
-compiled, networks eager and compiled for most speed. Times are medians by CUDA events, caches cold. Written without a GPU at hand: only its
-syntax was checked.
+compiled; networks and a training step (of diffusers, if it is installed) eager, compiled with CUDA graphs, and compiled with mode="max-autotune". Times are
+medians by CUDA events, caches cold before every run of a kernel. Compilers' caches are kept, so that a second run measures sooner.
 """
 import json
 import statistics
@@ -20,7 +20,7 @@ FLUSH = torch.empty(128 << 18, dtype=torch.int32, device=DEVICE)
 
 def milliseconds(run, runs=20):
     """Median time of a run, its caches cold."""
-    for _ in range(3):
+    for _ in range(4):
         run()
     times = []
     for _ in range(runs):
@@ -104,46 +104,72 @@ def norms():
         report("layer norm + modulation bf16", [64, 256, 1152], lambda: layer_of(x, scale, shift), size=4 * x.numel(), mode=mode)
 
 
-def networks():
-    try:
-        from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-    except ImportError as error:
-        print(f"networks: {error}", file=sys.stderr)
-        return
-    unet = UNet2DModel(sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, downsample_padding=0, attention_head_dim=None,
-                       down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-                       up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
-    sd15 = UNet2DConditionModel(sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8)
-    dit = DiTTransformer2DModel(num_layers=28, num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, patch_size=2,
-                                sample_size=32, num_embeds_ada_norm=1000)
-    cases = [
-        ("ddpm-cifar10", unet, lambda b: (tensor(b, 3, 32, 32), torch.full((b,), 500, device=DEVICE))),
-        ("sd15", sd15, lambda b: (tensor(b, 4, 64, 64), torch.full((b,), 500, device=DEVICE), tensor(b, 77, 768))),
-        ("dit-xl-2", dit, lambda b: (tensor(b, 4, 32, 32), torch.full((b,), 500, device=DEVICE), torch.zeros(b, dtype=torch.long, device=DEVICE))),
-    ]
-    for name, network, inputs in cases:
-        network = network.to(DEVICE, BF16).to(memory_format=torch.channels_last)
-        for mode, f in [("eager", network), ("max-autotune", torch.compile(network, mode="max-autotune"))]:
-            for batch in (1, 64) if name != "sd15" else (1, 4):
-                given = inputs(batch)
-                with torch.no_grad():
-                    report(f"{name} forward bf16", [batch], lambda: f(*given), mode=mode)
-    step = torch.compile(unet.float())
-    optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
-    x, t = torch.randn(64, 3, 32, 32, device=DEVICE), torch.full((64,), 500, device=DEVICE)
+# What `langevin bench` calls them; the batches that both run.
+NETWORKS = {"ddpm-cifar10": (1, 64), "dit-xl-2": (1, 64), "sd15": (1, 4)}
+COMPILED = ["reduce-overhead", "max-autotune"]
 
-    def train():
-        with torch.autocast(DEVICE, BF16):
-            loss = F.mse_loss(step(x, t).sample, x)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    torch.cuda.reset_peak_memory_stats()
-    report("ddpm-cifar10 training step", [64], train, mode="compiled, autocast")
-    print(json.dumps({"peer": "pytorch", "what": "peak memory of the training step", "bytes": torch.cuda.max_memory_allocated()}), flush=True)
+def network(name):
+    """A network, channels last, and its inputs for a batch."""
+    from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
+    half = lambda b: torch.full((b,), 500, device=DEVICE)
+    if name == "ddpm-cifar10":
+        down, up = "DownBlock2D", "UpBlock2D"
+        made = UNet2DModel(sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, downsample_padding=0, attention_head_dim=None,
+                           down_block_types=(down, "AttnDownBlock2D", down, down), up_block_types=(up, up, "AttnUpBlock2D", up))
+        inputs = lambda b: (tensor(b, 3, 32, 32), half(b))
+    elif name == "sd15":
+        made = UNet2DConditionModel(sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8)
+        inputs = lambda b: (tensor(b, 4, 64, 64), half(b), tensor(b, 77, 768))
+    else:
+        made = DiTTransformer2DModel(num_layers=28, num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, patch_size=2,
+                                     sample_size=32, num_embeds_ada_norm=1000)
+        inputs = lambda b: (tensor(b, 4, 32, 32), half(b), torch.zeros(b, dtype=torch.long, device=DEVICE))
+    return made.to(DEVICE).to(memory_format=torch.channels_last), inputs
+
+
+def forward(name):
+    """A network's forward in bf16."""
+    made, inputs = network(name)
+    made = made.to(BF16).eval()
+    for mode in ["eager", *COMPILED]:
+        torch.compiler.reset()
+        run = made if mode == "eager" else torch.compile(made, mode=mode, dynamic=False)
+        for batch in NETWORKS[name]:
+            given = inputs(batch)
+            with torch.no_grad():
+                report(f"{name} forward bf16", [batch], lambda: run(*given), mode=mode)
+
+
+def training():
+    """A step of ddpm-cifar10: autocast to bf16, AdamW."""
+    made, _ = network("ddpm-cifar10")
+    optimizer = torch.optim.AdamW(made.parameters(), fused=True)
+    x, t = torch.randn(64, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last), torch.full((64,), 500, device=DEVICE)
+    for mode in ["eager", *COMPILED]:
+        torch.compiler.reset()
+        run = made if mode == "eager" else torch.compile(made, mode=mode, dynamic=False)
+
+        def step():
+            with torch.autocast(DEVICE, BF16):
+                loss = F.mse_loss(run(x, t).sample, x)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        report("ddpm-cifar10 training step", [64], step, mode=mode)
+        print(json.dumps({"peer": "pytorch", "what": "peak memory of the training step", "mode": mode, "bytes": torch.cuda.max_memory_allocated()}), flush=True)
+
+
+PARTS = {"products": products, "convolutions": convolutions, "attention": attention, "norms": norms, "training": training}
+PARTS |= {name: lambda name=name: forward(name) for name in NETWORKS}
 
 if __name__ == "__main__":
-    for part in (products, convolutions, attention, norms, networks):
-        part()
+    for part in sys.argv[1:] or PARTS:
+        try:
+            PARTS[part]()
+        except ImportError as error:
+            print(f"{part}: {error}", file=sys.stderr)
