@@ -28,6 +28,16 @@ const MAX_DYNAMIC_SHARED_SIZE: c_int = 8;
 /// A launch with its parameters, kept by a graph.
 type Kept = (Arc<Entry>, Launch);
 
+/// `CUDA_KERNEL_NODE_PARAMS`.
+#[repr(C)]
+pub struct KernelNode {
+    function: usize,
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    parameters: *const *const u8,
+}
+
 #[derive(Default)]
 struct Driver {
     memory: Memory,
@@ -37,8 +47,8 @@ struct Driver {
     functions: HashMap<usize, Arc<Entry>>,
     /// What functions were allowed.
     dynamic_shared: HashMap<usize, c_uint>,
-    graphs: HashMap<usize, Vec<Kept>>,
-    capturing: Option<Vec<Kept>>,
+    /// Launches and events, in order.
+    graphs: HashMap<usize, Vec<Option<Kept>>>,
     handles: usize,
     /// What a launch did wrong: found at the next wait, as on a GPU.
     fault: Option<String>,
@@ -71,6 +81,32 @@ impl Driver {
             eprintln!("fake_libcuda: {failure}");
             self.fault.get_or_insert(failure.to_string());
         }
+    }
+
+    /// A launch with its parameters, if it may be made.
+    ///
+    /// # Safety
+    /// `parameters` must be as many pointers as the function takes, to as many bytes.
+    unsafe fn launch(
+        &self,
+        function: usize,
+        [grid, block]: [[c_uint; 3]; 2],
+        shared: c_uint,
+        parameters: *const *const u8,
+    ) -> Result<Kept, Status> {
+        let entry = self.functions.get(&function).cloned().ok_or(INVALID_VALUE)?;
+        let unasked = (48 * 1024 - entry.static_shared_bytes().min(48 * 1024)) as c_uint;
+        if shared > self.dynamic_shared.get(&function).copied().unwrap_or(unasked) {
+            return Err(INVALID_VALUE);
+        }
+        let mut launch = Launch::new(grid, block);
+        launch.shared_bytes = shared;
+        // SAFETY: the caller's pointers are valid.
+        let bytes = |(i, bytes): (usize, u64)| unsafe {
+            std::slice::from_raw_parts(*parameters.add(i), bytes as usize).to_vec()
+        };
+        launch.arguments = entry.parameters.iter().map(|p| p.bytes).enumerate().map(bytes).collect();
+        Ok((entry, launch))
     }
 
     fn in_use(&self) -> usize {
@@ -252,37 +288,45 @@ driver! {
     }
     cuLaunchKernel(
         function: usize, x: c_uint, y: c_uint, z: c_uint, u: c_uint, v: c_uint, w: c_uint, shared: c_uint, _stream: usize,
-        parameters: *mut *mut u8, _extra: *mut *mut c_void
+        parameters: *const *const u8, _extra: *mut *mut c_void
     ) {
-        with(|d| {
-            let Some(entry) = d.functions.get(&function).cloned() else { return INVALID_VALUE };
-            let own = entry.static_shared_bytes();
-            let allowed = d.dynamic_shared.get(&function).copied().unwrap_or((48 * 1024 - own.min(48 * 1024)) as c_uint);
-            if shared > allowed {
-                return INVALID_VALUE;
-            }
-            let mut launch = Launch::new([x, y, z], [u, v, w]);
-            launch.shared_bytes = shared;
-            launch.arguments = entry
-                .parameters
-                .iter()
-                .enumerate()
-                .map(|(i, p)| std::slice::from_raw_parts(*parameters.add(i), p.bytes as usize).to_vec())
-                .collect();
-            match &mut d.capturing {
-                Some(kept) => kept.push((entry, launch)),
-                None => d.run(&(entry, launch)),
-            }
-            SUCCESS
+        with(|d| match d.launch(function, [[x, y, z], [u, v, w]], shared, parameters) {
+            Ok(kept) => { d.run(&kept); SUCCESS }
+            Err(status) => status,
         })
     }
 
-    cuStreamBeginCapture_v2(_stream: usize, _mode: c_int) { with(|d| { d.capturing = Some(vec![]); SUCCESS }) }
-    cuStreamEndCapture(_stream: usize, graph: *mut usize) {
+    cuGraphCreate(graph: *mut usize, _flags: c_uint) {
         with(|d| {
-            let Some(kept) = d.capturing.take() else { return INVALID_VALUE };
             *graph = d.handle();
-            d.graphs.insert(*graph, kept);
+            d.graphs.insert(*graph, vec![]);
+            SUCCESS
+        })
+    }
+    cuGraphAddKernelNode_v2(node: *mut usize, graph: usize, after: *const usize, count: usize, description: *const KernelNode) {
+        let k = &*description;
+        with(|d| {
+            let kept = match d.launch(k.function, [k.grid, k.block], k.shared, k.parameters) {
+                Ok(kept) => kept,
+                Err(status) => return status,
+            };
+            let after = if count == 0 { &[][..] } else { std::slice::from_raw_parts(after, count) };
+            // Nodes run in the order in which they were added, which is one of those that are allowed.
+            match d.graphs.get_mut(&graph) {
+                Some(nodes) if after.iter().all(|number| (1..=nodes.len()).contains(number)) => {
+                    nodes.push(Some(kept));
+                    *node = nodes.len();
+                    SUCCESS
+                }
+                _ => INVALID_VALUE,
+            }
+        })
+    }
+    cuGraphAddEventRecordNode(node: *mut usize, graph: usize, _after: *const usize, _count: usize, _event: usize) {
+        with(|d| {
+            let Some(nodes) = d.graphs.get_mut(&graph) else { return INVALID_VALUE };
+            nodes.push(None);
+            *node = nodes.len();
             SUCCESS
         })
     }
@@ -297,7 +341,7 @@ driver! {
     cuGraphLaunch(graph: usize, _stream: usize) {
         with(|d| {
             let Some(kept) = d.graphs.get(&graph).cloned() else { return INVALID_VALUE };
-            kept.iter().for_each(|launch| d.run(launch));
+            kept.iter().flatten().for_each(|launch| d.run(launch));
             SUCCESS
         })
     }
@@ -305,7 +349,6 @@ driver! {
     cuGraphExecDestroy(graph: usize) { with(|d| if d.graphs.remove(&graph).is_some() { SUCCESS } else { INVALID_VALUE }) }
 
     cuEventCreate(event: *mut usize, _flags: c_uint) { *event = 1; SUCCESS }
-    cuEventRecordWithFlags(_event: usize, _stream: usize, _flags: c_uint) { SUCCESS }
     cuEventElapsedTime(milliseconds: *mut f32, _start: usize, _end: usize) { *milliseconds = 1.0; SUCCESS }
     cuEventDestroy_v2(_event: usize) { SUCCESS }
 }

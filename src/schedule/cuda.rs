@@ -1,16 +1,17 @@
 //! The cuda device's side of a session.
 
 use super::engine::{Engine, foreign, place};
+use super::order::{Access, dependencies};
 use super::{Command, Schedule};
 use crate::Result;
-use crate::device::cuda::{Arena, Function, Gpu, Graph};
+use crate::device::cuda::{Arena, Gpu, Graph, Launch, Node};
 use crate::device::{HostWork, ptx};
 use crate::graph::Kernel;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Launches whose parameters never change: kernels read the current row from the arena. So a program is captured as a graph when it first
-/// runs as a whole, and then launched at once.
+/// Launches whose parameters never change: kernels read the current row from the arena. So a program becomes a graph when it first runs as a
+/// whole, and is then launched at once. What does not touch the same memory runs side by side.
 #[derive(Debug)]
 pub(super) struct Cuda {
     programs: Vec<Vec<Launch>>,
@@ -24,21 +25,11 @@ pub(super) struct Cuda {
     last: String,
 }
 
-#[derive(Debug)]
-struct Launch {
-    function: Function,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared_bytes: u32,
-    parameters: Vec<Vec<u8>>,
-    what: String,
-}
-
 impl Cuda {
     pub(super) fn new(gpu: &Gpu, schedule: &Schedule) -> Result<Cuda> {
         let arena = Arena::new(gpu, schedule.arena_bytes())?;
         let launches = |commands: &[Command]| {
-            commands.iter().map(|command| Launch::new(gpu, &arena, schedule, command)).collect::<Result<Vec<_>>>()
+            commands.iter().map(|command| launch(gpu, &arena, schedule, command)).collect::<Result<Vec<_>>>()
         };
         let programs = schedule.programs.iter().map(|p| launches(&p.commands)).collect::<Result<Vec<_>>>()?;
         let graphs = programs.iter().map(|_| None).collect();
@@ -46,30 +37,47 @@ impl Cuda {
         Ok(Cuda { programs, graphs, arena, rows: None, gpu: gpu.clone(), work, last })
     }
 
+    /// All launches of a program, each behind those that it has to wait for.
+    fn graph(&self, accesses: &[Access], launches: &[Launch]) -> Result<Graph> {
+        let plan = self.gpu.plan()?;
+        let mut nodes = Vec::with_capacity(launches.len());
+        for (launch, waits) in launches.iter().zip(dependencies(accesses)) {
+            let after: Vec<Node> = waits.iter().map(|i| nodes[*i]).collect();
+            nodes.push(plan.launch(launch, &after)?);
+        }
+        plan.finish()
+    }
+
     fn wait(&self) -> Result<()> {
         self.gpu.wait(&format!("while the GPU ran {}", self.last))
     }
 }
 
-impl Launch {
-    fn new(gpu: &Gpu, arena: &Arena, schedule: &Schedule, command: &Command) -> Result<Launch> {
-        let Kernel::Ptx(kernel) = &command.kernel else { return Err(foreign("cuda", &command.kernel)) };
-        let addresses = command.args.iter().map(|slice| arena.at(place(schedule, slice), slice.bytes));
-        let addresses = addresses.collect::<Result<Vec<_>>>()?;
-        let encode = |map: &_| gpu.encode(map);
-        Ok(Launch {
-            function: gpu.function(kernel)?,
-            grid: command.grid,
-            block: command.block,
-            shared_bytes: kernel.shared_bytes,
-            parameters: ptx::parameters(&addresses, &command.boxes, &command.scalars, encode)?,
-            what: format!("{} for {} ({})", kernel.entry, command.op, command.scope),
-        })
-    }
+fn launch(gpu: &Gpu, arena: &Arena, schedule: &Schedule, command: &Command) -> Result<Launch> {
+    let Kernel::Ptx(kernel) = &command.kernel else { return Err(foreign("cuda", &command.kernel)) };
+    let addresses = command.args.iter().map(|slice| arena.at(place(schedule, slice), slice.bytes));
+    let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    let encode = |map: &_| gpu.encode(map);
+    Ok(Launch {
+        function: gpu.function(kernel)?,
+        grid: command.grid,
+        block: command.block,
+        shared_bytes: kernel.shared_bytes,
+        parameters: ptx::parameters(&addresses, &command.boxes, &command.scalars, encode)?,
+        what: format!("{} for {} ({})", kernel.entry, command.op, command.scope),
+    })
+}
 
-    fn run(&self, gpu: &Gpu) -> Result<()> {
-        gpu.launch(&self.function, self.grid, self.block, self.shared_bytes, &self.parameters, &self.what)
-    }
+/// The places in the arena that each launch of a program touches.
+fn accesses(schedule: &Schedule, program: usize) -> Vec<Access> {
+    let of = |command: &Command| {
+        let places = |numbers: &[usize]| {
+            let slices = numbers.iter().map(|i| &command.args[*i]);
+            slices.map(|slice| (place(schedule, slice), slice.bytes)).map(|(at, bytes)| at..at + bytes).collect()
+        };
+        Access { reads: places(&command.reads), writes: places(&command.writes) }
+    };
+    schedule.programs[program].commands.iter().map(of).collect()
 }
 
 impl Engine for Cuda {
@@ -120,14 +128,14 @@ impl Engine for Cuda {
         if commands.len() > 1 && commands.len() == launches.len() {
             let graph = match self.graphs[program].take() {
                 Some(graph) => graph,
-                None => self.gpu.capture(|| launches.iter().try_for_each(|launch| launch.run(&self.gpu)))?,
+                None => self.graph(&accesses(schedule, program), launches)?,
             };
             graph.launch()?;
             self.graphs[program] = Some(graph);
             self.work.submit_seconds += start.elapsed().as_secs_f64();
             return Ok(());
         }
-        launches[commands].iter().try_for_each(|launch| launch.run(&self.gpu))?;
+        launches[commands].iter().try_for_each(|launch| self.gpu.launch(launch))?;
         self.work.encode_seconds += start.elapsed().as_secs_f64();
         Ok(())
     }
@@ -137,14 +145,12 @@ impl Engine for Cuda {
         let launches = &self.programs[program];
         let events = self.gpu.events(launches.len() + 1)?;
         // Launched one by one, small kernels would wait for the host, and times be its own.
-        let graph = self.gpu.capture(|| {
-            events.record(0)?;
-            launches.iter().enumerate().try_for_each(|(i, launch)| {
-                launch.run(&self.gpu)?;
-                events.record(i + 1)
-            })
-        })?;
-        graph.launch()?;
+        let plan = self.gpu.plan()?;
+        let mut last = plan.record(&events, 0, &[])?;
+        for (i, launch) in launches.iter().enumerate() {
+            last = plan.record(&events, i + 1, &[plan.launch(launch, &[last])?])?;
+        }
+        plan.finish()?.launch()?;
         self.wait()?;
         (0..launches.len()).try_for_each(|i| events.seconds(i).map(|seconds| timing(i, seconds)))
     }

@@ -5,6 +5,8 @@ mod cuda;
 mod engine;
 #[cfg(feature = "wgpu")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod order;
 mod program;
 mod ptx;
 mod report;

@@ -2,13 +2,15 @@
 
 mod arena;
 mod driver;
+mod graph;
 mod module;
 mod stream;
 mod tensor;
 
 pub use arena::Arena;
+pub use graph::{Graph, Node, Plan};
 pub use module::Function;
-pub use stream::{Events, Graph};
+pub use stream::{Events, Launch};
 
 use crate::Result;
 use crate::graph::{CudaTarget, Ptx};
