@@ -4,12 +4,13 @@
 // them, so that x under a tap of all of them is a box of the tensor x, brought by one instruction, with zeros for what is outside of the image or behind
 // its channels. A step is 64 channels under one tap.
 //
-// A block has a multiprocessor for itself and goes from tile to tile. It has three warpgroups: one thread of the last brings operands, tile after tile, the others
-// multiply. With 256 columns a step keeps the tensor cores busy for 1024 cycles, in which they read 80 KiB of shared memory and copies write 48, of the 128
-// KiB that it moves.
+// A block has a multiprocessor for itself and goes from tile to tile. It has three warpgroups: the last brings operands, tile after tile, the others multiply.
+// With 256 columns a step keeps the tensor cores busy for 1024 cycles, in which they read 80 KiB of shared memory and copies write 48, of the 128 KiB that it
+// moves.
 //
 // In shared memory A is lines of 64 terms with the swizzle of 128 bytes. B is a weight's panels as they lie, terms of 16 columns, with the swizzle of 32
-// bytes: so it is transposed by the tensor cores.
+// bytes: so it is transposed by the tensor cores. Boxes of it would come as rows of 32 bytes, each of which takes as long as one of A's, of 128: so threads copy
+// it by 16 bytes, eight of which are a line of 128 bytes where they lie and where they go.
 #pragma once
 #include "gemm.cuh"
 #include "wgmma.cuh"
@@ -98,9 +99,9 @@ struct Patch {
     }
 };
 
-// The window of a convolution of stride 1, and how many steps there are to all channels of a tap.
+// The window of a convolution of stride 1; how many channels a tap has, and how many steps there are to them; the lines of a panel, channels of all taps.
 struct Taps {
-    u32 columns, pad_top, pad_left, steps;
+    u32 columns, pad_top, pad_left, steps, channels, lines;
 };
 
 // An end for the sums of a patch: lane i knows the pixel of the warp's row i, of which there are 16 or twice 16.
@@ -133,6 +134,8 @@ template <class T, int COLUMNS>
 struct Wgmma {
     static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : 6, BARRIERS = 2 * STAGES + 2;
     static constexpr int A_BYTES = HOPPER_ROWS * 128, STAGE = A_BYTES + COLS * 128;
+    // Panels of a tile, the bytes that a step takes of one, and how many steps are on their way while the next ones are asked for.
+    static constexpr int PANELS = COLS / 16, PANEL_BYTES = HOPPER_DEPTH * 32, AHEAD = STAGES / 2;
     // Columns of sums that a warp sends at a time, of 8 rows, with a gap so that they meet 32 banks.
     static constexpr int PART = 64, PITCH = PART + 8;
     // Rows of tiles in a band.
@@ -152,7 +155,8 @@ struct Wgmma {
     __device__ __forceinline__ void make_barriers() const {
 #pragma unroll 1
         for (int i = 0; i < STAGES; i++) {
-            make_barrier(full + 8 * i, 1);
+            // A lane of each warp that copies, and the thread that asks for boxes.
+            make_barrier(full + 8 * i, 5);
             // A lane of each warp that multiplies.
             make_barrier(empty + 8 * i, 8 / TEAMS);
         }
@@ -174,29 +178,55 @@ struct Wgmma {
         parity ^= next / STAGES & 1;
     }
 
-    // Brings the operands of all steps of all tiles, in one thread.
-    __device__ __forceinline__ void bring(const TensorMap& x, const TensorMap& w, const Taps& taps) {
-        fetch_map(x);
-        fetch_map(w);
+    // Brings the operands of all steps of all tiles, by a warpgroup: a box of x, and a chunk of each panel by each of its threads.
+    __device__ __forceinline__ void bring(const TensorMap& x, const T* w, const Taps& taps) {
+        u32 thread = threadIdx.x % 128, line = thread / 2, come = 0, coming = 0;
+        // Halves of a line change places in every other four lines.
+        u32 room = base + A_BYTES + (thread ^ thread / 8 % 2) * 16;
+        u64 panel = u64(taps.lines) * 32;
+        if (thread == 0) fetch_map(x);
 #pragma unroll 1
         for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
             TilePlace at = place(tile);
             Patch patch(patches, at.row);
             u32 tap = steps.first / taps.steps, step = steps.first - tap * taps.steps, ky = tap / taps.columns, kx = tap - ky * taps.columns;
+            u32 left = tiles_of(n, 16) - at.col * PANELS;
+            const char* of_tap = (const char*)w + at.col * PANELS * panel + u64(tap) * taps.channels * 32 + thread * 16;
 #pragma unroll 1
             for (u32 i = steps.first; i < steps.end; i++) {
-                u32 to = base + stage * STAGE, barrier = full + 8 * stage;
+                if (coming == AHEAD) deliver<AHEAD - 1>(come);
+                else coming++;
+                u32 barrier = full + 8 * stage, channel = step * HOPPER_DEPTH;
                 await(empty + 8 * stage, parity ^ 1);
-                arrive_and_announce(barrier, STAGE);
-                copy_box(to, x, step * HOPPER_DEPTH, patch.x + kx - taps.pad_left, patch.y + ky - taps.pad_top, patch.image, barrier);
-                copy_box(to + A_BYTES, w, 0, step * HOPPER_DEPTH, tap, at.col * (COLS / 16), barrier);
+                if (thread == 0) {
+                    arrive_and_announce(barrier, A_BYTES);
+                    copy_box(base + stage * STAGE, x, channel, patch.x + kx - taps.pad_left, patch.y + ky - taps.pad_top, patch.image, barrier);
+                }
+                const char* from = of_tap + channel * 32;
+                u32 there = channel + line < taps.channels ? left : 0;
+#pragma unroll
+                for (int p = 0; p < PANELS; p++, from += panel) copy_16(room + stage * STAGE + p * PANEL_BYTES, from, p < there);
+                commit_copies();
                 if (++step == taps.steps) {
-                    step = 0, tap++;
+                    step = 0, of_tap += taps.channels * 32;
                     if (++kx == taps.columns) kx = 0, ky++;
                 }
                 advance();
             }
         }
+#pragma unroll 1
+        for (; coming > 0; coming--) deliver<0>(come);
+    }
+
+    // Says of the oldest stage that it has what this warp copies to it; `LEFT` younger ones need not.
+    template <int LEFT>
+    __device__ __forceinline__ void deliver(u32& stage) const {
+        wait_copies<LEFT>();
+        // Tensor cores see what was copied before this.
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+        if (lane_id() == 0) arrive(full + 8 * stage);
+        if (++stage == STAGES) stage = 0;
     }
 
     // Makes a warpgroup's sums and sends them; `room` is the warp's own, for sums on their way out.

@@ -3,11 +3,11 @@
 // Floor: 2 m n k FLOPs, by the tensor cores that only `wgmma` keeps busy; `lib/gemm_hopper.cuh`. For sizes that give every multiprocessor a tile, or a part of
 // one; what is smaller has the kernels of sm_80, and so has f32.
 //
-// x comes as a map of [B, H, W, C] in boxes of a patch by 64 channels, W as one of [n / 16, taps, C, 16] in boxes of a tile's panels by 64 channels.
+// x comes as a map of [B, H, W, C] in boxes of a patch by 64 channels, W as it lies, [n / 16, taps, C, 16].
 #include "lib/gemm_hopper.cuh"
 
 template <class T, int COLS>
-__device__ __forceinline__ void product(const TensorMap& x, const TensorMap& w, const Patches& patches, const Taps& taps, Terms steps,
+__device__ __forceinline__ void product(const TensorMap& x, const T* w, const Patches& patches, const Taps& taps, Terms steps,
                                         const Finish<T>& finish) {
     using Tiles = Wgmma<T, COLS>;
     extern __shared__ __align__(1024) char room[];
@@ -19,10 +19,10 @@ __device__ __forceinline__ void product(const TensorMap& x, const TensorMap& w, 
     __syncthreads();
     // Threads begin with 168 registers.
     if (warp_id() >= 8) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == 256) tiles.bring(x, w, taps);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        tiles.bring(x, w, taps);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         f32* sums = (f32*)(shared + Tiles::STAGES * Tiles::STAGE) + warp_id() * 8 * Tiles::PITCH;
         tiles.multiply(sums, finish);
     }
@@ -30,13 +30,13 @@ __device__ __forceinline__ void product(const TensorMap& x, const TensorMap& w, 
 
 #define PRODUCT(T, COLS)                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) product_##COLS##_##T(                                                   \
-        const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const T* bias, const T* sample_bias, const T* residual,   \
-        T* y, f32* parts, u32 width, u32 height, u32 images, u32 wide, u32 high, u32 tap_columns, u32 pad_top, u32 pad_left, u32 tap_steps, \
-        u32 m, u32 n, u32 steps, u32 per_sample, u32 part, u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation,             \
+        const __grid_constant__ TensorMap x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, f32* parts,          \
+        u32 width, u32 height, u32 images, u32 wide, u32 high, u32 tap_columns, u32 pad_top, u32 pad_left, u32 tap_steps, u32 tap_channels, \
+        u32 lines, u32 m, u32 n, u32 steps, u32 per_sample, u32 part, u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation,  \
         f32 scale) {                                                                                                                        \
         Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);        \
-        product<T, COLS>(x, w, {width, height, images, wide, high}, {tap_columns, pad_top, pad_left, tap_steps}, terms_of(steps, part),     \
-                         {e, parts});                                                                                                       \
+        Taps taps{tap_columns, pad_top, pad_left, tap_steps, tap_channels, lines};                                                          \
+        product<T, COLS>(x, w, {width, height, images, wide, high}, taps, terms_of(steps, part), {e, parts});                               \
     }
 PRODUCT(f16, 256)
 PRODUCT(f16, 128)

@@ -3,7 +3,7 @@
 use super::product::{Blocks, END_CYCLES, parts_cycles, parts_of};
 use crate::cpu::gemm::Window;
 use crate::graph::{Arg, Boxes, CudaTarget, Launch, Ptx, ptx};
-use crate::tensor::{DType, PANEL};
+use crate::tensor::DType;
 
 /// Rows of a tile, and channels of a step.
 const ROWS: usize = 128;
@@ -116,16 +116,12 @@ impl<'a> Hopper<'a> {
             shape: vec![w.channels, w.width, w.height, self.images],
             extent: vec![DEPTH, across[0], across[1], across[2]],
         };
-        let weight = Boxes {
-            dtype,
-            shape: vec![PANEL, w.channels, w.taps(), self.columns.div_ceil(PANEL)],
-            extent: vec![PANEL, DEPTH, 1, self.size / PANEL],
-        };
         let kernel = Ptx::new(name, ptx!("sm_90a", "product"), dtype).entry(format!("product_{}_{dtype}", self.size));
         let launch = Launch::ptx(kernel.shared(SHARED), [self.blocks, self.parts, 1], 384, args.iter().copied());
-        let launch = launch.in_boxes(0, x).in_boxes(1, weight);
-        let launch = launch.scalars([w.out_width, w.out_height, self.images, patches.wide, patches.high]);
-        launch.scalars([w.kernel[1], w.pad_top, w.pad_left, w.channels.div_ceil(DEPTH)])
+        let launch =
+            launch.in_boxes(0, x).scalars([w.out_width, w.out_height, self.images, patches.wide, patches.high]);
+        let taps = [w.kernel[1], w.pad_top, w.pad_left, w.channels.div_ceil(DEPTH)];
+        launch.scalars(taps).scalars([w.channels, w.taps() * w.channels])
     }
 
     /// Steps of k in all, and of a part of it.
