@@ -1,22 +1,57 @@
 // What the normalisations share: threads of a row, the row in registers, what follows a normalisation, and tiles over columns;
 // `ops/norm.rs` lowers them.
 #pragma once
+#include "fragments.cuh"
 #include "lines.cuh"
+
+// The numbers of a pack in f32. Two of bf16 are a word's halves, an instruction each.
+template <class T, int N>
+__device__ __forceinline__ void widen_all(float (&out)[N], Pack<T, N> v) {
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        if constexpr (IS_BF16<T> && N % 2 == 0) {
+            u32 word = ((const u32*)&v)[k / 2];
+            out[k] = __uint_as_float(k % 2 ? word & 0xffff0000u : word << 16);
+        } else {
+            out[k] = widen(v.at[k]);
+        }
+    }
+}
+
+// A pack of numbers: two of 16 bits come of one instruction.
+template <class T, int N>
+__device__ __forceinline__ Pack<T, N> narrow_all(const float (&v)[N]) {
+    Pack<T, N> out;
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+#pragma unroll
+        for (int k = 0; k < N / 2; k++) ((u32*)&out)[k] = pack<T>(v[2 * k], v[2 * k + 1]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++) out.at[k] = narrow<T>(v[k]);
+    }
+    return out;
+}
 
 // Neighbouring threads of a block of 256 that share a row: a power of two of them.
 struct RowTeam {
     u32 lanes, row, lane;
 
-    __device__ __forceinline__ RowTeam(u32 lanes)
-        : lanes(lanes), row(blockIdx.x * (FLAT_THREADS / lanes) + threadIdx.x / lanes), lane(threadIdx.x % lanes) {}
+    __device__ __forceinline__ RowTeam(u32 lanes) : lanes(lanes), lane(threadIdx.x & (lanes - 1)) {
+        // No division: it takes some twenty instructions.
+        u32 shift = __popc(lanes - 1);
+        row = blockIdx.x * (FLAT_THREADS >> shift) + (threadIdx.x >> shift);
+    }
 
     // v becomes the sums over all lanes, the same on every one. All threads of the block must come here.
     template <int N>
     __device__ __forceinline__ void sum(float (&v)[N]) const {
-#pragma unroll 1
-        for (u32 distance = (lanes < 32 ? lanes : 32) / 2; distance > 0; distance /= 2) {
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] += __shfl_xor_sync(~0u, v[k], distance);
+        for (u32 distance = 16; distance > 0; distance /= 2) {
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                float other = __shfl_xor_sync(~0u, v[k], distance);
+                if (distance < lanes) v[k] += other;
+            }
         }
         if (lanes <= 32) return;
         __shared__ float parts[N][FLAT_THREADS / 32];
@@ -53,12 +88,16 @@ struct HeldRow {
 
     __device__ __forceinline__ u32 place(int k) const { return (k * team.lanes + team.lane) * EACH; }
 
-    // f(i, pack) for the packs of this lane, i being a pack's first number.
+    // f(i, numbers) for the packs of this lane, i being a pack's first number.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (place(k) < n) f(place(k), packs[k]);
+        for (int k = 0; k < HELD; k++) {
+            if (place(k) >= n) continue;
+            float v[EACH];
+            widen_all<T>(v, packs[k]);
+            f(place(k), v);
+        }
     }
 };
 
@@ -75,7 +114,10 @@ struct AnyRow {
     template <class F>
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll 1
-        for (u32 i = team.lane; i < n; i += team.lanes) f(i, *(const Pack<T, 1>*)(from + i));
+        for (u32 i = team.lane; i < n; i += team.lanes) {
+            float v[1] = {widen(from[i])};
+            f(i, v);
+        }
     }
 };
 
@@ -83,6 +125,13 @@ struct AnyRow {
 template <class T, int FOURS>
 __device__ __forceinline__ bool can_hold(u32 n, u32 lanes) {
     return n % WIDE<T> == 0 && n <= 4 * lanes * FOURS;
+}
+
+// A flag of which the compiler knows nothing: it makes no loop of its own for each value.
+__device__ __forceinline__ bool opaque(bool flag) {
+    u32 bits = flag;
+    asm("" : "+r"(bits));
+    return bits != 0;
 }
 
 // What follows a normalisation: n -> (n · gamma + beta) · (1 + scale) + shift, each pair there or not.
@@ -100,15 +149,19 @@ struct Parameters {
     template <int N>
     __device__ __forceinline__ void follow(float (&v)[N], u32 c) const {
         using P = Pack<T, N>;
-        if (affine) {
-            P g = *(const P*)(gamma + c), b = *(const P*)(beta + c);
+        if (opaque(affine)) {
+            float g[N], b[N];
+            widen_all<T>(g, *(const P*)(gamma + c));
+            widen_all<T>(b, *(const P*)(beta + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], widen(g.at[k]), widen(b.at[k]));
+            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], g[k], b[k]);
         }
-        if (modulate) {
-            P g = *(const P*)(scale + c), b = *(const P*)(shift + c);
+        if (opaque(modulate)) {
+            float g[N], b[N];
+            widen_all<T>(g, *(const P*)(scale + c));
+            widen_all<T>(b, *(const P*)(shift + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], 1.0f + widen(g.at[k]), widen(b.at[k]));
+            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], 1.0f + g[k], b[k]);
         }
     }
 
@@ -146,8 +199,8 @@ __device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
     }
 }
 
-// Entries for rows of up to 16 and 32 numbers a lane; longer ones are read again.
-#define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(8, T)
+// Entries for rows of up to 16 and 40 numbers a lane; longer ones are read again.
+#define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(10, T)
 
 // A part of x [B, rows, channels] for a block: tile of `cols` channels, stretch of `per` rows of a sample. `across` threads lie beside
 // each other, E channels each, the others on lines below. Where a tile has more channels than they take, they come again further right.

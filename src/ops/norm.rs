@@ -169,9 +169,12 @@ fn gradient_args(affine: bool, modulate: bool, sums: Arg) -> impl Iterator<Item 
     [sums, gamma, beta, scale].into_iter().chain(outputs)
 }
 
-/// Numbers of a row that a thread of the PTX kernels holds in registers; `FOR_ROWS` of `kernels/lib/norm.cuh`.
+/// Numbers of a row that a thread of the PTX kernels holds in registers, at most, and in the entry for short
+/// parts of a row; `FOR_ROWS` of `kernels/lib/norm.cuh`. A warp holds the rows of most networks.
+const HELD: usize = 40;
 const FEW_HELD: usize = 16;
-const MANY_HELD: usize = 32;
+/// The same of the gradients; `kernels/lib/row_grad.cuh`.
+const GRAD_HELD: usize = 16;
 
 /// A launch of a PTX kernel over rows, each shared by some threads: as few as hold it, or more where rows are so few that blocks of
 /// them would leave multiprocessors idle. Its first scalar is their number.
@@ -183,18 +186,18 @@ pub(crate) fn by_row(
     [rows, cols]: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let lanes = lanes(target, [rows, cols]);
-    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { MANY_HELD / 4 };
+    let lanes = lanes(target, [rows, cols], HELD);
+    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 };
     let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
     let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
 }
 
-/// Threads of a row.
-fn lanes(target: &CudaTarget, [rows, cols]: [usize; 2]) -> usize {
-    let most = cols.div_ceil(FEW_HELD / 2).next_power_of_two();
+/// Threads of a row, each of which holds up to `held` numbers.
+fn lanes(target: &CudaTarget, [rows, cols]: [usize; 2], held: usize) -> usize {
+    let most = cols.div_ceil(8).next_power_of_two();
     let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
-    cols.div_ceil(FEW_HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS)
+    cols.div_ceil(held).next_power_of_two().max(busy).clamp(4, FLAT_THREADS)
 }
 
 /// A launch of a PTX kernel for the gradient of rows of x `[samples, rows, channels]`, of which each block has a stretch of a sample's; it
@@ -207,7 +210,7 @@ pub(crate) fn by_stretch(
     args: impl IntoIterator<Item = Arg>,
     values: usize,
 ) -> (Launch, usize) {
-    let lanes = lanes(target, [samples * rows, channels]);
+    let lanes = lanes(target, [samples * rows, channels], GRAD_HELD);
     let teams = FLAT_THREADS / lanes;
     // Two blocks a multiprocessor run at once: few rounds of them, each as short as it may be. What a block does besides is as two rows, and
     // sums of a stretch are written and read by all multiprocessors at once: 8 bytes a value and channel, where a row has 6 or 12.
