@@ -46,10 +46,13 @@ struct AddRow {
 
     template <class F>
     __device__ __forceinline__ void operator()(bool, u32, const Pack<T, E>& x, const Pack<T, E>& dy, F derivative) const {
+        float v[E], up[E];
+        widen_all<T>(v, x);
+        widen_all<T>(up, dy);
 #pragma unroll
         for (int k = 0; k < E; k++) {
-            float d = widen(x.at[k]) - p.mean[k];
-            float e = widen(dy.at[k]) * derivative(fmaf(d, p.factor[k], p.offset[k]));
+            float d = v[k] - p.mean[k];
+            float e = up[k] * derivative(fmaf(d, p.factor[k], p.offset[k]));
             sums.at[0][k] += e;
             sums.at[1][k] = fmaf(e, d, sums.at[1][k]);
         }
@@ -66,15 +69,17 @@ struct MakeRow {
 
     template <class F>
     __device__ __forceinline__ void operator()(bool aligned, u32 i, const Pack<T, E>& x, const Pack<T, E>& dy, F derivative) const {
-        Pack<T, E> out;
+        float v[E], up[E];
+        widen_all<T>(v, x);
+        widen_all<T>(up, dy);
 #pragma unroll
         for (int k = 0; k < E; k++) {
-            float d = widen(x.at[k]) - p.mean[k];
-            float e = widen(dy.at[k]) * derivative(fmaf(d, p.factor[k], p.offset[k]));
-            out.at[k] = narrow<T>(fmaf(e, p.factor[k], fmaf(d, slope[k], constant[k])));
+            float d = v[k] - p.mean[k];
+            float e = up[k] * derivative(fmaf(d, p.factor[k], p.offset[k]));
+            v[k] = fmaf(e, p.factor[k], fmaf(d, slope[k], constant[k]));
         }
-        if (aligned) write<T, E, true>(dx + i * step, out);
-        else write<T, E, false>(dx + i * step, out);
+        if (aligned) write<T, E, true>(dx + i * step, narrow_all<T>(v));
+        else write<T, E, false>(dx + i * step, narrow_all<T>(v));
     }
 };
 
@@ -101,22 +106,22 @@ __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, 
     __shared__ float constants[FLAT_THREADS * E], slopes[FLAT_THREADS * E];
     u32 width = t.channels / groups, first = t.first_col / width;
     const f32 *own_stats = stats + 2 * u64(t.sample) * groups, *own_sums = sums + 2 * u64(t.sample) * t.channels;
-    for (u32 g = threadIdx.x / 32; g < (t.end_col - t.first_col) / width; g += FLAT_THREADS / 32) {
+    GroupTeams<> teams((t.end_col - t.first_col) / width);
+    teams.each([&](u32 g, bool there) {
         float total[2] = {0.0f, 0.0f};
-        for (u32 i = threadIdx.x % 32; i < width; i += 32) {
+        for (u32 i = teams.lane; i < width && there; i += teams.lanes) {
             u32 c = t.first_col + g * width + i;
             float factor[1], offset[1];
             p.linear(c, factor, offset);
             total[0] = fmaf(factor[0], own_sums[c], total[0]);
             total[1] = fmaf(factor[0], own_sums[c + t.channels], total[1]);
         }
-#pragma unroll
-        for (int v = 0; v < 2; v++) total[v] = join_warp(total[v], [](float a, float b) { return a + b; });
-        if (threadIdx.x % 32 > 0) continue;
+        teams.sum(total);
+        if (!there || teams.lane > 0) return;
         float rstd = own_stats[2 * (first + g) + 1], by = -rstd / (float(t.rows) * float(width));
         constants[g] = by * total[0];
         slopes[g] = by * rstd * total[1];
-    }
+    });
     __syncthreads();
     bool aligned = packs_are_aligned(x, dy, dx);
     for (u32 c = t.col; c < t.end_col; c += t.across * E) {

@@ -1,45 +1,44 @@
 // x [rows, C] -> y = n, then (n · gamma + beta) · (1 + scale) + shift, each pair there or not, n = (x - mean) · rstd over each row;
 // stats [rows, 2]: mean, rstd.
 // Floor: x read once, y written once. The row stays in registers between the passes: mean, then the squared differences from it,
-// then y. Eight threads to a block have a row, so that each has up to 8 loads under way. Parameters come from the L1.
+// then y. A warp or a part of it has a row of common lengths, which costs no barriers and few instructions besides those of the numbers.
+// Parameters come from the L1.
 #include "lib/norm.cuh"
 
 template <class Row, class T>
 __device__ __forceinline__ void normalise(const Row& x, RowTeam team, Parameters<T> p, T* y, f32* stats, bool there,
                                           u32 channels, float eps) {
     constexpr int E = Row::EACH;
-    float n = float(channels), mean[1] = {0.0f};
-    x.each([&](u32, const Pack<T, E>& v) {
+    float each = 1.0f / float(channels), mean[1] = {0.0f};
+    x.each([&](u32, const float (&v)[E]) {
 #pragma unroll
-        for (int k = 0; k < E; k++) mean[0] += widen(v.at[k]);
+        for (int k = 0; k < E; k++) mean[0] += v[k];
     });
     team.sum(mean);
-    mean[0] /= n;
+    mean[0] *= each;
     // With what rounding left of the mean: large means cost no digits.
     float rest[2] = {0.0f, 0.0f};
-    x.each([&](u32, const Pack<T, E>& v) {
+    x.each([&](u32, const float (&v)[E]) {
 #pragma unroll
         for (int k = 0; k < E; k++) {
-            float d = widen(v.at[k]) - mean[0];
+            float d = v[k] - mean[0];
             rest[0] += d;
             rest[1] = fmaf(d, d, rest[1]);
         }
     });
     team.sum(rest);
-    float left = rest[0] / n, rstd = 1.0f / sqrtf(fmaxf(rest[1] / n - left * left, 0.0f) + eps);
+    // The root to 2 ulp.
+    float left = rest[0] * each, rstd = rsqrtf(fmaxf(rest[1] * each - left * left, 0.0f) + eps), offset = -left * rstd;
     if (there && team.lane == 0) {
         stats[0] = mean[0] + left;
         stats[1] = rstd;
     }
-    x.each([&](u32 i, const Pack<T, E>& v) {
+    x.each([&](u32 i, const float (&v)[E]) {
         float out[E];
 #pragma unroll
-        for (int k = 0; k < E; k++) out[k] = ((widen(v.at[k]) - mean[0]) - left) * rstd;
+        for (int k = 0; k < E; k++) out[k] = fmaf(v[k] - mean[0], rstd, offset);
         p.follow(out, i);
-        Pack<T, E> stored;
-#pragma unroll
-        for (int k = 0; k < E; k++) stored.at[k] = narrow<T>(out[k]);
-        *(Pack<T, E>*)(y + i) = stored;
+        *(Pack<T, E>*)(y + i) = narrow_all<T>(out);
     });
 }
 

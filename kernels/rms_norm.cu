@@ -7,20 +7,25 @@ __device__ __forceinline__ void normalise(const Row& x, RowTeam team, const T* g
                                           bool there, u32 channels, float eps) {
     constexpr int E = Row::EACH;
     float sum[1] = {0.0f};
-    x.each([&](u32, const Pack<T, E>& v) {
+    x.each([&](u32, const float (&v)[E]) {
 #pragma unroll
-        for (int k = 0; k < E; k++) sum[0] = fmaf(widen(v.at[k]), widen(v.at[k]), sum[0]);
+        for (int k = 0; k < E; k++) sum[0] = fmaf(v[k], v[k], sum[0]);
     });
     team.sum(sum);
-    float rstd = 1.0f / sqrtf(sum[0] / float(channels) + eps);
+    // To 2 ulp.
+    float rstd = rsqrtf(sum[0] / float(channels) + eps);
     if (there && team.lane == 0) rstds[team.row] = rstd;
-    x.each([&](u32 i, const Pack<T, E>& v) {
-        Pack<T, E> g, out;
-        if (affine) g = *(const Pack<T, E>*)(gamma + i);
+    x.each([&](u32 i, const float (&v)[E]) {
+        float out[E];
 #pragma unroll
-        for (int k = 0; k < E; k++)
-            out.at[k] = narrow<T>(widen(v.at[k]) * rstd * (affine ? widen(g.at[k]) : 1.0f));
-        *(Pack<T, E>*)(y + i) = out;
+        for (int k = 0; k < E; k++) out[k] = v[k] * rstd;
+        if (opaque(affine)) {
+            float g[E];
+            widen_all<T>(g, *(const Pack<T, E>*)(gamma + i));
+#pragma unroll
+            for (int k = 0; k < E; k++) out[k] *= g[k];
+        }
+        *(Pack<T, E>*)(y + i) = narrow_all<T>(out);
     });
 }
 

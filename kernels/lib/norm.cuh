@@ -1,25 +1,71 @@
 // What the normalisations share: threads of a row, the row in registers, what follows a normalisation, and tiles over columns;
 // `ops/norm.rs` lowers them.
 #pragma once
+#include "fragments.cuh"
 #include "lines.cuh"
 
-// Neighbouring threads of a block of 256 that share a row: a power of two of them.
+// The numbers of a pack in f32. Two of bf16 are a word's halves, an instruction each.
+template <class T, int N>
+__device__ __forceinline__ void widen_all(float (&out)[N], Pack<T, N> v) {
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        if constexpr (IS_BF16<T> && N % 2 == 0) {
+            u32 word = ((const u32*)&v)[k / 2];
+            out[k] = __uint_as_float(k % 2 ? word & 0xffff0000u : word << 16);
+        } else {
+            out[k] = widen(v.at[k]);
+        }
+    }
+}
+
+// A pack of numbers: two of 16 bits come of one instruction.
+template <class T, int N>
+__device__ __forceinline__ Pack<T, N> narrow_all(const float (&v)[N]) {
+    Pack<T, N> out;
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+#pragma unroll
+        for (int k = 0; k < N / 2; k++) ((u32*)&out)[k] = pack<T>(v[2 * k], v[2 * k + 1]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++) out.at[k] = narrow<T>(v[k]);
+    }
+    return out;
+}
+
+// v becomes the sums over neighbouring lanes of a warp, a power of two of them or all.
+template <int N>
+__device__ __forceinline__ void sum_in_warp(float (&v)[N], u32 lanes) {
+    // Without branches for whole warps.
+    if (lanes >= 32) {
+#pragma unroll
+        for (u32 distance = 16; distance > 0; distance /= 2)
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] += __shfl_xor_sync(~0u, v[k], distance);
+        return;
+    }
+#pragma unroll 1
+    for (u32 distance = lanes / 2; distance > 0; distance /= 2) {
+#pragma unroll
+        for (int k = 0; k < N; k++) v[k] += __shfl_xor_sync(~0u, v[k], distance);
+    }
+}
+
+// Neighbouring threads of a block, of 256 where nothing else is said, that share a row: a power of two of them.
 struct RowTeam {
     u32 lanes, row, lane;
 
-    __device__ __forceinline__ RowTeam(u32 lanes)
-        : lanes(lanes), row(blockIdx.x * (FLAT_THREADS / lanes) + threadIdx.x / lanes), lane(threadIdx.x % lanes) {}
+    __device__ __forceinline__ RowTeam(u32 lanes) : lanes(lanes), lane(threadIdx.x & (lanes - 1)) {
+        // No division: it takes some twenty instructions.
+        u32 shift = __popc(lanes - 1);
+        row = blockIdx.x * (FLAT_THREADS >> shift) + (threadIdx.x >> shift);
+    }
 
     // v becomes the sums over all lanes, the same on every one. All threads of the block must come here.
-    template <int N>
+    template <u32 THREADS = FLAT_THREADS, int N>
     __device__ __forceinline__ void sum(float (&v)[N]) const {
-#pragma unroll 1
-        for (u32 distance = (lanes < 32 ? lanes : 32) / 2; distance > 0; distance /= 2) {
-#pragma unroll
-            for (int k = 0; k < N; k++) v[k] += __shfl_xor_sync(~0u, v[k], distance);
-        }
+        sum_in_warp(v, lanes);
         if (lanes <= 32) return;
-        __shared__ float parts[N][FLAT_THREADS / 32];
+        __shared__ float parts[N][THREADS / 32];
         __syncthreads();
         if (threadIdx.x % 32 == 0) {
 #pragma unroll
@@ -53,12 +99,16 @@ struct HeldRow {
 
     __device__ __forceinline__ u32 place(int k) const { return (k * team.lanes + team.lane) * EACH; }
 
-    // f(i, pack) for the packs of this lane, i being a pack's first number.
+    // f(i, numbers) for the packs of this lane, i being a pack's first number.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (place(k) < n) f(place(k), packs[k]);
+        for (int k = 0; k < HELD; k++) {
+            if (place(k) >= n) continue;
+            float v[EACH];
+            widen_all<T>(v, packs[k]);
+            f(place(k), v);
+        }
     }
 };
 
@@ -75,7 +125,10 @@ struct AnyRow {
     template <class F>
     __device__ __forceinline__ void each(F f) const {
 #pragma unroll 1
-        for (u32 i = team.lane; i < n; i += team.lanes) f(i, *(const Pack<T, 1>*)(from + i));
+        for (u32 i = team.lane; i < n; i += team.lanes) {
+            float v[1] = {widen(from[i])};
+            f(i, v);
+        }
     }
 };
 
@@ -83,6 +136,13 @@ struct AnyRow {
 template <class T, int FOURS>
 __device__ __forceinline__ bool can_hold(u32 n, u32 lanes) {
     return n % WIDE<T> == 0 && n <= 4 * lanes * FOURS;
+}
+
+// A flag of which the compiler knows nothing: it makes no loop of its own for each value.
+__device__ __forceinline__ bool opaque(bool flag) {
+    u32 bits = flag;
+    asm("" : "+r"(bits));
+    return bits != 0;
 }
 
 // What follows a normalisation: n -> (n · gamma + beta) · (1 + scale) + shift, each pair there or not.
@@ -100,38 +160,49 @@ struct Parameters {
     template <int N>
     __device__ __forceinline__ void follow(float (&v)[N], u32 c) const {
         using P = Pack<T, N>;
-        if (affine) {
-            P g = *(const P*)(gamma + c), b = *(const P*)(beta + c);
+        if (opaque(affine)) {
+            float g[N], b[N];
+            widen_all<T>(g, *(const P*)(gamma + c));
+            widen_all<T>(b, *(const P*)(beta + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], widen(g.at[k]), widen(b.at[k]));
+            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], g[k], b[k]);
         }
-        if (modulate) {
-            P g = *(const P*)(scale + c), b = *(const P*)(shift + c);
+        if (opaque(modulate)) {
+            float g[N], b[N];
+            widen_all<T>(g, *(const P*)(scale + c));
+            widen_all<T>(b, *(const P*)(shift + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], 1.0f + widen(g.at[k]), widen(b.at[k]));
+            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], 1.0f + g[k], b[k]);
         }
     }
 
     // factor · v + offset is the same for N neighbouring channels from c on.
     template <int N>
     __device__ __forceinline__ void linear(u32 c, float (&factor)[N], float (&offset)[N]) const {
-        using P = Pack<T, N>;
 #pragma unroll
         for (int k = 0; k < N; k++) factor[k] = 1.0f, offset[k] = 0.0f;
         if (affine) {
-            P g = load<T, N>(gamma + c), b = load<T, N>(beta + c);
-#pragma unroll
-            for (int k = 0; k < N; k++) factor[k] = widen(g.at[k]), offset[k] = widen(b.at[k]);
+            widen_all<T>(factor, channels<N>(gamma + c));
+            widen_all<T>(offset, channels<N>(beta + c));
         }
         if (modulate) {
-            P g = load<T, N>(scale + c), b = load<T, N>(shift + c);
+            float g[N], b[N];
+            widen_all<T>(g, channels<N>(scale + c));
+            widen_all<T>(b, channels<N>(shift + c));
 #pragma unroll
             for (int k = 0; k < N; k++) {
-                float more = 1.0f + widen(g.at[k]);
+                float more = 1.0f + g[k];
                 factor[k] *= more;
-                offset[k] = fmaf(offset[k], more, widen(b.at[k]));
+                offset[k] = fmaf(offset[k], more, b[k]);
             }
         }
+    }
+
+    // Of 16 bits, packs of several channels lie at 16 bytes.
+    template <int N>
+    static __device__ __forceinline__ Pack<T, N> channels(const T* p) {
+        if constexpr (sizeof(T) == 2) return *(const Pack<T, N>*)p;
+        else return load<T, N>(p);
     }
 };
 
@@ -146,12 +217,39 @@ __device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
     }
 }
 
-// Entries for rows of up to 16 and 32 numbers a lane; longer ones are read again.
-#define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(8, T)
+// Entries for rows of up to 16 and 40 numbers a lane; longer ones are read again.
+#define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(10, T)
+
+// The threads of a block shared out among the groups of a tile: a power of two to each, 4 at least.
+template <u32 THREADS = FLAT_THREADS>
+struct GroupTeams : RowTeam {
+    u32 groups, teams, team;
+
+    __device__ __forceinline__ GroupTeams(u32 groups) : RowTeam(THREADS >> shift(groups)), groups(groups) {
+        teams = 1 << shift(groups);
+        team = threadIdx.x * teams / THREADS;
+    }
+
+    static __device__ __forceinline__ u32 shift(u32 groups) { return groups > 32 ? 6 : 32 - __clz(groups - 1); }
+
+    // f(g, there) for this team's groups; all threads of the block come to it as often.
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+#pragma unroll 1
+        for (u32 first = 0; first < groups; first += teams) f(first + team, first + team < groups);
+    }
+
+    // The sum of one number of each lane.
+    __device__ __forceinline__ float total(float v) const {
+        float all[1] = {v};
+        RowTeam::sum<THREADS>(all);
+        return all[0];
+    }
+};
 
 // A part of x [B, rows, channels] for a block: tile of `cols` channels, stretch of `per` rows of a sample. `across` threads lie beside
 // each other, E channels each, the others on lines below. Where a tile has more channels than they take, they come again further right.
-template <int E>
+template <int E, u32 THREADS = FLAT_THREADS>
 struct Tile {
     u32 rows, channels, across, down, count;
     u32 sample, stretch, first_col, end_col, start, end;
@@ -160,7 +258,7 @@ struct Tile {
 
     // `backwards`: later blocks have earlier stretches.
     __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per, bool backwards)
-        : rows(rows), channels(channels), across(across), down(FLAT_THREADS / across), count(count) {
+        : rows(rows), channels(channels), across(across), down(THREADS / across), count(count) {
         u32 block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
         first_col = block % tiles * cols;
         end_col = first_col + cols < channels ? first_col + cols : channels;
@@ -213,22 +311,31 @@ __device__ __forceinline__ void write(T* p, Pack<T, E> v) {
     }
 }
 
-// f(i, x, dy) for a column's rows i = 0.. of x and dy, `step` apart, ROWS loads of both under way.
+// f(i, x, dy) for a column's rows i = 0.. of x and dy, `step` apart. ROWS loads of both are under way, also while f runs: where a row was,
+// the one that is ROWS further is on its way.
 template <int E, int ROWS, bool ALIGNED, class T, class F>
 __device__ __forceinline__ void each_row(const T* x, const T* dy, u32 rows, u64 step, F f) {
+    Pack<T, E> a[ROWS], b[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        if (r < rows) {
+            a[r] = read<T, E, ALIGNED>(x + r * step);
+            b[r] = read<T, E, ALIGNED>(dy + r * step);
+        }
+    }
 #pragma unroll 1
-    for (u32 row = 0; row < rows; row += ROWS, x += ROWS * step, dy += ROWS * step) {
-        Pack<T, E> a[ROWS], b[ROWS];
+    for (u32 row = 0; row < rows; row += ROWS) {
+        x += ROWS * step, dy += ROWS * step;
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            if (row + r < rows) {
+            if (row + r >= rows) continue;
+            Pack<T, E> own = a[r], other = b[r];
+            if (row + r + ROWS < rows) {
                 a[r] = read<T, E, ALIGNED>(x + r * step);
                 b[r] = read<T, E, ALIGNED>(dy + r * step);
             }
+            f(row + r, own, other);
         }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            if (row + r < rows) f(row + r, a[r], b[r]);
     }
 }
 

@@ -129,9 +129,10 @@ fn widest(dtype: DType, activation: Activation) -> usize {
     if matches!(activation, Activation::Silu | Activation::Identity) { 16 / dtype.size() } else { 1 }
 }
 
-/// Groups of a tile of the PTX kernel that holds whole ones, at most, and bytes of shared memory that it takes besides.
+/// Of the PTX kernel that holds whole groups: threads of a block, groups of a tile, at most, and bytes of shared memory that it takes besides.
+const WHOLE_THREADS: usize = 512;
 const WHOLE_GROUPS: usize = 64;
-const WHOLE_STATIC: usize = 18 << 10;
+const WHOLE_STATIC: usize = 22 << 10;
 
 impl GroupNorm {
     /// Launches of the PTX kernels: one where blocks hold whole groups, or the moments of stretches of every group, then y.
@@ -146,10 +147,10 @@ impl GroupNorm {
         let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
         // Two blocks fit a multiprocessor.
         let shared = (target.shared_bytes as usize).min(112 << 10).saturating_sub(WHOLE_STATIC);
-        // What is small is better off with few blocks than with two launches.
-        let wanted = (c.elements() * dtype.size()).div_ceil(16 << 10).min(multiprocessors);
+        // Even few blocks are better than two launches.
         let wide = widest(dtype, activation);
-        let whole = Tiles::whole(dims, width, pack, shared, WHOLE_GROUPS, wanted).filter(|_| wide > 1);
+        let whole = Tiles::whole(dims, width, pack, WHOLE_THREADS, shared, WHOLE_GROUPS, multiprocessors);
+        let whole = whole.filter(|_| wide > 1);
         if let Some(tiles) = whole {
             let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
             let kernel = Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_whole_{dtype}"));
@@ -280,7 +281,7 @@ impl GroupNormGrad {
         let launch = launch.with_scratch(2 * c.samples * parts.count * c.channels);
         let sums = norm::add_stretches(&mut launches, launch, [c.samples, parts.count, 2 * c.channels]);
 
-        let tiles = Tiles::new(dims, c.channels / groups, wide, 4, 4 * multiprocessors);
+        let tiles = Tiles::new(dims, c.channels / groups, wide, 4, 2 * multiprocessors);
         let launch = tiles.launch(kernel("", tiles.pack), args.into_iter().chain([sums, Arg::Output(0)]));
         launches.push(scalars(launch));
         launches.push(norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums));

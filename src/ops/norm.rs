@@ -169,9 +169,12 @@ fn gradient_args(affine: bool, modulate: bool, sums: Arg) -> impl Iterator<Item 
     [sums, gamma, beta, scale].into_iter().chain(outputs)
 }
 
-/// Numbers of a row that a thread of the PTX kernels holds in registers; `FOR_ROWS` of `kernels/lib/norm.cuh`.
+/// Numbers of a row that a thread of the PTX kernels holds in registers, at most, and in the entry for short
+/// parts of a row; `FOR_ROWS` of `kernels/lib/norm.cuh`. A warp holds the rows of most networks.
+const HELD: usize = 40;
 const FEW_HELD: usize = 16;
-const MANY_HELD: usize = 32;
+/// The same of the gradients; `kernels/lib/row_grad.cuh`.
+const GRAD_HELD: usize = 16;
 
 /// A launch of a PTX kernel over rows, each shared by some threads: as few as hold it, or more where rows are so few that blocks of
 /// them would leave multiprocessors idle. Its first scalar is their number.
@@ -183,18 +186,18 @@ pub(crate) fn by_row(
     [rows, cols]: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let lanes = lanes(target, [rows, cols]);
-    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { MANY_HELD / 4 };
+    let lanes = lanes(target, [rows, cols], HELD);
+    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 };
     let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
     let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
 }
 
-/// Threads of a row.
-fn lanes(target: &CudaTarget, [rows, cols]: [usize; 2]) -> usize {
-    let most = cols.div_ceil(FEW_HELD / 2).next_power_of_two();
+/// Threads of a row, each of which holds up to `held` numbers.
+fn lanes(target: &CudaTarget, [rows, cols]: [usize; 2], held: usize) -> usize {
+    let most = cols.div_ceil(8).next_power_of_two();
     let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
-    cols.div_ceil(FEW_HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS)
+    cols.div_ceil(held).next_power_of_two().max(busy).clamp(4, FLAT_THREADS)
 }
 
 /// A launch of a PTX kernel for the gradient of rows of x `[samples, rows, channels]`, of which each block has a stretch of a sample's; it
@@ -207,7 +210,7 @@ pub(crate) fn by_stretch(
     args: impl IntoIterator<Item = Arg>,
     values: usize,
 ) -> (Launch, usize) {
-    let lanes = lanes(target, [samples * rows, channels]);
+    let lanes = lanes(target, [samples * rows, channels], GRAD_HELD);
     let teams = FLAT_THREADS / lanes;
     // Two blocks a multiprocessor run at once: few rounds of them, each as short as it may be. What a block does besides is as two rows, and
     // sums of a stretch are written and read by all multiprocessors at once: 8 bytes a value and channel, where a row has 6 or 12.
@@ -230,6 +233,8 @@ pub(crate) fn by_stretch(
 
 /// Threads beside each other that read a stretch long enough for memory: 256 bytes.
 const WIDE_ENOUGH: usize = 16;
+/// Bytes that an L2 has as a whole, and other tensors besides.
+const SMALL: usize = 16 << 20;
 
 /// How blocks of the PTX kernels lie over x `[samples, rows, channels]`; `Tile` of `kernels/lib/norm.cuh`.
 #[derive(Clone, Copy, Debug)]
@@ -239,7 +244,8 @@ pub(crate) struct Tiles {
     channels: usize,
     /// Channels of a thread.
     pub pack: usize,
-    /// Threads beside each other.
+    /// Threads of a block, and those beside each other.
+    threads: usize,
     across: usize,
     /// Channels of a tile, and tiles beside each other.
     cols: usize,
@@ -251,7 +257,7 @@ pub(crate) struct Tiles {
 
 impl Tiles {
     /// Tiles of whole groups of `width` channels; `pack` channels a thread where channels are a multiple of that, and at least `least`
-    /// rows where more blocks could share them, of which there are about `wanted`.
+    /// rows where more blocks could share them, of which there are up to `wanted`: no more than run at once.
     pub fn new([samples, rows, channels]: [usize; 3], width: usize, pack: usize, least: usize, wanted: usize) -> Self {
         let fits =
             channels.is_multiple_of(pack) && (width.is_multiple_of(pack) || common(width, pack) <= FLAT_THREADS * pack);
@@ -270,37 +276,45 @@ impl Tiles {
         let k = (1..=most).max_by_key(score).unwrap_or(1);
         let (across, cols, tiles) = (across(&k), k * unit, units.div_ceil(k));
         let down = FLAT_THREADS / across;
-        let count = wanted.div_ceil((samples * tiles).max(1)).min(rows.div_ceil(down * least)).max(1);
+        let count = (wanted / (samples * tiles).max(1)).min(rows.div_ceil(down * least)).max(1);
         let per = rows.div_ceil(count).next_multiple_of(down).max(1);
-        Tiles { samples, rows, channels, pack, across, cols, tiles, count: rows.div_ceil(per).max(1), per }
+        let (threads, count) = (FLAT_THREADS, rows.div_ceil(per).max(1));
+        Tiles { samples, rows, channels, pack, threads, across, cols, tiles, count, per }
     }
 
-    /// Tiles that have all rows of their sample, for blocks that keep them in `bytes` of shared memory, 16 of them a thread and row; of no
-    /// more than `groups` groups. None where they do not fit or would be fewer than `wanted`.
+    /// Tiles that have all rows of their sample, for blocks of `threads` that keep them in `bytes` of shared memory; of no more than `groups`
+    /// groups. As wide as leaves a block for each of `wanted`, or as narrow as there are. None where they do not fit.
     pub fn whole(
         [samples, rows, channels]: [usize; 3],
         width: usize,
         pack: usize,
+        threads: usize,
         bytes: usize,
         groups: usize,
         wanted: usize,
     ) -> Option<Self> {
+        if !channels.is_multiple_of(pack) {
+            return None;
+        }
         let unit = common(width, pack);
-        let lines = rows.div_ceil((bytes / (16 * FLAT_THREADS)).max(1));
+        let (across, tiles) = (|k: usize| k * unit / pack, |k: usize| (channels / unit).div_ceil(k));
+        // Less than 64 bytes beside each other are read in pieces of sectors: what is small comes from the L2.
+        let small = samples * rows * channels / pack <= SMALL / 16;
         let fits = |k: &usize| {
-            let (across, tiles) = (k * unit / pack, (channels / unit).div_ceil(*k));
-            // Less than 64 bytes beside each other would be read in pieces of sectors.
-            let wide = across * pack == channels || across >= 4;
-            wide && across * lines <= FLAT_THREADS && k * unit <= groups * width && samples * tiles >= wanted
+            let wide = small || across(*k) * pack == channels || across(*k) >= 4;
+            wide && across(*k) <= threads && across(*k) * rows * 16 <= bytes && k * unit <= groups * width
         };
-        let k = if channels.is_multiple_of(pack) { (1..=channels / unit).rev().find(fits)? } else { return None };
-        let (across, cols, tiles) = (k * unit / pack, k * unit, (channels / unit).div_ceil(k));
-        Some(Tiles { samples, rows, channels, pack, across, cols, tiles, count: 1, per: rows })
+        let fitting = || (1..=channels / unit).filter(fits);
+        let k = fitting().rev().find(|k| samples * tiles(*k) >= wanted).or_else(|| fitting().next())?;
+        // No narrow one at the end.
+        let k = (channels / unit).div_ceil(tiles(k));
+        let (across, cols, tiles) = (across(k), k * unit, tiles(k));
+        Some(Tiles { samples, rows, channels, pack, threads, across, cols, tiles, count: 1, per: rows })
     }
 
     /// Bytes of shared memory in which a block keeps its tile, see [`Tiles::whole`].
     pub fn bytes(&self) -> usize {
-        self.per.div_ceil(FLAT_THREADS / self.across) * FLAT_THREADS * 16
+        self.across * self.per * 16
     }
 
     /// Tiles for sums of columns: any channels beside each other, two blocks a multiprocessor.
@@ -311,7 +325,7 @@ impl Tiles {
     /// The launch of a kernel with a block for each part.
     pub fn launch(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
         let blocks = (self.samples * self.count * self.tiles).max(1);
-        let launch = Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args);
+        let launch = Launch::ptx(kernel, [blocks, 1, 1], self.threads, args);
         let Tiles { rows, channels, cols, across, tiles, count, per, .. } = *self;
         launch.scalars([rows, channels, cols, across, tiles, count, per])
     }

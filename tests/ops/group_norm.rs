@@ -80,6 +80,10 @@ fn large_group_norms() {
         (vec![2, 5, 5000], 8),
         (vec![2, 5, 4608], 2),
         (vec![16, 15, 15, 24], 6),
+        // Groups that end within a pack, in one block and in stretches; of one channel.
+        (vec![2, 9, 9, 320], 32),
+        (vec![1, 50, 50, 80], 8),
+        (vec![1, 11, 64], 64),
     ] {
         for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
             let op = op(groups, Activation::Silu, true);
