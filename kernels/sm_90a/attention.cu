@@ -9,7 +9,7 @@
 //   instructions of warps, 4             905  1091  1143  1175   944
 //   shared memory, 128 bytes             736  1024  1280  1344  1792
 //
-// A block has two warpgroups, each with 64 queries of a head, and goes over all keys. Scores are products of what is in shared memory; weights are
+// A block has two warpgroups, or where that leaves multiprocessors idle one, each with 64 queries of a head, and goes over all keys. Scores are products of what is in shared memory; weights are
 // the left operand of the second product in the registers in which the first one left them. The softmax of a tile of keys runs beside the second product
 // of the tile before it, and, in heads of 80 columns at most, beside what another block does, as registers let two share a multiprocessor.
 //
@@ -20,7 +20,7 @@
 #include "lib/fragments.cuh"
 #include "lib/wgmma.cuh"
 
-constexpr u32 BLOCK = 256, QUERIES = 128, PANEL_ROW = 128;
+constexpr u32 PANEL_ROW = 128;
 // The maximum that exponentials refer to may lag, in powers of two; see `kernels/attention.cu`.
 constexpr float LAG = 8.0f;
 
@@ -48,7 +48,9 @@ constexpr float LAG = 8.0f;
     WEIGH(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34, 35, 36, 37)                                         \
     WEIGH(T, TYPE, 72, NAMES_36, THIRTY_TWO(d, 0) COMMA FOUR(d, 32), 36, 37, 38, 39, 40, 41)                       \
     WEIGH(T, TYPE, 80, NAMES_40, THIRTY_TWO(d, 0) COMMA EIGHT(d, 32), 40, 41, 42, 43, 44, 45)                      \
-    WEIGH(T, TYPE, 128, NAMES_64, SIXTY_FOUR(d, 0), 64, 65, 66, 67, 68, 69)
+    WEIGH(T, TYPE, 128, NAMES_64, SIXTY_FOUR(d, 0), 64, 65, 66, 67, 68, 69)                                        \
+    WEIGH(T, TYPE, 160, NAMES_80, SIXTY_FOUR(d, 0) COMMA SIXTEEN(d, 64), 80, 81, 82, 83, 84, 85)                   \
+    WEIGH(T, TYPE, 256, NAMES_128, SIXTY_FOUR(d, 0) COMMA SIXTY_FOUR(d, 64), 128, 129, 130, 131, 132, 133)
 #define COMMA ,
 PRODUCTS(f16, "f16")
 PRODUCTS(bf16, "bf16")
@@ -79,7 +81,7 @@ __device__ __forceinline__ void copy_chunk(u32 to, u64 from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0), "n"(TO), "n"(FROM) : "memory");
 }
 
-// A thread's chunks of tiles of ROWS rows of a head: chunk `c` of each of CHUNKS / 8 panels, of every 32nd row.
+// A thread's chunks of tiles of ROWS rows of a head: chunk `c` of each of CHUNKS / 8 panels.
 template <u32 ROWS, u32 CHUNKS, u32 P = 0>
 __device__ __forceinline__ void copy_row(u32 to, u64 from, u32 width, bool has) {
     u32 c = threadIdx.x % 8;
@@ -88,7 +90,7 @@ __device__ __forceinline__ void copy_row(u32 to, u64 from, u32 width, bool has) 
 }
 
 // Rows first.. of a head as ROWS rows of CHUNKS chunks; zeros behind a row's last number and, unless the rows are `whole`, from row `end` on.
-template <u32 ROWS, u32 CHUNKS, class T>
+template <u32 BLOCK, u32 ROWS, u32 CHUNKS, class T>
 __device__ __forceinline__ void copy_panels(u32 to, const Head<const T>& x, u32 first, u32 end, bool whole = false) {
     constexpr u32 STEP = BLOCK / 8;
     static_assert(ROWS % STEP == 0);
@@ -111,7 +113,7 @@ __device__ __forceinline__ void loaded() {
 }
 
 // A thread's part of 64 queries: rows `group` and `group` + 8 of its warp's 16, and columns 2 · member and the next of every 8.
-template <class T, u32 DV, u32 KEYS>
+template <class T, u32 DV, u32 KEYS, u32 QUERIES>
 struct Softmax {
     float o[DV / 2], top[2], total[2];
 
@@ -213,10 +215,10 @@ struct Softmax {
 };
 
 // Heads of at most DK columns of q and k, and DV of v. There is room for Q, and two tiles of K and of V each.
-template <class T, u32 DK, u32 DV, u32 KEYS>
+template <class T, u32 DK, u32 DV, u32 KEYS, u32 QUERIES>
 __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T* y, float* lse, u32 queries, u32 keys, u32 heads, u32 d, u32 dv,
                                           u32 blocks, float scale) {
-    constexpr u32 K_TILE = (DK + 63) / 64 * KEYS * PANEL_ROW, V_TILE = (DV + 63) / 64 * KEYS * PANEL_ROW;
+    constexpr u32 BLOCK = 2 * QUERIES, K_TILE = (DK + 63) / 64 * KEYS * PANEL_ROW, V_TILE = (DV + 63) / 64 * KEYS * PANEL_ROW;
     constexpr u32 Q_TILE = (DK + 63) / 64 * QUERIES * PANEL_ROW;
     static_assert(DV <= DK);
     extern __shared__ __align__(1024) unsigned char room[];
@@ -228,8 +230,8 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     // The K of one turn and the V of the one before it come together. The first turn's tile is the last, which alone may have fewer keys.
     auto load = [&](u32 t, bool whole) {
         u32 key = (tiles - 1 - t) * KEYS;
-        if (t < tiles) copy_panels<KEYS, DK / 8>(k_place + t % 2 * K_TILE, ks, key, keys, whole);
-        if (t - 1 < tiles) copy_panels<KEYS, DV / 8>(v_place + (t - 1) % 2 * V_TILE, vs, key + KEYS, keys, whole);
+        if (t < tiles) copy_panels<BLOCK, KEYS, DK / 8>(k_place + t % 2 * K_TILE, ks, key, keys, whole);
+        if (t - 1 < tiles) copy_panels<BLOCK, KEYS, DV / 8>(v_place + (t - 1) % 2 * V_TILE, vs, key + KEYS, keys, whole);
         commit_copies();
     };
     float s[KEYS / 2];
@@ -246,7 +248,7 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     };
 
     u32 p[KEYS / 16][4];
-    Softmax<T, DV, KEYS> rows;
+    Softmax<T, DV, KEYS, QUERIES> rows;
     rows.clear();
     // Begins the sums over the values of a turn's tile.
     auto sum = [&](u32 t) {
@@ -256,7 +258,7 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
         commit_products();
     };
 
-    copy_panels<QUERIES, DK / 8>(place, Head<const T>(q, pair, heads, queries, d), first, queries);
+    copy_panels<BLOCK, QUERIES, DK / 8>(place, Head<const T>(q, pair, heads, queries, d), first, queries);
 #pragma unroll 1
     for (u32 t = 0; t < 2; t++) load(t, false);
     float factor = scale * LOG2_E;
@@ -288,17 +290,25 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
 }
 
 // blocks: of the queries of a head.
-#define ATTENTION(T, DK, DV, KEYS, BLOCKS)                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS)                                                                                     \
-        attention_##DV##_##T(const T* q, const T* k, const T* v, T* y, float* lse, u32 queries, u32 keys, u32 heads, u32 d, u32 dv, u32 blocks, \
-                             float scale) {                                                                                                         \
-        attention<T, DK, DV, KEYS>(q, k, v, y, lse, queries, keys, heads, d, dv, blocks, scale);                                                    \
+#define ATTENTION(T, NAME, DK, DV, KEYS, QUERIES, BLOCKS)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(2 * QUERIES, BLOCKS)                                                                               \
+        attention_##NAME##_##T(const T* q, const T* k, const T* v, T* y, float* lse, u32 queries, u32 keys, u32 heads, u32 d, u32 dv, u32 blocks,   \
+                               float scale) {                                                                                                       \
+        attention<T, DK, DV, KEYS, QUERIES>(q, k, v, y, lse, queries, keys, heads, d, dv, blocks, scale);                                           \
     }
-#define HALVES(T)                   \
-    ATTENTION(T, 48, 40, 96, 2)     \
-    ATTENTION(T, 64, 64, 64, 2)     \
-    ATTENTION(T, 80, 72, 64, 2)     \
-    ATTENTION(T, 80, 80, 64, 2)     \
-    ATTENTION(T, 128, 128, 128, 1)
+// `few`: one warpgroup. Registers are for two blocks on a multiprocessor where shared memory is, or where there are few blocks at all.
+#define HALVES(T)                            \
+    ATTENTION(T, 40, 48, 40, 96, 128, 2)     \
+    ATTENTION(T, 64, 64, 64, 64, 128, 2)     \
+    ATTENTION(T, 72, 80, 72, 64, 128, 2)     \
+    ATTENTION(T, 80, 80, 80, 64, 128, 2)     \
+    ATTENTION(T, 128, 128, 128, 128, 128, 1) \
+    ATTENTION(T, 160, 160, 160, 64, 128, 1)  \
+    ATTENTION(T, few_40, 48, 40, 96, 64, 2)  \
+    ATTENTION(T, few_64, 64, 64, 64, 64, 2)  \
+    ATTENTION(T, few_80, 80, 80, 64, 64, 2)  \
+    ATTENTION(T, few_128, 128, 128, 64, 64, 1) \
+    ATTENTION(T, few_160, 160, 160, 64, 64, 1) \
+    ATTENTION(T, few_256, 256, 256, 64, 64, 1)
 HALVES(f16)
 HALVES(bf16)

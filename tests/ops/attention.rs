@@ -239,22 +239,29 @@ fn half_gradients_of_large_numbers() {
     }
 }
 
-/// A head for every instance of the kernels for Hopper, which want a block for each of four multiprocessors: remainders of queries
-/// and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
+/// A head for every instance of the kernels for Hopper, of which blocks of 128 queries want to keep more than two of four multiprocessors busy:
+/// remainders of queries and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
 #[test]
 fn heads_of_hopper() {
-    for (s, spread) in [
-        ([1, 130, 200, 2, 40, 40], 40.0),
-        ([1, 257, 97, 2, 40, 32], 2.0),
-        ([2, 65, 1, 2, 64, 64], 2.0),
-        ([1, 192, 193, 2, 64, 48], 40.0),
-        ([1, 200, 129, 2, 72, 72], 2.0),
-        ([1, 129, 77, 2, 80, 80], 40.0),
-        ([1, 256, 300, 2, 128, 128], 40.0),
-        ([4, 70, 100, 1, 96, 88], 2.0),
+    for (s, spread, entry) in [
+        ([1, 130, 200, 2, 40, 40], 40.0, "40"),
+        ([1, 257, 97, 2, 40, 32], 2.0, "40"),
+        ([2, 65, 1, 2, 64, 64], 2.0, "64"),
+        ([1, 192, 193, 2, 64, 48], 40.0, "64"),
+        ([1, 200, 129, 2, 72, 72], 2.0, "72"),
+        ([1, 129, 77, 2, 80, 80], 40.0, "80"),
+        ([1, 256, 300, 2, 128, 128], 40.0, "128"),
+        ([4, 70, 100, 1, 96, 88], 2.0, "128"),
+        ([3, 66, 130, 1, 160, 160], 40.0, "160"),
+        ([1, 70, 97, 2, 40, 40], 2.0, "few_40"),
+        ([2, 64, 130, 2, 64, 64], 40.0, "few_64"),
+        ([1, 5, 65, 2, 80, 72], 2.0, "few_80"),
+        ([1, 65, 130, 2, 128, 128], 2.0, "few_128"),
+        ([1, 100, 70, 1, 160, 152], 40.0, "few_160"),
+        ([2, 130, 129, 1, 256, 256], 40.0, "few_256"),
     ] {
         let case = Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i));
-        case.forward_only().check();
+        case.forward_only().on_hopper(&format!("attention_{entry}_bf16")).check();
     }
 }
 
