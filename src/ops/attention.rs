@@ -472,7 +472,8 @@ impl AttentionGrad {
     }
 
     /// On the cuda device in f16 and bf16: lse and rowsum(dy ∘ y) into scratch, then sums over the others by blocks of rows, which are keys
-    /// (dk, dv) or queries (dq). Where there are too few blocks the others are cut into parts, whose sums more launches add.
+    /// (dk, dv) or queries (dq): on Hopper by kernels of its own. Where there are too few blocks the others are cut into parts, whose sums more
+    /// launches add.
     fn half_launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
         let kernel = |entry: String| {
             Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
@@ -485,43 +486,54 @@ impl AttentionGrad {
 
         let tile = BackwardTile::of(s.d.max(s.dv));
         let by_key = |slopes, operands, outputs| HalfSum { by_query: false, slopes, operands, outputs };
-        let mut sums = if tile.both {
+        let of_keys = if tile.both {
             vec![by_key(true, [v, dy, k, q], vec![(1, s.d), (2, s.dv)])]
         } else {
             vec![by_key(true, [v, dy, k, q], vec![(1, s.d)]), by_key(false, [k, q, q, dy], vec![(2, s.dv)])]
         };
-        sums.push(HalfSum { by_query: true, slopes: true, operands: [dy, v, q, k], outputs: vec![(0, s.d)] });
-        for HalfSum { by_query, slopes, operands, outputs } in sums {
-            let (rows, others) = if by_query { (s.queries, s.keys) } else { (s.keys, s.queries) };
-            let [first_width, width] = if slopes { [s.dv, s.d] } else { [s.d, s.dv] };
-            let (blocks, slices) = (rows.div_ceil(tile.rows), width.div_ceil(tile.columns));
-            let sum_width = slices * tile.columns;
-            let part = s.pairs() * rows * sum_width;
-            let each = Each { row: row_time(dtype, 0) * 3 / 2, part: outputs.len() * part };
-            let Cuts { parts, rows: split, .. } = cuts(s.pairs() * blocks * slices, others, each, target);
-            let (entry, shared_bytes) = tile.entry(slopes, outputs.len());
-            let args = operands.into_iter().chain([Arg::Left(0, 0)]).chain(outputs.iter().map(|o| Arg::Output(o.0)));
-            let grid = [s.pairs() * blocks, parts, slices];
-            let mut launch = Launch::ptx(kernel(entry).shared(shared_bytes), grid, THREADS, args);
-            for _ in &outputs {
-                match parts {
-                    1 => launch.args.push(Arg::Input(0)),
-                    _ => launch = launch.with_scratch(parts * part),
-                }
+        let of_queries =
+            vec![HalfSum { by_query: true, slopes: true, operands: [dy, v, q, k], outputs: vec![(0, s.d)] }];
+        for (by_query, sums) in [(false, of_keys), (true, of_queries)] {
+            let planned: Vec<_> = sums.into_iter().map(|sum| (sum.cuts(s, &tile, dtype, target), sum)).collect();
+            let time = planned.iter().map(|(cuts, _)| cuts.time).sum();
+            match HopperSums::of(s, by_query, dtype, target).filter(|hopper| hopper.time <= time) {
+                Some(hopper) => launches.push(hopper.launch(self, s, dtype)),
+                None => planned.iter().for_each(|(cuts, sum)| self.push_sums(&mut launches, s, sum, cuts, dtype)),
             }
-            let sizes = [rows, others, s.heads, first_width, width, sum_width, blocks, split, by_query as usize];
-            let launch = launch.scalars(sizes).scalar(self.0.scale);
-            let number = launches.len();
-            launches.push(if outputs.len() == 1 { launch.scalar(slopes) } else { launch });
-            let summed = if parts == 1 { vec![] } else { outputs };
-            launches.extend(summed.into_iter().enumerate().map(|(piece, (output, width))| {
-                let grid = [(s.pairs() * rows * pieces(width, dtype)).div_ceil(JOIN_THREADS), 1, 1];
-                let args = [Arg::Left(number, piece), Arg::Output(output)];
-                let launch = Launch::ptx(kernel("sum".into()), grid, JOIN_THREADS, args);
-                launch.scalars([s.pairs(), rows, s.heads, width, sum_width, parts])
-            }));
         }
         launches
+    }
+
+    /// Adds the launch of one sum to `launches`, and those of what puts its parts together.
+    fn push_sums(&self, launches: &mut Vec<Launch>, s: &Sizes, sum: &HalfSum, cuts: &Cuts, dtype: DType) {
+        let kernel = |entry: &str| {
+            Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
+        };
+        let tile = BackwardTile::of(s.d.max(s.dv));
+        let ((rows, others), [first_width, width]) = (sum.rows_and_others(s), sum.widths(s));
+        let (blocks, slices, sum_width) = (rows.div_ceil(tile.rows), width.div_ceil(tile.columns), tile.width(width));
+        let (entry, shared_bytes) = tile.entry(sum.slopes, sum.outputs.len());
+        let outputs = sum.outputs.iter().map(|o| Arg::Output(o.0));
+        let args = sum.operands.into_iter().chain([Arg::Left(0, 0)]).chain(outputs);
+        let grid = [s.pairs() * blocks, cuts.parts, slices];
+        let mut launch = Launch::ptx(kernel(&entry).shared(shared_bytes), grid, THREADS, args);
+        for _ in &sum.outputs {
+            match cuts.parts {
+                1 => launch.args.push(Arg::Input(0)),
+                parts => launch = launch.with_scratch(parts * s.pairs() * rows * sum_width),
+            }
+        }
+        let sizes = [rows, others, s.heads, first_width, width, sum_width, blocks, cuts.rows, sum.by_query as usize];
+        let launch = launch.scalars(sizes).scalar(self.0.scale);
+        let number = launches.len();
+        launches.push(if sum.outputs.len() == 1 { launch.scalar(sum.slopes) } else { launch });
+        let summed = if cuts.parts == 1 { &[] } else { &sum.outputs[..] };
+        launches.extend(summed.iter().enumerate().map(|(piece, &(output, width))| {
+            let grid = [(s.pairs() * rows * pieces(width, dtype)).div_ceil(JOIN_THREADS), 1, 1];
+            let args = [Arg::Left(number, piece), Arg::Output(output)];
+            let launch = Launch::ptx(kernel("sum"), grid, JOIN_THREADS, args);
+            launch.scalars([s.pairs(), rows, s.heads, width, sum_width, cuts.parts])
+        }));
     }
 }
 
@@ -534,7 +546,70 @@ struct HalfSum {
     outputs: Vec<(usize, usize)>,
 }
 
-/// An instance of the kernels there.
+impl HalfSum {
+    fn rows_and_others(&self, s: &Sizes) -> (usize, usize) {
+        if self.by_query { (s.queries, s.keys) } else { (s.keys, s.queries) }
+    }
+
+    /// Columns of the first product, and of the second and of the sums.
+    fn widths(&self, s: &Sizes) -> [usize; 2] {
+        if self.slopes { [s.dv, s.d] } else { [s.d, s.dv] }
+    }
+
+    /// How others are cut.
+    fn cuts(&self, s: &Sizes, tile: &BackwardTile, dtype: DType, target: &CudaTarget) -> Cuts {
+        let ((rows, others), [_, width]) = (self.rows_and_others(s), self.widths(s));
+        let part = self.outputs.len() * s.pairs() * rows * tile.width(width);
+        let each = Each { row: row_time(dtype, 0) * 3 / 2, part };
+        cuts(s.pairs() * rows.div_ceil(tile.rows) * width.div_ceil(tile.columns), others, each, target)
+    }
+}
+
+/// An instance of `kernels/sm_90a/attention_grad.cu`, by keys for dk and dv, or by queries for dq.
+struct HopperSums {
+    by_query: bool,
+    columns: usize,
+    /// Rows of a block: 64 for each warpgroup.
+    rows: usize,
+    shared_bytes: usize,
+    /// Nanoseconds, about, that it takes.
+    time: usize,
+}
+
+impl HopperSums {
+    /// Columns of an instance, warpgroups of a block by keys, and blocks by queries that share a multiprocessor.
+    const INSTANCES: [(usize, usize, usize); 4] = [(40, 3, 2), (64, 2, 2), (80, 2, 1), (128, 2, 1)];
+
+    /// The instance for such heads, if there is one: as [`HopperTile::of`].
+    fn of(s: &Sizes, by_query: bool, dtype: DType, target: &CudaTarget) -> Option<Self> {
+        let (columns, groups, blocks) = Self::INSTANCES.into_iter().find(|(columns, ..)| s.d.max(s.dv) <= *columns)?;
+        let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
+        let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
+        let (own, others, rows, at_once) =
+            if by_query { (s.queries, s.keys, 128, blocks) } else { (s.keys, s.queries, 64 * groups, 1) };
+        // Rows of both first products, and two tiles of 64 others of both and their terms, from a multiple of 1024 bytes on.
+        let shared_bytes = (2 * rows + 4 * 64) * columns.div_ceil(64) * 128 + 2 * 64 * 8 + 1024;
+        let rounds = (s.pairs() * own.div_ceil(rows)).div_ceil(at_once * target.multiprocessors as usize);
+        let time = rounds * others * HopperTile::KEY_TIME;
+        chosen.then_some(HopperSums { by_query, columns, rows, shared_bytes, time })
+    }
+
+    fn launch(&self, op: &AttentionGrad, s: &Sizes, dtype: DType) -> Launch {
+        let [q, k, v, dy, terms] = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Input(5), Arg::Left(0, 0)];
+        let (name, rows, others, args) = if self.by_query {
+            ("by_query", s.queries, s.keys, vec![q, dy, k, v, terms, Arg::Output(0)])
+        } else {
+            ("by_key", s.keys, s.queries, vec![k, v, q, dy, terms, Arg::Output(1), Arg::Output(2)])
+        };
+        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention_grad"), dtype);
+        let kernel = kernel.entry(format!("attention_grad_{name}_{}_{dtype}", self.columns)).shared(self.shared_bytes);
+        let blocks = rows.div_ceil(self.rows);
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.rows, args);
+        launch.scalars([rows, others, s.heads, s.d, s.dv, blocks]).scalar(op.0.scale)
+    }
+}
+
+/// An instance of the kernels of `kernels/attention_grad_half.cu`.
 struct BackwardTile {
     /// Rows of a block, and columns of sums.
     rows: usize,
@@ -555,6 +630,11 @@ impl BackwardTile {
             _ => (64, 256, 64),
         };
         BackwardTile { rows, columns, both: columns == 64, step }
+    }
+
+    /// Columns of sums in scratch, of outputs of `width` columns.
+    fn width(&self, width: usize) -> usize {
+        width.next_multiple_of(self.columns)
     }
 
     /// Operands come in steps.
@@ -915,16 +995,35 @@ mod tests {
     /// Where a single launch for Hopper and the kernels for every GPU, which cut keys, are both there.
     #[test]
     fn few_queries_and_many_keys_are_cut() {
-        let entries = |batch, queries, keys, heads, d| {
-            let sizes = Sizes { batch, queries, keys, heads, d, dv: d };
-            let launches = Attention { heads, scale: 1.0 }.launches(&sizes, DType::Bf16, &HOPPER);
+        let entries = |backward, [batch, queries, keys, heads, d]: [usize; 5]| {
+            let (op, s) = (Attention { heads, scale: 1.0 }, Sizes { batch, queries, keys, heads, d, dv: d });
+            let launches = match backward {
+                true => AttentionGrad(op).half_launches(&s, DType::Bf16, &HOPPER),
+                false => op.launches(&s, DType::Bf16, &HOPPER),
+            };
             let entry = |launch: Launch| match launch.kernel {
                 Kernel::Ptx(kernel) => kernel.entry,
                 other => panic!("{other:?}"),
             };
             launches.into_iter().map(entry).collect::<Vec<_>>()
         };
-        assert_eq!(entries(4, 256, 256, 16, 72), ["attention_72_bf16"]);
-        assert_eq!(entries(1, 64, 8192, 1, 64), ["attention_64_bf16", "attention_join_bf16"]);
+        let forward = |batch, queries, keys, heads, d| entries(false, [batch, queries, keys, heads, d]);
+        assert_eq!(forward(4, 256, 256, 16, 72), ["attention_72_bf16"]);
+        assert_eq!(forward(1, 64, 8192, 1, 64), ["attention_64_bf16", "attention_join_bf16"]);
+        let grad = |sizes| {
+            let entries = entries(true, sizes).into_iter();
+            entries.map(|e| e.replace("attention_grad_", "").replace("_bf16", "")).collect::<Vec<_>>()
+        };
+        assert_eq!(grad([4, 256, 256, 16, 72]), ["terms", "by_key_80", "by_query_80"]);
+        // Few keys, which go over thousands of queries.
+        assert_eq!(grad([1, 8192, 77, 1, 64]), ["terms", "both_64", "sum", "sum", "by_query_64"]);
+        assert_eq!(grad([4, 1024, 1024, 8, 160]), ["terms", "256", "256", "256"]);
+        for columns in [40, 64, 80, 128] {
+            for by_query in [false, true] {
+                let s = Sizes { batch: 2, queries: 256, keys: 256, heads: 8, d: columns, dv: columns };
+                let sums = HopperSums::of(&s, by_query, DType::F16, &HOPPER).unwrap();
+                assert!(sums.shared_bytes <= HOPPER.shared_bytes as usize);
+            }
+        }
     }
 }

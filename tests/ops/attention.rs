@@ -1,6 +1,7 @@
 use crate::harness::{Case, Input, Tensor, f32s, relative, run_graph, run_on_gpus};
 use half::{bf16, f16};
-use langevin::graph::Graph;
+use langevin::Device;
+use langevin::graph::{Graph, Kernel, Launch, Op, Signature};
 use langevin::ops::{Attention, AttentionGrad, Cast};
 use langevin::tensor::{DType, TensorType};
 
@@ -235,6 +236,34 @@ fn half_gradients_of_large_numbers() {
     for (s, spread) in LARGE.into_iter().zip([40.0, 40.0, 12.0, 40.0, 12.0, 40.0, 3.0]) {
         let mut inputs = grad_inputs(s, spread);
         inputs[5] = inputs[5].clone().map(|v| 300.0 * v);
+        check_half_gradients(s, &inputs, 3e-3);
+    }
+}
+
+/// The backward for Hopper: rows beyond a block of every instance, several tiles of others, remainders, narrower heads of v, sharp softmaxes.
+#[test]
+fn half_gradients_of_hopper() {
+    for (s, columns) in [
+        ([1, 195, 200, 2, 40, 40], 40),
+        ([2, 130, 67, 1, 64, 56], 64),
+        ([1, 131, 129, 2, 72, 80], 80),
+        ([1, 140, 190, 1, 128, 104], 128),
+    ] {
+        let inputs = grad_inputs(s, 40.0);
+        let halves = |(i, input): (usize, &Input)| TensorType {
+            dtype: if i == 4 { DType::F32 } else { DType::Bf16 },
+            ..input.ty.clone()
+        };
+        let types: Vec<TensorType> = inputs.iter().enumerate().map(halves).collect();
+        let (op, outputs) = (AttentionGrad(op(s)), types[..3].to_vec());
+        let launches = op.lower(&Signature { inputs: types, outputs }, &Device::ptx((9, 0)).target()).unwrap();
+        let entry = |launch: Launch| match launch.kernel {
+            Kernel::Ptx(kernel) => kernel.entry,
+            other => panic!("{other:?}"),
+        };
+        let entries: Vec<String> = launches.into_iter().map(entry).collect();
+        let of = |side: &str| format!("attention_grad_{side}_{columns}_bf16");
+        assert_eq!(entries, ["attention_grad_terms_bf16".into(), of("by_key"), of("by_query")]);
         check_half_gradients(s, &inputs, 3e-3);
     }
 }
