@@ -436,24 +436,24 @@ FLOATS(80)
 FLOATS(128)
 FLOATS(256)
 
-// A thread for each number of y: the parts' averages, weighted by their softmaxes' denominators.
+// y: the parts' averages, weighted by their softmaxes' denominators.
 template <class T>
 __device__ __forceinline__ void join(const float* part, T* y, float* lse, u32 pairs, u32 queries, u32 heads, u32 dv,
                                      u32 width, u32 parts) {
-    u64 rows = u64(pairs) * queries, i = u64(blockIdx.x) * 256 + threadIdx.x;
-    if (i >= rows * dv) return;
-    u64 row = i / dv;
-    u32 col = u32(i - row * dv), pair = u32(row / queries), query = u32(row - u64(pair) * queries);
-    const float *sums = part + row * width + col, *logs = part + parts * rows * width + row;
-    float top = -INFINITE, total = 0.0f, sum = 0.0f;
+    OfParts<T> piece(pairs * queries, dv);
+    if (!piece.has) return;
+    u64 rows = u64(pairs) * queries;
+    const float *sums = part + u64(piece.row) * width + piece.col, *logs = part + parts * rows * width + piece.row;
+    float top = -INFINITE, total = 0.0f, sum[WIDE<T>] = {};
     for (u32 p = 0; p < parts; p++) top = fmaxf(top, logs[p * rows]);
+#pragma unroll 2
     for (u32 p = 0; p < parts; p++) {
         float weight = exp2_fast((logs[p * rows] - top) * LOG2_E);
         total += weight;
-        sum = fmaf(weight, sums[p * rows * width], sum);
+        piece.add(sum, sums + p * rows * width, weight);
     }
-    Head<T>(y, pair, heads, queries, dv).row(query)[col] = narrow<T>(sum / total);
-    if (col == 0) lse[row] = top + log2_fast(total) * LN_2;
+    piece.put(y, heads, queries, dv, sum, 1.0f / total);
+    if (piece.col == 0) lse[piece.row] = top + log2_fast(total) * LN_2;
 }
 
 #define JOIN(T)                                                                                                        \

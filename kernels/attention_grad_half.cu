@@ -484,16 +484,17 @@ __device__ __forceinline__ void wide_sums(const Gradient<T>& to, bool slopes) {
     to.template put<N, 1>(o, slopes ? to.scale : 1.0f, stages + own * N * 2, first + own, col);
 }
 
-// out = the sum of `parts` parts [pairs, rows, sum_width], a thread for each number of out.
+// out = the sum of `parts` parts [pairs, rows, sum_width].
 template <class T>
 __device__ __forceinline__ void add_parts(const float* part, T* out, u32 pairs, u32 rows, u32 heads, u32 width, u32 sum_width, u32 parts) {
-    u64 all = u64(pairs) * rows, i = u64(blockIdx.x) * 256 + threadIdx.x;
-    if (i >= all * width) return;
-    u64 number = i / width;
-    u32 col = u32(i - number * width), pair = u32(number / rows), row = u32(number - u64(pair) * rows);
-    float sum = 0.0f;
-    for (u32 p = 0; p < parts; p++) sum += part[(p * all + number) * sum_width + col];
-    Head<T>(out, pair, heads, rows, width).row(row)[col] = narrow<T>(sum);
+    OfParts<T> piece(pairs * rows, width);
+    if (!piece.has) return;
+    const float* at = part + u64(piece.row) * sum_width + piece.col;
+    u64 step = u64(pairs) * rows * sum_width;
+    float sum[WIDE<T>] = {};
+#pragma unroll 2
+    for (u32 p = 0; p < parts; p++) piece.add(sum, at + p * step, 1.0f);
+    piece.put(out, heads, rows, width, sum, 1.0f);
 }
 
 #define INPUTS(T) const T *first_left, const T *first_right, const T *second_left, const T *second_right, const float *terms

@@ -138,6 +138,47 @@ __device__ __forceinline__ void put_tile(const float (&o)[M][D / 8][4], u32 plac
     }
 }
 
+// 16 bytes of one row of an output of `width` columns, of `all` rows in all heads, that is put together from parts whose rows are of whole panels of 16
+// floats. A thread for each; there are fewer than 2³² of them.
+template <class T>
+struct OfParts {
+    static constexpr u32 EACH = WIDE<T>;
+    u32 row, col;
+    bool has;
+
+    __device__ __forceinline__ OfParts(u32 all, u32 width) {
+        u32 pieces = (width + EACH - 1) / EACH, i = blockIdx.x * 256 + threadIdx.x;
+        row = i / pieces, col = (i - row * pieces) * EACH, has = row < all;
+    }
+
+    // sum += weight · what a part has, `at` being its first number.
+    static __device__ __forceinline__ void add(float (&sum)[EACH], const float* at, float weight) {
+#pragma unroll
+        for (u32 i = 0; i < EACH; i += 4) {
+            Pack<float, 4> x = *(const Pack<float, 4>*)(at + i);
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) sum[i + k] = fmaf(weight, x.at[k], sum[i + k]);
+        }
+    }
+
+    __device__ __forceinline__ void put(T* out, u32 heads, u32 rows, u32 width, const float (&sum)[EACH], float factor) const {
+        u32 pair = row / rows;
+        Head<T> head(out, pair, heads, rows, width);
+        T* to = head.row(row - pair * rows) + col;
+        Wide<T> all;
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++) all.at[k] = narrow<T>(sum[k] * factor);
+        if (head.wide) {
+            *(Wide<T>*)to = all;
+            return;
+        }
+#pragma unroll
+        for (u32 k = 0; k < EACH; k++) {
+            if (col + k < width) to[k] = all.at[k];
+        }
+    }
+};
+
 // Rows of a tile, columns of it, columns of a step of `dots`, and from one row to the next of what it takes and of weights: all
 // without bank conflicts.
 constexpr u32 TILE = 64;

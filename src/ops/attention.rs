@@ -189,17 +189,19 @@ impl Attention {
     /// On the cuda device: a block for some queries of a head, which goes over the keys. Where there are too few blocks the keys are cut
     /// into parts, and a second launch puts together what those left in scratch.
     fn launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
-        if let Some(tile) = HopperTile::of(s, dtype, target).filter(|_| self.scale > 0.0) {
-            return vec![tile.launch(self, s, dtype)];
-        }
         let tile = ForwardTile::of(s.d, s.dv, dtype);
         let (blocks, slices) = (s.queries.div_ceil(tile.queries), s.dv.div_ceil(tile.columns));
-        let (parts, split) = cuts(s.pairs() * blocks * slices, s.keys, target);
+        let (rows, width) = (s.pairs() * s.queries, slices * tile.columns);
+        let each = Each { row: row_time(dtype, s.d + s.dv), part: rows * (width + 1) };
+        let Cuts { parts, rows: split, time } = cuts(s.pairs() * blocks * slices, s.keys, each, target);
+        let hopper = HopperTile::of(s, dtype, target).filter(|hopper| self.scale > 0.0 && hopper.time <= time);
+        if let Some(tile) = hopper {
+            return vec![tile.launch(self, s, dtype)];
+        }
         let kernel = Ptx::new(self.name(), ptx!("attention"), dtype).entry(tile.entry).shared(tile.shared_bytes);
         let (y, lse) = (Arg::Output(0), Arg::Output(1));
         let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), y, lse];
         let launch = Launch::ptx(kernel, [s.pairs() * blocks, parts, slices], THREADS, args);
-        let (rows, width) = (s.pairs() * s.queries, slices * tile.columns);
         let launch = match parts {
             1 => Launch { args: [&args[..], &[Arg::Input(0)]].concat(), ..launch },
             _ => launch.with_scratch(parts * rows * (width + 1)),
@@ -210,7 +212,7 @@ impl Attention {
             return vec![launch];
         }
         let kernel = Ptx::new(self.name(), ptx!("attention"), dtype).entry(format!("attention_join_{dtype}"));
-        let grid = [(rows * s.dv).div_ceil(JOIN_THREADS), 1, 1];
+        let grid = [(rows * pieces(s.dv, dtype)).div_ceil(JOIN_THREADS), 1, 1];
         let join = Launch::ptx(kernel, grid, JOIN_THREADS, [Arg::Left(0, 0), y, lse]);
         vec![launch, join.scalars([s.pairs(), s.queries, s.heads, s.dv, width, parts])]
     }
@@ -221,17 +223,52 @@ const THREADS: usize = 128;
 const JOIN_THREADS: usize = 256;
 /// The least queries or keys in a part there.
 const LEAST_PART: usize = 128;
+/// Nanoseconds of a launch that has little to do.
+const LAUNCH_TIME: usize = 3000;
 /// Rows of a tile of the f32 kernels there, and bytes of their shared memory: `TILE` and `SHARED` of `kernels/lib/attention.cuh`.
 const F32_TILE: usize = 64;
 const F32_SHARED_BYTES: usize = 4 * (4 * 64 * 36 + 64 * 80);
 
-/// Into how many parts, and of how many rows, `rows` that each of `blocks` blocks goes over are cut, so that there are two blocks for every
-/// multiprocessor.
-fn cuts(blocks: usize, rows: usize, target: &CudaTarget) -> (usize, usize) {
-    let processors = target.multiprocessors as usize;
-    let wanted = if blocks < processors { 2 * processors / blocks } else { 1 };
-    let part = rows.div_ceil(wanted.min(rows / LEAST_PART).max(1)).next_multiple_of(F32_TILE);
-    (rows.div_ceil(part), part)
+/// Accesses of 16 bytes in a row of `width` numbers.
+fn pieces(width: usize, dtype: DType) -> usize {
+    width.div_ceil(16 / dtype.size())
+}
+
+/// What decides into how many parts the rows are cut that blocks go over.
+struct Each {
+    /// Nanoseconds of a block for one of those rows.
+    row: usize,
+    /// Floats that all blocks of a part leave in scratch.
+    part: usize,
+}
+
+/// Nanoseconds, about, that a block of the kernels for every GPU takes for a row that it goes over, `columns` being those of its products by row,
+/// where no more than two share a multiprocessor. Measured on an H200: 0.1 µs forward for 72 to 256 columns of both q and v, 0.16 µs backward.
+fn row_time(dtype: DType, columns: usize) -> usize {
+    if dtype == DType::F32 { (2 * columns).max(100) } else { 100 }
+}
+
+/// How rows are cut: the number of parts, rows of each, and nanoseconds, about, that it all takes.
+#[derive(Debug, PartialEq)]
+struct Cuts {
+    parts: usize,
+    rows: usize,
+    time: usize,
+}
+
+/// Into how many parts `rows` that each of `blocks` blocks goes over are cut for the least time. A block alone does not keep a
+/// multiprocessor busy, but two do; several parts want one more launch, which reads what they wrote.
+fn cuts(blocks: usize, rows: usize, each: Each, target: &CudaTarget) -> Cuts {
+    let at_once = 2 * target.multiprocessors as usize;
+    let of = |wanted: usize| {
+        let part = rows.div_ceil(wanted).next_multiple_of(F32_TILE);
+        let parts = rows.div_ceil(part);
+        // Four bytes both ways, at 4 TB/s: most of it stays in L2.
+        let join = if parts == 1 { 0 } else { LAUNCH_TIME + parts * each.part / 500 };
+        Cuts { parts, rows: part, time: (blocks * parts).div_ceil(at_once) * part.min(rows) * each.row + join }
+    };
+    let most = (rows / LEAST_PART).clamp(1, at_once);
+    (2..=most).map(of).fold(of(1), |best, next| if next.time < best.time { next } else { best })
 }
 
 /// An instance of the forward in `kernels/attention.cu`.
@@ -268,39 +305,51 @@ impl ForwardTile {
     }
 }
 
-/// An instance of the forward in `kernels/sm_90a/attention.cu`, for heads of at most `columns`.
+/// An instance of the forward in `kernels/sm_90a/attention.cu`.
 struct HopperTile {
-    columns: usize,
+    entry: String,
+    /// Queries of a block: 64 for each warpgroup.
+    queries: usize,
     shared_bytes: usize,
+    /// Nanoseconds, about, that it takes.
+    time: usize,
 }
 
 impl HopperTile {
-    /// Queries and threads of a block: two warpgroups of 64 queries.
-    const QUERIES: usize = 128;
-    const THREADS: usize = 256;
-    /// Columns of an instance, and keys of its tiles.
-    const INSTANCES: [(usize, usize); 5] = [(40, 96), (64, 64), (72, 64), (80, 64), (128, 128)];
+    /// Columns of an instance, and keys of its tiles: of blocks of 128 queries, and of 64.
+    const MANY: [(usize, usize); 6] = [(40, 96), (64, 64), (72, 64), (80, 64), (128, 128), (160, 64)];
+    const FEW: [(usize, usize); 6] = [(40, 96), (64, 64), (80, 64), (128, 64), (160, 64), (256, 64)];
+    /// Nanoseconds of a block for a key.
+    const KEY_TIME: usize = 20;
 
-    /// The instance for such heads, if it is quicker than what every GPU has: PTX for `wgmma` is for compute capability 9.0 alone, rows are
-    /// copied 16 bytes at a time, both warpgroups have queries, every multiprocessor has a block, and two thirds of the products
-    /// are of columns that there are, about as much as `mma` gets out of the tensor cores.
+    /// The instance for such heads, if there is one that may be quicker than what every GPU has: PTX for `wgmma` is for compute capability 9.0 alone,
+    /// rows are copied 16 bytes at a time, and two thirds of the products are of columns that there are, about as much as `mma` gets
+    /// out of the tensor cores.
     fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
         let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
-        let blocks = s.pairs() * s.queries.div_ceil(Self::QUERIES);
-        let full = s.queries > Self::QUERIES / 2 && blocks >= target.multiprocessors as usize;
-        let (columns, keys) = Self::INSTANCES.into_iter().find(|(columns, _)| s.d.max(s.dv) <= *columns)?;
+        let (width, processors) = (s.d.max(s.dv), target.multiprocessors as usize);
+        let blocks = |queries: usize| s.pairs() * s.queries.div_ceil(queries);
+        let fits = |instances: [(usize, usize); 6]| instances.into_iter().find(|(columns, _)| width <= *columns);
+        // Blocks of half as many queries only where those of 128 leave half of the multiprocessors idle, or half of their own rows.
+        let many = s.queries > 64 && 2 * blocks(128) > processors;
+        let (name, queries, (columns, keys)) = match fits(Self::MANY).filter(|_| many) {
+            Some(instance) => ("", 128, instance),
+            None => ("few_", 64, fits(Self::FEW)?),
+        };
+        let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
         // Two tiles of K and two of V, in panels of 64 columns that begin at a multiple of 1024 bytes.
-        let shared_bytes = (Self::QUERIES + 4 * keys) * columns.div_ceil(64) * 128 + 1024;
-        let chosen = target.compute == (9, 0) && halves && full && 3 * (s.d + s.dv) >= 4 * columns;
-        chosen.then_some(HopperTile { columns, shared_bytes })
+        let shared_bytes = (queries + 4 * keys) * columns.div_ceil(64) * 128 + 1024;
+        let at_once = processors * if columns <= 80 { 2 } else { 1 };
+        let time = blocks(queries).div_ceil(at_once) * s.keys * Self::KEY_TIME;
+        chosen.then(|| HopperTile { entry: format!("attention_{name}{columns}_{dtype}"), queries, shared_bytes, time })
     }
 
     fn launch(&self, op: &Attention, s: &Sizes, dtype: DType) -> Launch {
-        let entry = format!("attention_{}_{dtype}", self.columns);
-        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention"), dtype).entry(entry).shared(self.shared_bytes);
-        let blocks = s.queries.div_ceil(Self::QUERIES);
+        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention"), dtype);
+        let kernel = kernel.entry(self.entry.clone()).shared(self.shared_bytes);
+        let blocks = s.queries.div_ceil(self.queries);
         let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
-        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], Self::THREADS, args);
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.queries, args);
         launch.scalars([s.queries, s.keys, s.heads, s.d, s.dv, blocks]).scalar(op.scale)
     }
 }
@@ -399,7 +448,9 @@ impl AttentionGrad {
         let by_query = ("by_query", s.queries, s.keys, of_one, s.d, vec![(0, rows * s.d)]);
         for (name, own, other, columns, width, outputs) in [by_key, by_query] {
             let (blocks, slices) = (own.div_ceil(F32_TILE), width.div_ceil(columns));
-            let (parts, split) = cuts(s.pairs() * blocks * slices, other, target);
+            let floats = outputs.iter().map(|o| o.1).sum();
+            let each = Each { row: row_time(DType::F32, 2 * (s.d + s.dv)), part: floats };
+            let Cuts { parts, rows: split, .. } = cuts(s.pairs() * blocks * slices, other, each, target);
             let kernel = kernel(format!("attention_grad_{name}_{columns}_f32")).shared(F32_SHARED_BYTES);
             let mut launch = Launch::ptx(kernel, [s.pairs() * blocks, parts, slices], THREADS, inputs);
             for &(output, elements) in &outputs {
@@ -421,7 +472,8 @@ impl AttentionGrad {
     }
 
     /// On the cuda device in f16 and bf16: lse and rowsum(dy ∘ y) into scratch, then sums over the others by blocks of rows, which are keys
-    /// (dk, dv) or queries (dq). Where there are too few blocks the others are cut into parts, whose sums more launches add.
+    /// (dk, dv) or queries (dq): on Hopper by kernels of its own. Where there are too few blocks the others are cut into parts, whose sums more
+    /// launches add.
     fn half_launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
         let kernel = |entry: String| {
             Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
@@ -434,41 +486,54 @@ impl AttentionGrad {
 
         let tile = BackwardTile::of(s.d.max(s.dv));
         let by_key = |slopes, operands, outputs| HalfSum { by_query: false, slopes, operands, outputs };
-        let mut sums = if tile.both {
+        let of_keys = if tile.both {
             vec![by_key(true, [v, dy, k, q], vec![(1, s.d), (2, s.dv)])]
         } else {
             vec![by_key(true, [v, dy, k, q], vec![(1, s.d)]), by_key(false, [k, q, q, dy], vec![(2, s.dv)])]
         };
-        sums.push(HalfSum { by_query: true, slopes: true, operands: [dy, v, q, k], outputs: vec![(0, s.d)] });
-        for HalfSum { by_query, slopes, operands, outputs } in sums {
-            let (rows, others) = if by_query { (s.queries, s.keys) } else { (s.keys, s.queries) };
-            let [first_width, width] = if slopes { [s.dv, s.d] } else { [s.d, s.dv] };
-            let (blocks, slices) = (rows.div_ceil(tile.rows), width.div_ceil(tile.columns));
-            let (parts, split) = cuts(s.pairs() * blocks * slices, others, target);
-            let (entry, shared_bytes) = tile.entry(slopes, outputs.len());
-            let args = operands.into_iter().chain([Arg::Left(0, 0)]).chain(outputs.iter().map(|o| Arg::Output(o.0)));
-            let grid = [s.pairs() * blocks, parts, slices];
-            let mut launch = Launch::ptx(kernel(entry).shared(shared_bytes), grid, THREADS, args);
-            let sum_width = slices * tile.columns;
-            for _ in &outputs {
-                match parts {
-                    1 => launch.args.push(Arg::Input(0)),
-                    _ => launch = launch.with_scratch(parts * s.pairs() * rows * sum_width),
-                }
+        let of_queries =
+            vec![HalfSum { by_query: true, slopes: true, operands: [dy, v, q, k], outputs: vec![(0, s.d)] }];
+        for (by_query, sums) in [(false, of_keys), (true, of_queries)] {
+            let planned: Vec<_> = sums.into_iter().map(|sum| (sum.cuts(s, &tile, dtype, target), sum)).collect();
+            let time = planned.iter().map(|(cuts, _)| cuts.time).sum();
+            match HopperSums::of(s, by_query, dtype, target).filter(|hopper| hopper.time <= time) {
+                Some(hopper) => launches.push(hopper.launch(self, s, dtype)),
+                None => planned.iter().for_each(|(cuts, sum)| self.push_sums(&mut launches, s, sum, cuts, dtype)),
             }
-            let sizes = [rows, others, s.heads, first_width, width, sum_width, blocks, split, by_query as usize];
-            let launch = launch.scalars(sizes).scalar(self.0.scale);
-            let number = launches.len();
-            launches.push(if outputs.len() == 1 { launch.scalar(slopes) } else { launch });
-            let summed = if parts == 1 { vec![] } else { outputs };
-            launches.extend(summed.into_iter().enumerate().map(|(piece, (output, width))| {
-                let grid = [(s.pairs() * rows * width).div_ceil(JOIN_THREADS), 1, 1];
-                let args = [Arg::Left(number, piece), Arg::Output(output)];
-                let launch = Launch::ptx(kernel("sum".into()), grid, JOIN_THREADS, args);
-                launch.scalars([s.pairs(), rows, s.heads, width, sum_width, parts])
-            }));
         }
         launches
+    }
+
+    /// Adds the launch of one sum to `launches`, and those of what puts its parts together.
+    fn push_sums(&self, launches: &mut Vec<Launch>, s: &Sizes, sum: &HalfSum, cuts: &Cuts, dtype: DType) {
+        let kernel = |entry: &str| {
+            Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
+        };
+        let tile = BackwardTile::of(s.d.max(s.dv));
+        let ((rows, others), [first_width, width]) = (sum.rows_and_others(s), sum.widths(s));
+        let (blocks, slices, sum_width) = (rows.div_ceil(tile.rows), width.div_ceil(tile.columns), tile.width(width));
+        let (entry, shared_bytes) = tile.entry(sum.slopes, sum.outputs.len());
+        let outputs = sum.outputs.iter().map(|o| Arg::Output(o.0));
+        let args = sum.operands.into_iter().chain([Arg::Left(0, 0)]).chain(outputs);
+        let grid = [s.pairs() * blocks, cuts.parts, slices];
+        let mut launch = Launch::ptx(kernel(&entry).shared(shared_bytes), grid, THREADS, args);
+        for _ in &sum.outputs {
+            match cuts.parts {
+                1 => launch.args.push(Arg::Input(0)),
+                parts => launch = launch.with_scratch(parts * s.pairs() * rows * sum_width),
+            }
+        }
+        let sizes = [rows, others, s.heads, first_width, width, sum_width, blocks, cuts.rows, sum.by_query as usize];
+        let launch = launch.scalars(sizes).scalar(self.0.scale);
+        let number = launches.len();
+        launches.push(if sum.outputs.len() == 1 { launch.scalar(sum.slopes) } else { launch });
+        let summed = if cuts.parts == 1 { &[] } else { &sum.outputs[..] };
+        launches.extend(summed.iter().enumerate().map(|(piece, &(output, width))| {
+            let grid = [(s.pairs() * rows * pieces(width, dtype)).div_ceil(JOIN_THREADS), 1, 1];
+            let args = [Arg::Left(number, piece), Arg::Output(output)];
+            let launch = Launch::ptx(kernel("sum"), grid, JOIN_THREADS, args);
+            launch.scalars([s.pairs(), rows, s.heads, width, sum_width, cuts.parts])
+        }));
     }
 }
 
@@ -481,7 +546,70 @@ struct HalfSum {
     outputs: Vec<(usize, usize)>,
 }
 
-/// An instance of the kernels there.
+impl HalfSum {
+    fn rows_and_others(&self, s: &Sizes) -> (usize, usize) {
+        if self.by_query { (s.queries, s.keys) } else { (s.keys, s.queries) }
+    }
+
+    /// Columns of the first product, and of the second and of the sums.
+    fn widths(&self, s: &Sizes) -> [usize; 2] {
+        if self.slopes { [s.dv, s.d] } else { [s.d, s.dv] }
+    }
+
+    /// How others are cut.
+    fn cuts(&self, s: &Sizes, tile: &BackwardTile, dtype: DType, target: &CudaTarget) -> Cuts {
+        let ((rows, others), [_, width]) = (self.rows_and_others(s), self.widths(s));
+        let part = self.outputs.len() * s.pairs() * rows * tile.width(width);
+        let each = Each { row: row_time(dtype, 0) * 3 / 2, part };
+        cuts(s.pairs() * rows.div_ceil(tile.rows) * width.div_ceil(tile.columns), others, each, target)
+    }
+}
+
+/// An instance of `kernels/sm_90a/attention_grad.cu`, by keys for dk and dv, or by queries for dq.
+struct HopperSums {
+    by_query: bool,
+    columns: usize,
+    /// Rows of a block: 64 for each warpgroup.
+    rows: usize,
+    shared_bytes: usize,
+    /// Nanoseconds, about, that it takes.
+    time: usize,
+}
+
+impl HopperSums {
+    /// Columns of an instance, warpgroups of a block by keys, and blocks by queries that share a multiprocessor.
+    const INSTANCES: [(usize, usize, usize); 4] = [(40, 3, 2), (64, 2, 2), (80, 2, 1), (128, 2, 1)];
+
+    /// The instance for such heads, if there is one: as [`HopperTile::of`].
+    fn of(s: &Sizes, by_query: bool, dtype: DType, target: &CudaTarget) -> Option<Self> {
+        let (columns, groups, blocks) = Self::INSTANCES.into_iter().find(|(columns, ..)| s.d.max(s.dv) <= *columns)?;
+        let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
+        let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
+        let (own, others, rows, at_once) =
+            if by_query { (s.queries, s.keys, 128, blocks) } else { (s.keys, s.queries, 64 * groups, 1) };
+        // Rows of both first products, and two tiles of 64 others of both and their terms, from a multiple of 1024 bytes on.
+        let shared_bytes = (2 * rows + 4 * 64) * columns.div_ceil(64) * 128 + 2 * 64 * 8 + 1024;
+        let rounds = (s.pairs() * own.div_ceil(rows)).div_ceil(at_once * target.multiprocessors as usize);
+        let time = rounds * others * HopperTile::KEY_TIME;
+        chosen.then_some(HopperSums { by_query, columns, rows, shared_bytes, time })
+    }
+
+    fn launch(&self, op: &AttentionGrad, s: &Sizes, dtype: DType) -> Launch {
+        let [q, k, v, dy, terms] = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Input(5), Arg::Left(0, 0)];
+        let (name, rows, others, args) = if self.by_query {
+            ("by_query", s.queries, s.keys, vec![q, dy, k, v, terms, Arg::Output(0)])
+        } else {
+            ("by_key", s.keys, s.queries, vec![k, v, q, dy, terms, Arg::Output(1), Arg::Output(2)])
+        };
+        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention_grad"), dtype);
+        let kernel = kernel.entry(format!("attention_grad_{name}_{}_{dtype}", self.columns)).shared(self.shared_bytes);
+        let blocks = rows.div_ceil(self.rows);
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.rows, args);
+        launch.scalars([rows, others, s.heads, s.d, s.dv, blocks]).scalar(op.0.scale)
+    }
+}
+
+/// An instance of the kernels of `kernels/attention_grad_half.cu`.
 struct BackwardTile {
     /// Rows of a block, and columns of sums.
     rows: usize,
@@ -502,6 +630,11 @@ impl BackwardTile {
             _ => (64, 256, 64),
         };
         BackwardTile { rows, columns, both: columns == 64, step }
+    }
+
+    /// Columns of sums in scratch, of outputs of `width` columns.
+    fn width(&self, width: usize) -> usize {
+        width.next_multiple_of(self.columns)
     }
 
     /// Operands come in steps.
@@ -812,29 +945,85 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::Kernel;
+
+    const HOPPER: CudaTarget =
+        CudaTarget { compute: (9, 0), multiprocessors: 132, shared_bytes: 227 * 1024, software: false };
 
     #[test]
-    fn hopper_for_many_queries_and_heads_that_fit() {
-        let target = CudaTarget { compute: (9, 0), multiprocessors: 132, shared_bytes: 227 * 1024, software: false };
+    fn hopper_for_heads_that_fit() {
         let sizes = |queries, d, dv| Sizes { batch: 2, queries, keys: 77, heads: 16, d, dv };
-        let tile = |s: Sizes, target: &CudaTarget| HopperTile::of(&s, DType::Bf16, target).map(|t| t.columns);
-        assert_eq!(tile(sizes(4096, 40, 40), &target), Some(40));
-        assert_eq!(tile(sizes(1024, 72, 72), &target), Some(72));
-        assert_eq!(tile(sizes(1024, 88, 88), &target), Some(128));
+        let tile = |s: Sizes, target: &CudaTarget| HopperTile::of(&s, DType::Bf16, target).map(|t| t.entry);
+        let entry = |s| tile(s, &HOPPER).unwrap();
+        assert_eq!(entry(sizes(4096, 40, 40)), "attention_40_bf16");
+        assert_eq!(entry(sizes(1024, 72, 72)), "attention_72_bf16");
+        assert_eq!(entry(sizes(1024, 88, 88)), "attention_128_bf16");
+        assert_eq!(entry(sizes(1024, 160, 160)), "attention_160_bf16");
+        // Too few blocks, half a block's queries, too wide for the larger blocks.
+        assert_eq!(entry(sizes(256, 72, 72)), "attention_few_80_bf16");
+        assert_eq!(entry(Sizes { batch: 100, ..sizes(64, 64, 64) }), "attention_few_64_bf16");
+        assert_eq!(entry(sizes(1024, 256, 256)), "attention_few_256_bf16");
         // Three quarters of the columns would be padding; rows of 30 columns begin anywhere; too wide.
-        assert_eq!(tile(sizes(4096, 16, 16), &target), None);
-        assert_eq!(tile(sizes(4096, 64, 30), &target), None);
-        assert_eq!(tile(sizes(4096, 160, 160), &target), None);
-        // Too few blocks, half a block's queries, another GPU, f32.
-        assert_eq!(tile(sizes(256, 64, 64), &target), None);
-        assert_eq!(tile(Sizes { batch: 100, ..sizes(64, 64, 64) }, &target), None);
-        assert_eq!(tile(sizes(4096, 64, 64), &CudaTarget { compute: (10, 0), ..target }), None);
-        assert!(HopperTile::of(&sizes(4096, 64, 64), DType::F32, &target).is_none());
-        // Two blocks share a multiprocessor's 228 KiB, of which each has one more, where registers allow for two.
-        for columns in [40, 64, 72, 80, 128] {
-            let tile = HopperTile::of(&sizes(4096, columns, columns), DType::F16, &target).unwrap();
-            let blocks = if columns <= 80 { 2 } else { 1 };
-            assert!(tile.columns == columns && blocks * (tile.shared_bytes + 1024) <= 228 * 1024);
+        assert_eq!(tile(sizes(4096, 16, 16), &HOPPER), None);
+        assert_eq!(tile(sizes(4096, 64, 30), &HOPPER), None);
+        assert_eq!(tile(sizes(4096, 320, 320), &HOPPER), None);
+        // Another GPU, f32.
+        assert_eq!(tile(sizes(4096, 64, 64), &CudaTarget { compute: (10, 0), ..HOPPER }), None);
+        assert!(HopperTile::of(&sizes(4096, 64, 64), DType::F32, &HOPPER).is_none());
+        // As many blocks share a multiprocessor's 228 KiB, of which each has one more, as registers allow for.
+        for columns in [40, 64, 72, 80, 128, 160, 256] {
+            for queries in [64, 4096] {
+                let tile = HopperTile::of(&sizes(queries, columns, columns), DType::F16, &HOPPER).unwrap();
+                let blocks = if columns <= 80 { 2 } else { 1 };
+                assert!(blocks * (tile.shared_bytes + 1024) <= 228 * 1024, "{}", tile.entry);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_cut_where_that_pays_for_a_launch() {
+        let each = |part| Each { row: 100, part };
+        // 256 keys: 25.6 µs; two parts take 12.8 and their sums, those of 16 million floats 67 µs more.
+        assert_eq!(cuts(64, 256, each(1000), &HOPPER), Cuts { parts: 2, rows: 128, time: 12800 + 3000 + 4 });
+        assert_eq!(cuts(64, 256, each(16 << 20), &HOPPER), Cuts { parts: 1, rows: 256, time: 25600 });
+        // Every multiprocessor has two blocks; a part has at least 128 keys.
+        assert_eq!(cuts(264, 4096, each(1000), &HOPPER).parts, 1);
+        assert_eq!(cuts(64, 200, each(1000), &HOPPER).parts, 1);
+        assert_eq!(cuts(1, 4096, each(1000), &HOPPER).parts, 32);
+    }
+
+    /// Where a single launch for Hopper and the kernels for every GPU, which cut keys, are both there.
+    #[test]
+    fn few_queries_and_many_keys_are_cut() {
+        let entries = |backward, [batch, queries, keys, heads, d]: [usize; 5]| {
+            let (op, s) = (Attention { heads, scale: 1.0 }, Sizes { batch, queries, keys, heads, d, dv: d });
+            let launches = match backward {
+                true => AttentionGrad(op).half_launches(&s, DType::Bf16, &HOPPER),
+                false => op.launches(&s, DType::Bf16, &HOPPER),
+            };
+            let entry = |launch: Launch| match launch.kernel {
+                Kernel::Ptx(kernel) => kernel.entry,
+                other => panic!("{other:?}"),
+            };
+            launches.into_iter().map(entry).collect::<Vec<_>>()
+        };
+        let forward = |batch, queries, keys, heads, d| entries(false, [batch, queries, keys, heads, d]);
+        assert_eq!(forward(4, 256, 256, 16, 72), ["attention_72_bf16"]);
+        assert_eq!(forward(1, 64, 8192, 1, 64), ["attention_64_bf16", "attention_join_bf16"]);
+        let grad = |sizes| {
+            let entries = entries(true, sizes).into_iter();
+            entries.map(|e| e.replace("attention_grad_", "").replace("_bf16", "")).collect::<Vec<_>>()
+        };
+        assert_eq!(grad([4, 256, 256, 16, 72]), ["terms", "by_key_80", "by_query_80"]);
+        // Few keys, which go over thousands of queries.
+        assert_eq!(grad([1, 8192, 77, 1, 64]), ["terms", "both_64", "sum", "sum", "by_query_64"]);
+        assert_eq!(grad([4, 1024, 1024, 8, 160]), ["terms", "256", "256", "256"]);
+        for columns in [40, 64, 80, 128] {
+            for by_query in [false, true] {
+                let s = Sizes { batch: 2, queries: 256, keys: 256, heads: 8, d: columns, dv: columns };
+                let sums = HopperSums::of(&s, by_query, DType::F16, &HOPPER).unwrap();
+                assert!(sums.shared_bytes <= HOPPER.shared_bytes as usize);
+            }
         }
     }
 }

@@ -1,0 +1,196 @@
+// The gradient of attention in f16 and bf16 on Hopper   (Dao 2023; Shah et al. 2024): with P = exp(scale · q kᵀ - lse) and
+// dS = P ∘ (dy vᵀ - rowsum(dy ∘ y)): dv = Pᵀ dy, dk = scale · dSᵀ q, dq = scale · dS k
+//
+// Floor: 2 Tq Tk (3 d + 2 dv) FLOPs a head, by `wgmma`. Here are two kernels, without atomics: by keys, which makes dk and dv, and by queries, which makes dq
+// and the scores and dP again: seven products for five, and two exponentials a score. Cycles of a multiprocessor for 64 rows and 64 others, by
+// arithmetic:
+//
+//   columns of a head              40    64    80   128
+//   by key: products              352   512   640  1024
+//   by query: products            272   384   480   768
+//   exponentials, of either       256   256   256   256
+//
+// A block has two or three warpgroups, each with 64 *rows* of a head, which are keys or queries, and goes over all *others*, queries or keys. Rows of both
+// first products stay in shared memory, others come in tiles of 64. Scores lie with rows as rows, so P and dS are the left operands of the sums in the registers
+// in which the first products left them: dP is made beside the exponentials, the sums of P beside dS.
+#include "lib/attention_hopper.cuh"
+
+constexpr u32 OTHERS = 64;
+// Threads that copy others: the first two warpgroups.
+constexpr u32 COPIERS = 256;
+// Bytes of a tile's terms.
+constexpr u32 TERM_BYTES = OTHERS * 8;
+
+// Scores or dP of what is in two panelled tiles, `a` of 64 rows in panels of ROWS and `b` of OTHERS, over K columns.
+template <u32 K, u32 ROWS, class T>
+__device__ __forceinline__ void begin_scores(float (&s)[OTHERS / 2], u32 a, u32 b, T type) {
+    u64 left = matrix_descriptor<128, 16, 1024>(a), right = matrix_descriptor<128, 16, 1024>(b);
+#pragma unroll
+    for (u32 i = 0; i < K / 16; i++) {
+        u32 in_panel = i % 4 * (32 >> 4);
+        score(s, left + (i / 4 * (ROWS * PANEL_ROW >> 4) + in_panel), right + (i / 4 * (OTHERS * PANEL_ROW >> 4) + in_panel), i > 0, type);
+    }
+    commit_products();
+}
+
+// o += W · X, with X a tile of others.
+template <u32 N, class T>
+__device__ __forceinline__ void begin_sums(float (&o)[N / 2], const u32 (&w)[OTHERS / 16][4], u32 x, T type) {
+    u64 matrix = matrix_descriptor<128, OTHERS * PANEL_ROW, 1024>(x);
+#pragma unroll
+    for (u32 i = 0; i < OTHERS / 16; i++) weigh(o, w[i], matrix + i * (16 * PANEL_ROW >> 4), type);
+    commit_products();
+}
+
+template <class T>
+__device__ __forceinline__ void narrow_weights(u32 (&w)[OTHERS / 16][4], const float (&s)[OTHERS / 2]) {
+#pragma unroll
+    for (u32 k = 0; k < OTHERS / 16; k++) {
+#pragma unroll
+        for (u32 r = 0; r < 4; r++) {
+            w[k][r] = pack<T>(s[8 * k + 2 * r], s[8 * k + 2 * r + 1]);
+            asm volatile("" : "+r"(w[k][r])::"memory");
+        }
+    }
+}
+
+// What scores and dP of a thread are compared with: lse in powers of two, and rowsum(dy ∘ y), `terms` of `attention_grad_terms`. They go with
+// rows that are queries, or with others that are: then they are in shared memory, all of one kind before those of the other.
+template <bool BY_KEY>
+struct Terms {
+    Pack<float, 2> of_row[2];
+
+    // For scores 4 · n + r, of even r and of odd r.
+    __device__ __forceinline__ Pack<float, 2> of(u32 kind, u32 place, u32 n) const {
+        Pack<float, 2> both;
+        if constexpr (BY_KEY) both = read_floats<2>(place + kind * (TERM_BYTES / 2) + n * 32 + threadIdx.x % 4 * 8);
+        return both;
+    }
+
+    __device__ __forceinline__ void soften(float (&s)[OTHERS / 2], u32 place, float factor) const {
+#pragma unroll
+        for (u32 n = 0; n < OTHERS / 8; n++) {
+            Pack<float, 2> others = of(0, place, n);
+#pragma unroll
+            for (u32 r = 0; r < 4; r++) {
+                float less = BY_KEY ? others.at[r % 2] : of_row[r / 2].at[0];
+                s[4 * n + r] = exp2_fast(fmaf(s[4 * n + r], factor, -less));
+            }
+        }
+    }
+
+    // dP to dS.
+    __device__ __forceinline__ void slope(float (&dp)[OTHERS / 2], const float (&p)[OTHERS / 2], u32 place) const {
+#pragma unroll
+        for (u32 n = 0; n < OTHERS / 8; n++) {
+            Pack<float, 2> others = of(1, place, n);
+#pragma unroll
+            for (u32 r = 0; r < 4; r++) {
+                float delta = BY_KEY ? others.at[r % 2] : of_row[r / 2].at[1];
+                dp[4 * n + r] = p[4 * n + r] * (dp[4 * n + r] - delta);
+            }
+        }
+    }
+};
+
+// Sums over others of dS, and of P too if rows are keys; products go over K columns, sums have N. Operands of scores have `d` columns, those
+// of dP `dv`. terms [pairs, queries rounded up to 64, 2].
+template <class T, u32 K, u32 N, u32 GROUPS, bool BY_KEY>
+__device__ __forceinline__ void gradient(const T* score_rows, const T* slope_rows, const T* score_others, const T* slope_others, const float* terms,
+                                         T* of_slopes, T* of_weights, u32 rows, u32 others, u32 heads, u32 d, u32 dv, u32 blocks, float scale) {
+    constexpr u32 ROWS = 64 * GROUPS, PANELS = (K + 63) / 64, OWN = PANELS * ROWS * PANEL_ROW, TILE = PANELS * OTHERS * PANEL_ROW;
+    constexpr u32 STAGE = 2 * TILE;
+    extern __shared__ __align__(1024) unsigned char room[];
+    // Patterns of the swizzle begin at multiples of 1024 bytes, whatever stands before the room.
+    u32 place = (shared_address(room) + 1023) & ~1023u, stages = place + 2 * OWN, terms_place = stages + 2 * STAGE;
+    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * ROWS, own = place + threadIdx.x / 128 * 64 * PANEL_ROW;
+    u32 tiles = (others + OTHERS - 1) / OTHERS;
+    terms += 2 * u64(pair) * (((BY_KEY ? others : rows) + 63) / 64 * 64);
+    Head<const T> scores(score_others, pair, heads, others, d), slopes(slope_others, pair, heads, others, dv);
+    auto load = [&](u32 t) {
+        if (t < tiles && threadIdx.x < COPIERS) {
+            u32 stage = stages + t % 2 * STAGE;
+            copy_panels<COPIERS, OTHERS, K / 8>(stage, scores, t * OTHERS, others);
+            copy_panels<COPIERS, OTHERS, K / 8>(stage + TILE, slopes, t * OTHERS, others);
+            if (BY_KEY && threadIdx.x < 2 * OTHERS) {
+                u32 to = terms_place + t % 2 * TERM_BYTES + threadIdx.x % 2 * (TERM_BYTES / 2) + threadIdx.x / 2 * 4;
+                copy_4(to, terms + t * OTHERS * 2 + threadIdx.x, true);
+            }
+        }
+        commit_copies();
+    };
+
+    copy_panels<128 * GROUPS, ROWS, K / 8>(place, Head<const T>(score_rows, pair, heads, rows, d), first, rows);
+    copy_panels<128 * GROUPS, ROWS, K / 8>(place + OWN, Head<const T>(slope_rows, pair, heads, rows, dv), first, rows);
+    load(0);
+    Terms<BY_KEY> compared;
+    u32 warp_row = threadIdx.x / 32 * 16;
+    if constexpr (!BY_KEY) {
+#pragma unroll
+        for (u32 h = 0; h < 2; h++) {
+            u32 row = first + warp_row + threadIdx.x % 32 / 4 + 8 * h;
+            // Nothing is written of rows that there are not.
+            compared.of_row[h] = *(const Pack<float, 2>*)(terms + 2 * (row < rows ? row : 0));
+        }
+    }
+    float factor = scale * LOG2_E, s[OTHERS / 2], dp[OTHERS / 2], to_slopes[N / 2] = {}, to_weights[N / 2] = {};
+    u32 w[OTHERS / 16][4];
+#pragma unroll 1
+    for (u32 t = 0; t < tiles; t++) {
+        u32 stage = stages + t % 2 * STAGE, now = terms_place + t % 2 * TERM_BYTES;
+        // Behind this tile t is there, and all have done with tile t - 1.
+        loaded<0>();
+        begin_products();
+        begin_scores<K, ROWS>(s, own, stage, T{});
+        begin_scores<K, ROWS>(dp, own + OWN, stage + TILE, T{});
+        load(t + 1);
+        wait_products<1>(s);
+        compared.soften(s, now, factor);
+        if (!BY_KEY && others - t * OTHERS < OTHERS) {
+            // Keys that there are not have scores of 0, and P may be beyond all numbers.
+#pragma unroll
+            for (u32 i = 0; i < OTHERS / 2; i++) {
+                if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= others - t * OTHERS) s[i] = 0.0f;
+            }
+        }
+        if constexpr (BY_KEY) {
+            narrow_weights<T>(w, s);
+            begin_products();
+            begin_sums<N>(to_weights, w, stage + TILE, T{});
+        }
+        wait_products<BY_KEY ? 1 : 0>(dp);
+        compared.slope(dp, s, now);
+        u32 slopes_narrow[OTHERS / 16][4];
+        narrow_weights<T>(slopes_narrow, dp);
+        begin_products();
+        begin_sums<N>(to_slopes, slopes_narrow, stage, T{});
+        wait_products<0>(to_slopes);
+        hold(to_weights);
+    }
+    // No warp's place is read any more.
+    __syncthreads();
+    float by_scale[2] = {scale, scale}, by_one[2] = {1.0f, 1.0f};
+    put_panels<T, N, ROWS>(Head<T>(of_slopes, pair, heads, rows, d), to_slopes, by_scale, place, warp_row, first, rows);
+    if constexpr (BY_KEY) put_panels<T, N, ROWS>(Head<T>(of_weights, pair, heads, rows, dv), to_weights, by_one, place + OWN, warp_row, first, rows);
+}
+
+// blocks: of the rows of a head, which are keys, or queries. GROUPS warpgroups by key, as many as have registers for their sums; two by query, of
+// which BLOCKS blocks share a multiprocessor.
+#define GRADIENT(T, D, K, GROUPS, BLOCKS)                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(128 * GROUPS, 1) attention_grad_by_key_##D##_##T(                                                  \
+        const T* k, const T* v, const T* q, const T* dy, const float* terms, T* dk, T* dv, u32 keys, u32 queries, u32 heads, u32 d, u32 width,      \
+        u32 blocks, float scale) {                                                                                                                  \
+        gradient<T, K, D, GROUPS, true>(k, v, q, dy, terms, dk, dv, keys, queries, heads, d, width, blocks, scale);                                 \
+    }                                                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) attention_grad_by_query_##D##_##T(                                                    \
+        const T* q, const T* dy, const T* k, const T* v, const float* terms, T* dq, u32 queries, u32 keys, u32 heads, u32 d, u32 width, u32 blocks, \
+        float scale) {                                                                                                                              \
+        gradient<T, K, D, 2, false>(q, dy, k, v, terms, dq, nullptr, queries, keys, heads, d, width, blocks, scale);                                \
+    }
+#define HALVES(T)             \
+    GRADIENT(T, 40, 48, 3, 2) \
+    GRADIENT(T, 64, 64, 2, 2) \
+    GRADIENT(T, 80, 80, 2, 1) \
+    GRADIENT(T, 128, 128, 2, 1)
+HALVES(f16)
+HALVES(bf16)
