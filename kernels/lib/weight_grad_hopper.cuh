@@ -8,8 +8,9 @@
 // side by side.
 //
 // A tile has 128 rows and 256 columns, or 256 and 128: a step brings 48 KiB either way, and keeps the tensor cores busy for 1024 cycles. In these the former
-// reads 80 KiB of shared memory, the latter 96, of the 128 KiB that it moves. A block has a multiprocessor for itself and goes from tile to tile, of one part of
-// k after the other. It has three warpgroups: one thread of the last brings operands, tile after tile, the others have half of a tile's rows each. They send
+// reads 80 KiB of shared memory, the latter 96, of the 128 KiB that it moves. Or it has 192 rows and 256 columns, of which columns are what a product has as
+// rows: 56 KiB a step of 1536 cycles, the fewest of all. A block has a multiprocessor for itself and goes from tile to tile, of one part of
+// k after the other. It has three warpgroups: one thread of the last brings operands, tile after tile, the others have half of a tile each. They send
 // their sums from registers, while the operands of the next tile arrive.
 #pragma once
 #include "gemm_hopper.cuh"
@@ -17,12 +18,23 @@
 // Pixels of a step; channels or columns of a box, and its bytes.
 constexpr int GRAD_DEPTH = 64, GRAD_BOX = 64, GRAD_BOX_BYTES = GRAD_DEPTH * GRAD_BOX * 2;
 
-// Begins d = A B, or d += A B if it `adds`, of 64 rows, 128 or 256 columns and 16 terms, both operands transposed.
+#define NAMES_96 \
+    NAMES_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+
+// Begins d = A B, or d += A B if it `adds`, of 64 rows, 128, 192 or 256 columns and 16 terms, both operands transposed.
 #define MULTIPLY_TRANSPOSED(T, TYPE)                                                                                                      \
     __device__ __forceinline__ void multiply_transposed(float (&d)[64], u64 a, u64 b, u32 adds, T) {                                      \
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" NAMES_64 \
                      "}, %64, %65, p, 1, 1, 1, 1;\n}"                                                                                     \
                      : SIXTY_FOUR(d, 0)                                                                                                   \
+                     : "l"(a), "l"(b), "r"(adds));                                                                                        \
+    }                                                                                                                                     \
+    __device__ __forceinline__ void multiply_transposed(float (&d)[96], u64 a, u64 b, u32 adds, T) {                                      \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " {" NAMES_96 \
+                     "}, %96, %97, p, 1, 1, 1, 1;\n}"                                                                                     \
+                     : SIXTY_FOUR(d, 0), THIRTY_TWO(d, 64)                                                                                \
                      : "l"(a), "l"(b), "r"(adds));                                                                                        \
     }                                                                                                                                     \
     __device__ __forceinline__ void multiply_transposed(float (&d)[128], u64 a, u64 b, u32 adds, T) {                                     \
@@ -34,12 +46,21 @@ constexpr int GRAD_DEPTH = 64, GRAD_BOX = 64, GRAD_BOX_BYTES = GRAD_DEPTH * GRAD
 MULTIPLY_TRANSPOSED(f16, "f16")
 MULTIPLY_TRANSPOSED(bf16, "bf16")
 
-// The sum that the neighbour of a lane has. Not as bits, as which the compiler would have all sums in every round of a loop: ptxas then
+// The sum of the lane that differs in this bit. Not as bits, as which the compiler would have all sums in every round of a loop: ptxas then
 // waits for each product.
+template <int BIT>
 __device__ __forceinline__ float of_neighbour(float v) {
     float out;
-    asm volatile("shfl.sync.bfly.b32 %0, %1, 1, 31, -1;" : "=f"(out) : "f"(v));
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(out) : "f"(v), "n"(BIT));
     return out;
+}
+
+// Trades with the lane that differs in a bit, which this one `has` or not: who does not has the first sums of both then, who has it the second.
+template <int BIT>
+__device__ __forceinline__ void trade(bool has, float& first, float& second) {
+    float other = of_neighbour<BIT>(has ? first : second);
+    float kept = has ? second : first;
+    first = has ? other : kept, second = has ? kept : other;
 }
 
 // Four sums to memory in one access, which the compiler would split.
@@ -100,9 +121,12 @@ struct GradParts {
 // All tiles of a block, of all parts of k.
 template <class T, int TILE_ROWS>
 struct WeightGrad {
-    static constexpr int ROWS = TILE_ROWS, COLS = 32768 / ROWS, STAGES = 4;
-    // Boxes of x and of dy; those of x that a warpgroup multiplies.
-    static constexpr int A = ROWS / GRAD_BOX, B = COLS / GRAD_BOX, OWN = A / 2, STAGE = (A + B) * GRAD_BOX_BYTES;
+    static constexpr int ROWS = TILE_ROWS, COLS = ROWS == 256 ? 128 : 256, STAGES = 4;
+    // Products are of dWᵀ.
+    static constexpr bool TURNED = ROWS == 192;
+    // Boxes of x and of dy; those that are a warpgroup's own, the products' rows; columns of a product.
+    static constexpr int A = ROWS / GRAD_BOX, B = COLS / GRAD_BOX, OWN = (TURNED ? B : A) / 2, WIDTH = TURNED ? ROWS : COLS;
+    static constexpr int STAGE = (A + B) * GRAD_BOX_BYTES;
     // Rows of tiles in a band.
     static constexpr u32 TALL = 2048 / ROWS;
 
@@ -171,7 +195,7 @@ struct WeightGrad {
     // Makes a warpgroup's sums of all tiles and sends them: to dW, or to parts of it, one behind the other.
     __device__ __forceinline__ void multiply(f32* out) {
         u32 lane = lane_id(), group = warp_id() / 4;
-        float sums[OWN][COLS / 2] = {};
+        float sums[OWN][WIDTH / 2] = {};
 #pragma unroll 1
         for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
             TilePlace at = place(tile);
@@ -181,8 +205,8 @@ struct WeightGrad {
             for (u32 i = terms.first; i < terms.end; i++) {
                 u32 from = base + stage * STAGE;
                 // Blocks of 8 pixels are 1 KiB apart, of 64 channels or columns a box.
-                u64 u = matrix_descriptor<128, GRAD_BOX_BYTES, 1024>(from + group * OWN * GRAD_BOX_BYTES);
-                u64 v = matrix_descriptor<128, GRAD_BOX_BYTES, 1024>(from + A * GRAD_BOX_BYTES);
+                u64 u = matrix_descriptor<128, GRAD_BOX_BYTES, 1024>(from + ((TURNED ? A : 0) + group * OWN) * GRAD_BOX_BYTES);
+                u64 v = matrix_descriptor<128, GRAD_BOX_BYTES, 1024>(from + (TURNED ? 0 : A) * GRAD_BOX_BYTES);
                 await(full + 8 * stage, parity);
                 asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
@@ -201,13 +225,15 @@ struct WeightGrad {
             if (lane == 0) arrive(last);
             f32* to = out + u64(at.batch) * weight.rows() * weight.panels() * 16;
 #pragma unroll
-            for (int r = 0; r < OWN; r++) send(to, sums[r], GradRows(weight, at.row * A + group * OWN + r), at.col * (COLS / 16));
+            for (int r = 0; r < OWN; r++)
+                if constexpr (TURNED) send_turned(to, sums[r], at.row * A, (at.col * B + group * OWN + r) * (GRAD_BOX / 16));
+                else send(to, sums[r], GradRows(weight, at.row * A + group * OWN + r), at.col * (COLS / 16));
         }
     }
 
     // Of a row's 8 columns a lane has two, which its neighbour makes four of: even lanes take those of a panel's first 8 columns, odd ones of the others. So a
     // warp writes 8 rows of a panel in one access, 512 bytes that lie together.
-    __device__ __forceinline__ void send(f32* out, float (&sums)[COLS / 2], const GradRows& rows, u32 panel) const {
+    __device__ __forceinline__ void send(f32* out, float (&sums)[WIDTH / 2], const GradRows& rows, u32 panel) const {
         u32 lane = lane_id(), first = rows.channel + warp_id() % 4 * 16 + lane / 4;
         bool odd = lane % 2;
         u64 step = u64(weight.rows()) * 16;
@@ -217,16 +243,37 @@ struct WeightGrad {
             bool there = panel + p < weight.panels();
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                float *low = sums + 8 * p + 2 * half, *high = low + 4, own[2], other[2];
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    own[i] = odd ? high[i] : low[i];
-                    other[i] = of_neighbour(odd ? low[i] : high[i]);
-                }
-                if (there && first + 8 * half < weight.channels)
-                    store_global(to + 128 * half, odd ? other[0] : own[0], odd ? other[1] : own[1], odd ? own[0] : other[0], odd ? own[1] : other[1]);
+                float *low = sums + 8 * p + 2 * half, *high = low + 4;
+                trade<1>(odd, low[0], high[0]);
+                trade<1>(odd, low[1], high[1]);
+                if (there && first + 8 * half < weight.channels) store_global(to + 128 * half, low[0], low[1], high[0], high[1]);
             }
             to += step;
+        }
+    }
+
+    // The same of dWᵀ, from box `box` of x and this panel on: a warp has a panel's 16 columns as rows. Of 16 rows of dW four lanes have two columns each of four, and
+    // by trading twice all four of one: a warp's access is 16 rows by 8 columns, whole sectors.
+    __device__ __forceinline__ void send_turned(f32* out, float (&sums)[WIDTH / 2], u32 box, u32 panel) const {
+        u32 lane = lane_id(), row = lane / 8 % 2 * 8 + lane % 4 * 2 + lane / 4 % 2;
+        bool there = (panel += warp_id() % 4) < weight.panels();
+        out += u64(panel) * weight.rows() * 16 + lane / 16 * 4;
+#pragma unroll
+        for (int a = 0; a < A; a++) {
+            GradRows rows(weight, box + a);
+            u32 first = rows.channel + row;
+            f32* to = out + u64(rows.tap * weight.channels + first) * 16;
+#pragma unroll
+            for (int p = 0; p < GRAD_BOX / 16; p++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    float *low = sums + 32 * a + 8 * p + 2 * half, *high = low + 4;
+                    trade<4>(lane / 4 % 2, low[0], low[1]);
+                    trade<4>(lane / 4 % 2, high[0], high[1]);
+                    trade<8>(lane / 8 % 2, low[0], high[0]);
+                    trade<8>(lane / 8 % 2, low[1], high[1]);
+                    if (there && first + 16 * p < weight.channels) store_global(to + 256 * p + 8 * half, low[0], low[1], high[0], high[1]);
+                }
         }
     }
 };

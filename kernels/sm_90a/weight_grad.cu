@@ -36,6 +36,8 @@ __device__ __forceinline__ void weight_grad(const TensorMap& x, const TensorMap&
                              {steps, part, parts});                                                                                          \
     }
 WEIGHT_GRAD(f16, 128)
+WEIGHT_GRAD(f16, 192)
 WEIGHT_GRAD(f16, 256)
 WEIGHT_GRAD(bf16, 128)
+WEIGHT_GRAD(bf16, 192)
 WEIGHT_GRAD(bf16, 256)

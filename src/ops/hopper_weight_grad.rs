@@ -9,10 +9,10 @@ use crate::tensor::DType;
 /// Pixels of a step, and channels or columns of a box.
 const DEPTH: usize = 64;
 const BOX: usize = 64;
-/// Rows and columns of a tile in all.
-const TILE: [usize; 2] = [128, 256];
-/// Bytes of shared memory: stages of operands, and what it takes to begin at a multiple of 1024.
-const SHARED: usize = 4 * (TILE[0] + TILE[1]) * DEPTH * 2 + 1024;
+/// Rows and columns of tiles.
+const TILES: [[usize; 2]; 3] = [[128, 256], [192, 256], [256, 128]];
+/// Bytes that a multiprocessor has from the L2 in a cycle, taken for what several ask for at a time; not measured.
+const L2_BYTES: usize = 40;
 /// Pixels that are summed up in a row at most, unless their parts are too many bytes: 2048 sums of 16 products, by which f32 loses less than 16 bits
 /// had.
 const MOST_PIXELS: usize = 1 << 15;
@@ -28,8 +28,8 @@ struct HopperWeightGrad<'a> {
     images: usize,
     columns: usize,
     patches: Patches,
-    /// Rows of a tile: 128, with 256 columns, or 256, with 128.
-    rows: usize,
+    /// One of [`TILES`].
+    tile: [usize; 2],
     /// Of a part.
     tiles: usize,
     /// Steps of a part of k, of which there are as many as patches.
@@ -69,31 +69,37 @@ impl<'a> HopperWeightGrad<'a> {
         let least = patches.count.div_ceil(MOST_PIXELS / DEPTH).min(most);
         let most = (patches.count / LEAST_STEPS).clamp(least, most);
         let all = (least..=most).flat_map(|parts| {
-            TILE.map(|rows| HopperWeightGrad::of(w, images, columns, patches, rows, patches.count.div_ceil(parts)))
+            TILES.map(|tile| HopperWeightGrad::of(w, images, columns, patches, tile, patches.count.div_ceil(parts)))
         });
         let best = all.min_by_key(|cut| cut.cycles(target))?;
         // On an H200 the kernels of sm_80 took twice as long for weight gradients as their arithmetic has it: 175 to 240 TFLOP/s.
         (best.cycles(target) <= 2 * other.half_cycles(elements, target)).then_some(best)
     }
 
-    /// In tiles of so many rows, and parts of so many steps.
+    /// In tiles of that size, and parts of so many steps.
     fn of(
         window: &'a Window,
         images: usize,
         columns: usize,
         patches: Patches,
-        rows: usize,
+        tile: [usize; 2],
         part: usize,
     ) -> HopperWeightGrad<'a> {
-        let across = columns.div_ceil(TILE[0] + TILE[1] - rows);
-        let tiles = (window.taps() * window.channels.div_ceil(BOX)).div_ceil(rows / BOX) * across;
-        HopperWeightGrad { window, images, columns, patches, rows, tiles, part, parts: patches.count.div_ceil(part) }
+        let down = (window.taps() * window.channels.div_ceil(BOX)).div_ceil(tile[0] / BOX);
+        let (tiles, parts) = (down * columns.div_ceil(tile[1]), patches.count.div_ceil(part));
+        HopperWeightGrad { window, images, columns, patches, tile, tiles, part, parts }
     }
 
-    /// Cycles of the multiprocessor that has the most to do, by arithmetic: the tensor cores take 1024 for a step; shared memory,
-    /// of which 256 rows read more, as long or longer.
+    /// Bytes of a step's operands.
+    fn step_bytes(&self) -> usize {
+        (self.tile[0] + self.tile[1]) * DEPTH * 2
+    }
+
+    /// Cycles of the multiprocessor that has the most to do, by arithmetic: the tensor cores do 4096 FLOPs of a step in each, unless its operands take
+    /// longer to come; shared memory is faster than both.
     fn cycles(&self, target: &CudaTarget) -> usize {
-        let step = if self.rows == TILE[0] { 1024 } else { 1152 };
+        let products = 2 * self.tile[0] * self.tile[1] * DEPTH / 4096;
+        let step = products.max(self.step_bytes() / L2_BYTES);
         let rounds = (self.tiles * self.parts).div_ceil(target.multiprocessors as usize);
         let elements = self.window.taps() * self.window.channels * self.columns;
         rounds * (step * self.part + END_CYCLES) + parts_cycles(self.parts, elements, target)
@@ -120,7 +126,9 @@ impl<'a> HopperWeightGrad<'a> {
         };
         let file = ptx!("sm_90a", "weight_grad");
         let kernel = Ptx::new(product.name, file, product.dtype);
-        let kernel = kernel.entry(format!("weight_grad_{}_{}", self.rows, product.dtype)).shared(SHARED);
+        let kernel = kernel.entry(format!("weight_grad_{}_{}", self.tile[0], product.dtype));
+        // Four stages, and what it takes to begin at a multiple of 1024.
+        let kernel = kernel.shared(4 * self.step_bytes() + 1024);
         let blocks = (self.tiles * self.parts).min(target.multiprocessors as usize);
         let launch = Launch::ptx(kernel, [blocks, 1, 1], 384, args.iter().copied());
         let launch = launch.in_boxes(0, boxes([w.channels, w.width, w.height]));
@@ -137,11 +145,11 @@ mod tests {
     const H200: CudaTarget =
         CudaTarget { compute: (9, 0), multiprocessors: 132, shared_bytes: 227 * 1024, software: false };
 
-    /// The gradient of a weight to `n` columns of images `[images, side, side, channels]` under a window of `taps²`, or of rows of a matrix if there is one tap.
+    /// Rows of a tile, tiles, parts and steps of a part, of a weight of `n` columns.
     fn cut(w: &Window, images: usize, n: usize, target: &CudaTarget) -> Option<[usize; 4]> {
         let sizes = [w.taps() * w.channels, n, images * w.out_height * w.out_width];
         let found = HopperWeightGrad::new(w, images, n, &Blocks::of_halves(1, sizes, target), target);
-        found.map(|cut| [cut.rows, cut.tiles, cut.parts, cut.part])
+        found.map(|cut| [cut.tile[0], cut.tiles, cut.parts, cut.part])
     }
 
     fn image(side: usize, channels: usize) -> Window {
@@ -153,12 +161,13 @@ mod tests {
     #[test]
     fn rounds_are_full() {
         // As many parts as fill one round.
-        assert_eq!(cut(&image(32, 256), 64, 256, &H200), Some([128, 18, 7, 147]));
-        assert_eq!(cut(&image(16, 256), 64, 256, &H200), Some([128, 18, 7, 37]));
-        // 115 tiles of 256 rows are one round, 135 of 256 columns are two.
+        assert_eq!(cut(&image(32, 256), 64, 256, &H200), Some([192, 12, 11, 94]));
+        assert_eq!(cut(&image(8, 256), 128, 256, &H200), Some([128, 18, 7, 19]));
+        assert_eq!(cut(&image(32, 128), 64, 128, &H200), Some([256, 5, 26, 40]));
+        // 115 tiles of 256 rows are one round, 135 of 128 are two.
         assert_eq!(cut(&image(32, 640), 4, 640, &H200), Some([256, 115, 1, 64]));
-        assert_eq!(cut(&image(16, 1280), 4, 1280, &H200), Some([128, 450, 1, 16]));
-        assert_eq!(cut(&Window::matrix(8192), 8192, 8192, &H200), Some([128, 2048, 1, 128]));
+        assert_eq!(cut(&image(16, 1280), 4, 1280, &H200), Some([192, 300, 1, 16]));
+        assert_eq!(cut(&Window::matrix(8192), 8192, 8192, &H200), Some([192, 1376, 1, 128]));
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn weight_gradients() {
     }
 }
 
-/// Tiles of both shapes, several of them a block; channels and columns that end within boxes, patches within images and of parts of one; parts of k;
+/// Tiles of all shapes, several of them a block; channels and columns that end within boxes, patches within images and of parts of one; parts of k;
 /// kernels of one tap and of several, padded or not.
 #[test]
 fn weight_gradients_on_hopper() {
@@ -125,13 +125,14 @@ fn weight_gradients_on_hopper() {
             other => panic!("{other:?}"),
         }
     };
-    let narrow = |launches| ("weight_grad_128_bf16".to_string(), launches);
-    let tall = |launches| ("weight_grad_256_bf16".to_string(), launches);
+    let tiles = |rows, launches| (format!("weight_grad_{rows}_bf16"), launches);
     for ([m, k, n], entry) in [
-        ([90, 200, 264], narrow(1)),
-        ([70, 456, 520], narrow(1)),
-        ([2100, 136, 200], narrow(2)),
-        ([130, 520, 120], tall(1)),
+        ([90, 200, 264], tiles(128, 1)),
+        ([70, 456, 520], tiles(128, 1)),
+        ([2100, 192, 256], tiles(128, 2)),
+        ([70, 712, 264], tiles(192, 1)),
+        ([2100, 136, 200], tiles(192, 2)),
+        ([130, 520, 120], tiles(256, 1)),
     ] {
         let (op, inputs) = (LinearWeightGrad { shape: vec![k, n] }, [f32s(&[m, k]), f32s(&[m, n])]);
         assert_eq!(entry_of(&op, &inputs), entry, "{m}x{k}x{n}");
@@ -141,12 +142,13 @@ fn weight_gradients_on_hopper() {
     let shrinking = Conv2d { padding: Padding::default(), ..same(3) };
     let uneven = Conv2d { kernel: [2, 3], padding: Padding { top: 0, left: 0, bottom: 1, right: 2 }, ..same(3) };
     for (conv, [b, h, w, c, n], entry) in [
-        (same(3), [1, 18, 31, 64, 136], narrow(1)),
-        (same(3), [3, 7, 15, 72, 120], tall(1)),
-        (uneven, [5, 16, 17, 64, 120], tall(2)),
-        (same(1), [2, 16, 15, 136, 264], narrow(1)),
-        (shrinking, [8, 10, 10, 128, 120], tall(1)),
-        (uneven, [3, 8, 14, 64, 136], narrow(1)),
+        (same(3), [1, 18, 31, 64, 136], tiles(192, 1)),
+        (same(3), [3, 7, 15, 72, 120], tiles(256, 1)),
+        (uneven, [5, 16, 17, 64, 120], tiles(256, 2)),
+        (same(1), [2, 16, 15, 136, 264], tiles(128, 1)),
+        (shrinking, [8, 10, 10, 128, 120], tiles(256, 1)),
+        (uneven, [3, 8, 14, 64, 136], tiles(128, 1)),
+        (uneven, [2, 9, 17, 136, 264], tiles(192, 1)),
     ] {
         let p = conv.padding;
         let (oh, ow) = (h + p.top + p.bottom + 1 - conv.kernel[0], w + p.left + p.right + 1 - conv.kernel[1]);
