@@ -1,5 +1,6 @@
 //! 2-D convolution over NHWC images as an implicit GEMM, and its weight gradient.
 
+use super::hopper_weight_grad;
 use super::linear::expect_weight;
 use super::product::{BUSY, Blocks, DIRECT_LANES, PlainProduct, Product, Tiling, by_matrices};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real, expect_typed};
@@ -400,7 +401,9 @@ impl Op for Conv2dWeightGrad {
                     stored: [io.outputs[0].stored(), PANEL],
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },
                 };
-                product.launches(target)
+                let (matrix, pixels) = (Window::matrix(w.channels), io.inputs[1].rows());
+                let (window, images) = if pointwise { (&matrix, pixels) } else { (&w, io.inputs[0].shape[0]) };
+                hopper_weight_grad::launches(&product, window, images, target)
             }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), weight_grad_kernel, 2, 1);

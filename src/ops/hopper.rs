@@ -30,23 +30,24 @@ pub(super) struct Hopper<'a> {
     blocks: usize,
 }
 
-/// How the pixels of images are cut into patches of [`ROWS`]: of 2^`wide` columns, 2^`high` rows, and as many images as that leaves.
+/// How the pixels of images are cut into patches of as many: of 2^`wide` columns, 2^`high` rows, and as many images as that leaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Patches {
-    wide: usize,
-    high: usize,
-    count: usize,
+pub(super) struct Patches {
+    pub wide: usize,
+    pub high: usize,
+    pub count: usize,
 }
 
 impl Patches {
-    /// The fewest, and of those the widest.
-    fn new(w: &Window, images: usize) -> Patches {
+    /// Of so many `pixels`, a power of two: the fewest, and of those the widest.
+    pub fn of(w: &Window, images: usize, pixels: usize) -> Patches {
+        let most = pixels.ilog2() as usize;
         let of = |wide: usize, high: usize| {
             let across = w.out_width.div_ceil(1 << wide) * w.out_height.div_ceil(1 << high);
-            Patches { wide, high, count: across * images.div_ceil(ROWS >> (wide + high)) }
+            Patches { wide, high, count: across * images.div_ceil(pixels >> (wide + high)) }
         };
-        let all = (0..=7).rev().flat_map(|wide| (0..=7 - wide).rev().map(move |high| of(wide, high)));
-        all.fold(of(7, 0), |best, next| if next.count < best.count { next } else { best })
+        let all = (0..=most).rev().flat_map(|wide| (0..=most - wide).rev().map(move |high| of(wide, high)));
+        all.fold(of(most, 0), |best, next| if next.count < best.count { next } else { best })
     }
 }
 
@@ -69,7 +70,7 @@ impl<'a> Hopper<'a> {
         if target.compute != (9, 0) || !possible {
             return None;
         }
-        let patches = Patches::new(w, images);
+        let patches = Patches::of(w, images, ROWS);
         let of = |size| Hopper::of(w, images, columns, patches, size, target);
         let [wide, narrow] = [256, 128].map(of);
         let best = if wide.cycles(target) <= narrow.cycles(target) { wide } else { narrow };
@@ -166,7 +167,7 @@ mod tests {
             (64, 48, 1, (4, 3, 24)),
             (7, 7, 2, (3, 3, 1)),
         ] {
-            let found = Patches::new(&image(height, width, 64), images);
+            let found = Patches::of(&image(height, width, 64), images, ROWS);
             assert_eq!((found.wide, found.high, found.count), expected, "{height} {width} {images}");
         }
     }

@@ -1,6 +1,7 @@
 //! y = epilogue(x · W): linear layers, and their weight gradient.
 
 use super::conv2d::weight_grad_launches;
+use super::hopper_weight_grad;
 use super::product::{DIRECT_LANES, PlainProduct, Product, by_matrices};
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
@@ -349,7 +350,7 @@ impl Op for LinearWeightGrad {
                     stored: [io.outputs[0].stored(), PANEL],
                     scalars: &[],
                 };
-                product.launches(target)
+                hopper_weight_grad::launches(&product, &Window::matrix(k), m, target)
             }
             Target::Cpu => vec![Launch::cpu(self.name(), weight_grad_kernel, 2, 1).scalars(sizes)],
             // Every row is an image of one pixel.

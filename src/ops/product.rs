@@ -257,14 +257,10 @@ pub(super) struct PlainProduct<'a> {
 impl PlainProduct<'_> {
     /// One launch; or two, where the first sums parts of k.
     pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
-        let [elements, n] = self.stored;
-        if elements == 0 {
+        if self.stored[0] == 0 {
             return vec![];
         }
-        let blocks = match (self.dtype, self.largest) {
-            (DType::F16 | DType::Bf16, 128) => Blocks::of_halves(self.batch, self.sizes, target),
-            _ => Blocks::new(self.batch, self.sizes, self.largest, target),
-        };
+        let blocks = self.blocks(target);
         let sums = |args: &[Arg]| {
             let launch = blocks.launch(self.name, self.file, self.entry, self.dtype, args);
             launch.scalars(self.scalars.iter().copied()).scalars(self.sizes).scalar(blocks.part)
@@ -273,11 +269,22 @@ impl PlainProduct<'_> {
         if blocks.parts == 1 {
             return vec![sums(&[x, w, y, x])];
         }
-        let finish = sum_parts(self.name, self.out, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
-        vec![
-            sums(&[x, w, x]).with_scratch(blocks.parts * elements),
-            Epilogue::default().scalars(finish.scalars([elements / n, n, 1, blocks.parts])),
-        ]
+        vec![sums(&[x, w, x]).with_scratch(blocks.parts * self.stored[0]), self.sum_parts(blocks.parts)]
+    }
+
+    /// The tiles of the kernels that every GPU has.
+    pub fn blocks(&self, target: &CudaTarget) -> Blocks {
+        match (self.dtype, self.largest) {
+            (DType::F16 | DType::Bf16, 128) => Blocks::of_halves(self.batch, self.sizes, target),
+            _ => Blocks::new(self.batch, self.sizes, self.largest, target),
+        }
+    }
+
+    /// The launch that adds up parts of the output as it is stored, which the first one left.
+    pub fn sum_parts(&self, parts: usize) -> Launch {
+        let [elements, n] = self.stored;
+        let launch = sum_parts(self.name, self.out, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
+        Epilogue::default().scalars(launch.scalars([elements / n, n, 1, parts]))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::harness::{noise, ptx_devices, relative, run_on};
 use half::{bf16, f16};
 use langevin::Device;
-use langevin::graph::{CudaTarget, Graph, Node, Op, Target, Value};
+use langevin::graph::{CudaTarget, Graph, Kernel, Node, Op, Signature, Target, Value};
 use langevin::ops::*;
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::tensor::{DType, TensorType};
@@ -108,6 +108,54 @@ fn weight_gradients() {
         let (oh, ow) = (out(h, conv.kernel[0], p.top, p.bottom), out(w, conv.kernel[1], p.left, p.right));
         let shape = vec![conv.kernel[0] * conv.kernel[1], c, n];
         check(Conv2dWeightGrad { conv, shape }, &[f32s(&[b, h, w, c]), f32s(&[b, oh, ow, n])], Some(DType::F32));
+    }
+}
+
+/// Tiles of all shapes, several of them a block; channels and columns that end within boxes, patches within images and of parts of one; parts of k;
+/// kernels of one tap and of several, padded or not.
+#[test]
+fn weight_gradients_on_hopper() {
+    let hopper = targets()[2];
+    let entry_of = |op: &dyn Op, inputs: &[TensorType]| {
+        let inputs: Vec<_> = inputs.iter().map(|ty| TensorType { dtype: DType::Bf16, ..ty.clone() }).collect();
+        let outputs = op.infer(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        let launches = op.lower(&Signature { inputs, outputs }, &Target::Cuda(hopper)).unwrap();
+        match &launches[0].kernel {
+            Kernel::Ptx(kernel) => (kernel.entry.clone(), launches.len()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let tiles = |rows, launches| (format!("weight_grad_{rows}_bf16"), launches);
+    for ([m, k, n], entry) in [
+        ([90, 200, 264], tiles(128, 1)),
+        ([70, 456, 520], tiles(128, 1)),
+        ([2100, 192, 256], tiles(128, 2)),
+        ([70, 712, 264], tiles(192, 1)),
+        ([2100, 136, 200], tiles(192, 2)),
+        ([130, 520, 120], tiles(256, 1)),
+    ] {
+        let (op, inputs) = (LinearWeightGrad { shape: vec![k, n] }, [f32s(&[m, k]), f32s(&[m, n])]);
+        assert_eq!(entry_of(&op, &inputs), entry, "{m}x{k}x{n}");
+        check(op, &inputs, Some(DType::F32));
+    }
+    let same = |kernel| Conv2d::same(kernel, Epilogue::default());
+    let shrinking = Conv2d { padding: Padding::default(), ..same(3) };
+    let uneven = Conv2d { kernel: [2, 3], padding: Padding { top: 0, left: 0, bottom: 1, right: 2 }, ..same(3) };
+    for (conv, [b, h, w, c, n], entry) in [
+        (same(3), [1, 18, 31, 64, 136], tiles(192, 1)),
+        (same(3), [3, 7, 15, 72, 120], tiles(256, 1)),
+        (uneven, [5, 16, 17, 64, 120], tiles(256, 2)),
+        (same(1), [2, 16, 15, 136, 264], tiles(128, 1)),
+        (shrinking, [8, 10, 10, 128, 120], tiles(256, 1)),
+        (uneven, [3, 8, 14, 64, 136], tiles(128, 1)),
+        (uneven, [2, 9, 17, 136, 264], tiles(192, 1)),
+    ] {
+        let p = conv.padding;
+        let (oh, ow) = (h + p.top + p.bottom + 1 - conv.kernel[0], w + p.left + p.right + 1 - conv.kernel[1]);
+        let op = Conv2dWeightGrad { conv, shape: vec![conv.kernel[0] * conv.kernel[1], c, n] };
+        let inputs = [f32s(&[b, h, w, c]), f32s(&[b, oh, ow, n])];
+        assert_eq!(entry_of(&op, &inputs), entry, "{conv:?} of {inputs:?}");
+        check(op, &inputs, Some(DType::F32));
     }
 }
 
