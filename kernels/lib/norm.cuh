@@ -242,7 +242,8 @@ __device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
 // Entries for rows of up to 16 and 40 numbers a lane; longer ones are read again.
 #define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(10, T)
 
-// The threads of a block shared out among the groups of a tile: a power of two to each, 4 at least.
+// The threads of a block shared out among the groups of a tile: a power of two to each, 4 to 128. More would wait for each other longer than they
+// had less to add up.
 template <u32 THREADS = FLAT_THREADS>
 struct GroupTeams : RowTeam {
     u32 groups, teams, team;
@@ -252,7 +253,9 @@ struct GroupTeams : RowTeam {
         team = threadIdx.x * teams / THREADS;
     }
 
-    static __device__ __forceinline__ u32 shift(u32 groups) { return groups > 32 ? 6 : 32 - __clz(groups - 1); }
+    static __device__ __forceinline__ u32 shift(u32 groups) {
+        return groups > 32 ? 6 : max(32 - __clz(groups - 1), THREADS == 512 ? 2 : 1);
+    }
 
     // f(g, there) for this team's groups; all threads of the block come to it as often.
     template <class F>
