@@ -282,6 +282,7 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
     u32 width = t.channels / groups, first = t.first_col / width;
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
     float all = float(t.rows) * float(width);
+    if (t.col < t.end_col) p.prefetch(t.col);
     GroupTeams<> teams((t.end_col - t.first_col) / width);
     teams.each([&](u32 g, bool there) {
         u64 group = u64(t.sample) * groups + first + g;
@@ -371,6 +372,7 @@ __device__ __forceinline__ void whole(const T* x, Parameters<T> p, T* y, f32* st
     KeptRows<T> kept{(Wide<T>*)held + threadIdx.x, there ? t.own_rows() : 0, t.across * t.down};
     const T* from = x + u64(t.sample) * t.rows * t.channels + t.at(t.col);
     kept.fetch(from, t.step(), packs_are_aligned(x));
+    if (there) p.prefetch(t.col);
 
     u32 width = t.channels / groups, first = t.first_col / width, line = t.row - t.start, column = (t.col - t.first_col) / E;
     GroupTeams<WHOLE_THREADS> teams((t.end_col - t.first_col) / width);

@@ -10,6 +10,8 @@ __device__ __forceinline__ void normalise(const Row& x, RowTeam team, Parameters
                                           u32 channels, float eps) {
     constexpr int E = Row::EACH;
     float each = 1.0f / float(channels), mean[1] = {0.0f};
+    // One row does for those below.
+    if (threadIdx.x < max(team.lanes, 32u)) x.each_place([&](u32 i) { p.prefetch(i); });
     x.each([&](u32, const float (&v)[E]) {
 #pragma unroll
         for (int k = 0; k < E; k++) mean[0] += v[k];

@@ -3,11 +3,12 @@
 // Floor: x and dy read once, dx written once.
 #include "lib/row_grad.cuh"
 
-#define ENTRY(T)                                                                                                       \
-    ROW_GRAD_KERNEL rms_norm_grad_##T(const T* x, const T* gamma, const f32* rstd, const T* dy, T* dx, f32* sums,          \
+#define ENTRY(NUMBERS, T)                                                                                                       \
+    ROW_GRAD_KERNEL(NUMBERS) rms_norm_grad_##NUMBERS##_##T(const T* x, const T* gamma, const f32* rstd, const T* dy, T* dx, f32* sums,          \
                                   ROW_GRAD, u32 affine) {                                                              \
         u32 first = blockIdx.x * per, end = min(first + per, rows);                                                    \
-        RowGrad<T, 1>{x, gamma, gamma, dy, dx, rstd, sums + u64(blockIdx.x) * channels, channels, first, end,          \
+        RowGrad<T, 1, NUMBERS>{x, gamma, gamma, dy, dx, rstd, sums + u64(blockIdx.x) * channels, channels, first, end,          \
                       affine != 0, false, affine != 0}.run(lanes);                                                     \
     }
-FOR_TYPES(ENTRY)
+#define ROWS(T) FOR_ROW_GRADS(ENTRY, T)
+FOR_TYPES(ROWS)

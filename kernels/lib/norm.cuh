@@ -99,6 +99,14 @@ struct HeldRow {
 
     __device__ __forceinline__ u32 place(int k) const { return (k * team.lanes + team.lane) * EACH; }
 
+    // f(i) for the first numbers of this lane's packs.
+    template <class F>
+    __device__ __forceinline__ void each_place(F f) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (place(k) < n) f(place(k));
+    }
+
     // f(i, numbers) for the packs of this lane, i being a pack's first number.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
@@ -121,6 +129,10 @@ struct AnyRow {
     u32 n;
 
     __device__ __forceinline__ AnyRow(const T* from, RowTeam team, u32 n) : from(from), team(team), n(n) {}
+
+    // Too many to ask for.
+    template <class F>
+    __device__ __forceinline__ void each_place(F) const {}
 
     template <class F>
     __device__ __forceinline__ void each(F f) const {
@@ -154,6 +166,16 @@ struct Parameters {
 
     __device__ __forceinline__ bool aligned() const {
         return (!affine || (is_aligned(gamma) && is_aligned(beta))) && (!modulate || (is_aligned(scale) && is_aligned(shift)));
+    }
+
+    // Brings those from c on to the L1 beside whatever comes until they are used: of a small batch nobody has read them yet.
+    __device__ __forceinline__ void prefetch(u32 c) const {
+        if (affine) fetch_line(gamma + c), fetch_line(beta + c);
+        if (modulate) fetch_line(scale + c), fetch_line(shift + c);
+    }
+
+    static __device__ __forceinline__ void fetch_line(const T* p) {
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(__cvta_generic_to_global(p)));
     }
 
     // v of N neighbouring channels from c on.
@@ -220,7 +242,8 @@ __device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
 // Entries for rows of up to 16 and 40 numbers a lane; longer ones are read again.
 #define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(10, T)
 
-// The threads of a block shared out among the groups of a tile: a power of two to each, 4 at least.
+// The threads of a block shared out among the groups of a tile: a power of two to each, 4 to 128. More would wait for each other longer than they
+// had less to add up.
 template <u32 THREADS = FLAT_THREADS>
 struct GroupTeams : RowTeam {
     u32 groups, teams, team;
@@ -230,7 +253,9 @@ struct GroupTeams : RowTeam {
         team = threadIdx.x * teams / THREADS;
     }
 
-    static __device__ __forceinline__ u32 shift(u32 groups) { return groups > 32 ? 6 : 32 - __clz(groups - 1); }
+    static __device__ __forceinline__ u32 shift(u32 groups) {
+        return groups > 32 ? 6 : max(32 - __clz(groups - 1), THREADS == 512 ? 2 : 1);
+    }
 
     // f(g, there) for this team's groups; all threads of the block come to it as often.
     template <class F>

@@ -6,10 +6,45 @@
 #pragma once
 #include "norm.cuh"
 
-template <class T, int VALUES>
+// Threads of a block that share its rows: `lanes` of them a row, a power of two up to a warp, or some warps.
+template <int VALUES>
+struct RowTeams {
+    u32 lanes, teams, team, lane;
+
+    __device__ __forceinline__ RowTeams(u32 lanes) : lanes(lanes) {
+        teams = blockDim.x / lanes, team = threadIdx.x / lanes;
+        lane = threadIdx.x - team * lanes;
+    }
+
+    // v becomes the sums over a team's lanes, the same on every one. All threads of the block must come here, with 0 and 1 in turn: what is
+    // written one time is read by all before it is written again, with one barrier.
+    __device__ __forceinline__ void sum(float (&v)[VALUES], u32 turn) const {
+        sum_in_warp(v, lanes);
+        if (lanes <= 32) return;
+        __shared__ Pack<f32, VALUES> parts[2][FLAT_THREADS / 32];
+        if (threadIdx.x % 32 == 0) {
+            Pack<f32, VALUES> own;
+#pragma unroll
+            for (int k = 0; k < VALUES; k++) own.at[k] = v[k];
+            parts[turn][threadIdx.x / 32] = own;
+        }
+        __syncthreads();
+        u32 warps = lanes / 32, first = team * warps;
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) v[k] = 0.0f;
+#pragma unroll 2
+        for (u32 w = 0; w < warps; w++) {
+            Pack<f32, VALUES> part = parts[turn][first + w];
+#pragma unroll
+            for (int k = 0; k < VALUES; k++) v[k] += part.at[k];
+        }
+    }
+};
+
+// NUMBERS: those of a row that a thread has.
+template <class T, int VALUES, int NUMBERS>
 struct RowGrad {
-    // A thread's numbers of a row.
-    static constexpr int NUMBERS = 16, E = WIDE<T>, HELD = NUMBERS / E;
+    static constexpr int E = WIDE<T>, HELD = NUMBERS / E;
     const T *x, *gamma, *scale, *dy;
     T* dx;
     // [rows, VALUES]: mean, rstd
@@ -27,8 +62,8 @@ struct RowGrad {
     }
 
     // What dx takes from rstd · g: a constant, if there is a mean, and a slope over x - mean; from a row's sums of g and g · n.
-    __device__ __forceinline__ void finish(float (&sum)[VALUES], float rstd) const {
-        float by = rstd / float(channels);
+    __device__ __forceinline__ void finish(float (&sum)[VALUES], float rstd, float each) const {
+        float by = rstd * each;
         if (VALUES == 2) sum[0] *= by;
         sum[VALUES - 1] *= by * rstd;
     }
@@ -37,86 +72,117 @@ struct RowGrad {
         return fmaf(g, rstd, fmaf(-d, sum[VALUES - 1], VALUES == 2 ? -sum[0] : 0.0f));
     }
 
-    using Row = HeldRow<T, NUMBERS / 4>;
+    // The packs of a thread, of x and dy in one row; and the row's statistics.
+    struct Row {
+        Wide<T> x[HELD], dy[HELD];
+        float mean, rstd;
+    };
+
     // The next row is on its way while one is computed with, where registers are enough.
     static constexpr bool AHEAD = sizeof(T) == 2;
 
-    __device__ __forceinline__ Row read(const T* from, u32 row, RowTeam team) const {
-        return Row(from + u64(row) * channels, team, row < end ? channels : 0);
+    __device__ __forceinline__ u32 place(const RowTeams<VALUES>& t, int k) const { return (k * t.lanes + t.lane) * E; }
+
+    __device__ __forceinline__ void read(Row& into, u32 row, const RowTeams<VALUES>& t) const {
+        if (row >= end) return;
+        into.mean = mean(row), into.rstd = rstd(row);
+        u64 start = u64(row) * channels;
+#pragma unroll
+        for (int k = 0; k < HELD; k++) {
+            if (place(t, k) >= channels) continue;
+            into.x[k] = *(const Wide<T>*)(x + start + place(t, k));
+            into.dy[k] = *(const Wide<T>*)(dy + start + place(t, k));
+        }
     }
 
     // by *= plus + parameter, column by column.
-    __device__ __forceinline__ void multiply(float (&by)[NUMBERS], const Row& parameter, float plus) const {
+    __device__ __forceinline__ void multiply(float (&by)[NUMBERS], const T* parameter, float plus, const RowTeams<VALUES>& t) const {
 #pragma unroll
-        for (int k = 0; k < HELD; k++)
+        for (int k = 0; k < HELD; k++) {
+            if (place(t, k) >= channels) continue;
+            float v[E];
+            widen_all<T>(v, *(const Wide<T>*)(parameter + place(t, k)));
 #pragma unroll
-            for (int e = 0; e < E; e++)
-                if (parameter.place(k) < channels) by[k * E + e] *= plus + widen(parameter.packs[k].at[e]);
+            for (int e = 0; e < E; e++) by[k * E + e] *= plus + v[e];
+        }
     }
 
-    // f(i, x, dy) for the packs that a thread has, i being its number of their first.
+    // f(k, x, dy) for the packs k that a thread has of a row.
     template <class F>
-    __device__ __forceinline__ void each(const Row& x, const Row& dy, F f) const {
+    __device__ __forceinline__ void each(const Row& row, bool there, const RowTeams<VALUES>& t, F f) const {
 #pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (x.place(k) < x.n) f(k * E, x.packs[k], dy.packs[k]);
+        for (int k = 0; k < HELD; k++) {
+            if (!there || place(t, k) >= channels) continue;
+            float a[E], b[E];
+            widen_all<T>(a, row.x[k]);
+            widen_all<T>(b, row.dy[k]);
+            f(k, a, b);
+        }
     }
+
+    // x - mean and g stay from the sums to dx, where registers are enough.
+    static constexpr bool KEPT = NUMBERS == 8;
 
     // `lanes` threads to a row.
     __device__ __forceinline__ void held(u32 lanes) const {
-        RowTeam team(lanes);
-        u32 teams = FLAT_THREADS / lanes;
-        float by[NUMBERS], total[VALUES][NUMBERS];
+        RowTeams<VALUES> team(lanes);
+        float by[NUMBERS], total[VALUES][NUMBERS], part = 1.0f / float(channels);
 #pragma unroll
         for (int i = 0; i < NUMBERS; i++) {
             by[i] = 1.0f;
 #pragma unroll
             for (int v = 0; v < VALUES; v++) total[v][i] = 0.0f;
         }
-        if (affine) multiply(by, Row(gamma, team, channels), 0.0f);
-        if (modulate) multiply(by, Row(scale, team, channels), 1.0f);
-        u32 row = first + threadIdx.x / lanes;
-        Row a = read(x, row, team), b = read(dy, row, team);
+        if (affine) multiply(by, gamma, 0.0f, team);
+        if (modulate) multiply(by, scale, 1.0f, team);
+        u32 row = first + team.team, turn = 0;
+        Row ahead;
+        read(ahead, row, team);
 #pragma unroll 1
-        for (u32 next = first; next < end; next += teams, row += teams) {
+        for (u32 next = first; next < end; next += team.teams, row += team.teams, turn ^= 1) {
+            Row own = ahead;
             bool there = row < end;
-            float m = there ? mean(row) : 0.0f, s = there ? rstd(row) : 0.0f, sum[VALUES] = {};
-            Row own = a, other = b;
-            if (AHEAD) a = read(x, row + teams, team), b = read(dy, row + teams, team);
-            each(own, other, [&](int i, const Wide<T>& x, const Wide<T>& dy) {
+            float m = own.mean, s = own.rstd, sum[VALUES] = {};
+            float d[NUMBERS], g[NUMBERS];
+            if (AHEAD) read(ahead, row + team.teams, team);
+            each(own, there, team, [&](int i, const float (&x)[E], const float (&dy)[E]) {
 #pragma unroll
                 for (int e = 0; e < E; e++) {
-                    float n = (widen(x.at[e]) - m) * s, v = widen(dy.at[e]), g = v * by[i + e];
-                    sum[VALUES - 1] = fmaf(g, n, sum[VALUES - 1]);
-                    total[VALUES - 1][i + e] = fmaf(v, n, total[VALUES - 1][i + e]);
+                    int c = i * E + e;
+                    d[c] = x[e] - m, g[c] = dy[e] * by[c];
+                    float n = d[c] * s;
+                    sum[VALUES - 1] = fmaf(g[c], n, sum[VALUES - 1]);
+                    total[VALUES - 1][c] = fmaf(dy[e], n, total[VALUES - 1][c]);
                     if (VALUES == 1) continue;
-                    sum[0] += g;
-                    total[0][i + e] += v;
+                    sum[0] += g[c];
+                    total[0][c] += dy[e];
                 }
             });
-            team.sum(sum);
-            finish(sum, s);
+            team.sum(sum, turn);
+            finish(sum, s, part);
             T* to = dx + u64(row) * channels;
-            each(own, other, [&](int i, const Wide<T>& x, const Wide<T>& dy) {
-                Wide<T> out;
+            each(own, there, team, [&](int i, const float (&x)[E], const float (&dy)[E]) {
+                float out[E];
 #pragma unroll
-                for (int e = 0; e < E; e++)
-                    out.at[e] = narrow<T>(made(widen(dy.at[e]) * by[i + e], widen(x.at[e]) - m, sum, s));
-                *(Wide<T>*)(to + own.place(i / E)) = out;
+                for (int e = 0; e < E; e++) {
+                    int c = i * E + e;
+                    out[e] = KEPT ? made(g[c], d[c], sum, s) : made(dy[e] * by[c], x[e] - m, sum, s);
+                }
+                *(Wide<T>*)(to + place(team, i)) = narrow_all<T>(out);
             });
-            if (!AHEAD) a = read(x, row + teams, team), b = read(dy, row + teams, team);
+            if (!AHEAD) read(ahead, row + team.teams, team);
         }
-        if (summed) store(total, lanes, teams);
+        if (summed) store(total, team);
     }
 
     // Adds up what the teams have, four neighbouring columns of a thread after the other.
-    __device__ __forceinline__ void store(const float (&total)[VALUES][NUMBERS], u32 lanes, u32 teams) const {
+    __device__ __forceinline__ void store(const float (&total)[VALUES][NUMBERS], const RowTeams<VALUES>& team) const {
         __shared__ alignas(16) f32 lines[4 * FLAT_THREADS];
 #pragma unroll
         for (int v = 0; v < VALUES; v++) {
 #pragma unroll
             for (int i = 0; i < NUMBERS; i += 4) {
-                if (i / E * lanes * E >= channels) continue;
+                if (i / E * team.lanes * E >= channels) continue;
                 Pack<f32, 4> own;
 #pragma unroll
                 for (int k = 0; k < 4; k++) own.at[k] = total[v][i + k];
@@ -124,12 +190,12 @@ struct RowGrad {
                 *(Pack<f32, 4>*)(lines + 4 * threadIdx.x) = own;
                 __syncthreads();
 #pragma unroll 1
-                for (u32 j = threadIdx.x; j < 4 * lanes; j += FLAT_THREADS) {
-                    u32 c = (i / E * lanes + j / 4) * E + i % E + j % 4;
+                for (u32 j = threadIdx.x; j < 4 * team.lanes; j += blockDim.x) {
+                    u32 c = (i / E * team.lanes + j / 4) * E + i % E + j % 4;
                     if (c >= channels) continue;
                     float sum = lines[j];
 #pragma unroll 1
-                    for (u32 t = 1; t < teams; t++) sum += lines[t * 4 * lanes + j];
+                    for (u32 t = 1; t < team.teams; t++) sum += lines[t * 4 * team.lanes + j];
                     sums[v * channels + c] = sum;
                 }
             }
@@ -138,16 +204,17 @@ struct RowGrad {
 
     // Any row, read twice, by all threads: each has its columns' sums in memory.
     __device__ __forceinline__ void any() const {
-        RowTeam team(FLAT_THREADS);
-        for (u32 c = threadIdx.x; c < VALUES * channels && summed; c += FLAT_THREADS) sums[c] = 0.0f;
+        RowTeams<VALUES> team(blockDim.x);
+        u32 turn = 0;
+        for (u32 c = threadIdx.x; c < VALUES * channels && summed; c += blockDim.x) sums[c] = 0.0f;
         // Whose columns are others' then.
         __syncthreads();
 #pragma unroll 1
-        for (u32 row = first; row < end; row++) {
+        for (u32 row = first; row < end; row++, turn ^= 1) {
             u64 start = u64(row) * channels;
             float m = mean(row), s = rstd(row), sum[VALUES] = {};
 #pragma unroll 1
-            for (u32 c = threadIdx.x; c < channels; c += FLAT_THREADS) {
+            for (u32 c = threadIdx.x; c < channels; c += blockDim.x) {
                 float n = (widen(x[start + c]) - m) * s, own = widen(dy[start + c]), g = own * factor(c);
                 sum[VALUES - 1] = fmaf(g, n, sum[VALUES - 1]);
                 if (VALUES == 2) sum[0] += g;
@@ -155,22 +222,26 @@ struct RowGrad {
                 sums[(VALUES - 1) * channels + c] += own * n;
                 if (VALUES == 2) sums[c] += own;
             }
-            team.sum(sum);
-            finish(sum, s);
+            team.sum(sum, turn);
+            finish(sum, s, 1.0f / float(channels));
 #pragma unroll 1
-            for (u32 c = threadIdx.x; c < channels; c += FLAT_THREADS)
+            for (u32 c = threadIdx.x; c < channels; c += blockDim.x)
                 dx[start + c] = narrow<T>(made(widen(dy[start + c]) * factor(c), widen(x[start + c]) - m, sum, s));
         }
     }
 
     __device__ __forceinline__ void run(u32 lanes) const {
         bool parameters = (!affine || packs_are_aligned(gamma)) && (!modulate || packs_are_aligned(scale));
-        if (packs_are_aligned(x, dy, dx) && parameters && channels % E == 0 && channels <= NUMBERS * lanes) held(lanes);
+        bool aligned = packs_are_aligned(x, dy, dx) && parameters;
+        // Rows of whole packs come to entries of 8 numbers.
+        if ((NUMBERS == 8 && sizeof(T) == 2) || (aligned && channels % E == 0 && channels <= NUMBERS * lanes)) held(lanes);
         else any();
     }
 };
 
-// Two blocks a multiprocessor.
-#define ROW_GRAD_KERNEL extern "C" __global__ void __launch_bounds__(FLAT_THREADS, 2)
+// Blocks of 256 threads that a multiprocessor has registers for.
+#define ROW_GRAD_KERNEL(NUMBERS) extern "C" __global__ void __launch_bounds__(FLAT_THREADS, NUMBERS == 8 ? 3 : 2)
 // What an entry is told of the rows: each shared by `lanes` threads, `count` stretches of `per` rows a sample.
 #define ROW_GRAD u32 lanes, u32 rows, u32 channels, u32 count, u32 per
+// Entries for rows of up to 8 and 16 numbers a thread.
+#define FOR_ROW_GRADS(ENTRY, T) ENTRY(8, T) ENTRY(16, T)

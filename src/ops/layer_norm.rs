@@ -7,7 +7,7 @@ use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -163,9 +163,9 @@ impl LayerNormGrad {
         let n = self.0.inputs();
         let [x, stats, dy] = [0, n, n + 1].map(Arg::Input);
         let [gamma, _, scale, _] = parameter_args(affine, modulate, x);
-        let kernel = Ptx::new(self.name(), ptx!("layer_norm_grad"), dtype);
+        let file = ptx!("layer_norm_grad");
         let (dims, args) = ([c.samples, c.rows, c.channels], [x, gamma, scale, stats, dy, Arg::Output(0)]);
-        let (launch, count) = norm::by_stretch(kernel, target, dims, args, if n > 1 { 2 } else { 0 });
+        let (launch, count) = norm::by_stretch(self.name(), file, dtype, target, dims, args, if n > 1 { 2 } else { 0 });
         let launch = launch.scalars([affine, modulate, n > 1]);
         if n == 1 {
             return vec![launch];

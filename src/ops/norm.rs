@@ -173,8 +173,7 @@ fn gradient_args(affine: bool, modulate: bool, sums: Arg) -> impl Iterator<Item 
 /// parts of a row; `FOR_ROWS` of `kernels/lib/norm.cuh`. A warp holds the rows of most networks.
 const HELD: usize = 40;
 const FEW_HELD: usize = 16;
-/// The same of the gradients; `kernels/lib/row_grad.cuh`.
-const GRAD_HELD: usize = 16;
+const WARP: usize = 32;
 
 /// A launch of a PTX kernel over rows, each shared by some threads: as few as hold it, or more where rows are so few that blocks of
 /// them would leave multiprocessors idle. Its first scalar is their number.
@@ -186,42 +185,51 @@ pub(crate) fn by_row(
     [rows, cols]: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let lanes = lanes(target, [rows, cols], HELD);
+    let most = cols.div_ceil(8).next_power_of_two();
+    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
+    let lanes = cols.div_ceil(HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
     let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 };
     let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
     let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
 }
 
-/// Threads of a row, each of which holds up to `held` numbers.
-fn lanes(target: &CudaTarget, [rows, cols]: [usize; 2], held: usize) -> usize {
-    let most = cols.div_ceil(8).next_power_of_two();
-    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
-    cols.div_ceil(held).next_power_of_two().max(busy).clamp(4, FLAT_THREADS)
-}
+/// Numbers of a row that a thread of the gradients' kernels holds, and the registers it has for that, by entry; `kernels/lib/row_grad.cuh`.
+const GRAD_HELD: [(usize, usize); 2] = [(8, 80), (16, 128)];
+/// Registers of a multiprocessor.
+const REGISTERS: usize = 1 << 16;
 
 /// A launch of a PTX kernel for the gradient of rows of x `[samples, rows, channels]`, of which each block has a stretch of a sample's; it
 /// leaves `values` sums of every channel over the rows of each stretch, if any. With how many stretches a sample has. See
 /// `kernels/lib/row_grad.cuh`.
 pub(crate) fn by_stretch(
-    kernel: Ptx,
+    name: &'static str,
+    file: PtxFile,
+    dtype: DType,
     target: &CudaTarget,
     [samples, rows, channels]: [usize; 3],
     args: impl IntoIterator<Item = Arg>,
     values: usize,
 ) -> (Launch, usize) {
-    let lanes = lanes(target, [samples * rows, channels], GRAD_HELD);
+    let [few, many] = GRAD_HELD;
+    let short = channels.is_multiple_of(16 / dtype.size()) && channels <= few.0 * FLAT_THREADS;
+    let (held, registers) = if short { few } else { many };
+    // As few lanes as hold a row leave the fewest idle: parts of a warp that are powers of two, or whole warps.
+    let lanes = channels.div_ceil(held);
+    let lanes = if lanes > WARP { lanes.next_multiple_of(WARP) } else { lanes.next_power_of_two() };
+    let lanes = lanes.clamp(4, FLAT_THREADS);
     let teams = FLAT_THREADS / lanes;
-    // Two blocks a multiprocessor run at once: few rounds of them, each as short as it may be. What a block does besides is as two rows, and
-    // sums of a stretch are written and read by all multiprocessors at once: 8 bytes a value and channel, where a row has 6 or 12.
-    let at_once = 2 * target.multiprocessors as usize;
+    let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{held}_{dtype}"));
+    // Few rounds of blocks, each as short as it may be. What a block does besides is as two rows, and sums of a stretch are written and read by
+    // all multiprocessors at once: 8 bytes a value and channel, where a row has 6 or 12.
+    let at_once = REGISTERS / (registers * lanes * teams) * target.multiprocessors as usize;
     let each = |count: usize| rows.div_ceil(count).div_ceil(teams);
     let rounds = |count: usize| (samples * count).div_ceil(at_once);
     let time = |count: &usize| rounds(*count) * (each(*count) + 2) * at_once + 2 * values * samples * count;
     let most = rows.div_ceil(teams).min(4 * at_once.div_ceil(samples.max(1)));
     let per = (1..=most).min_by_key(time).map_or(teams, |count| each(count) * teams);
     let count = rows.div_ceil(per).max(1);
-    let launch = Launch::ptx(kernel, [(samples * count).max(1), 1, 1], FLAT_THREADS, args);
+    let launch = Launch::ptx(kernel, [(samples * count).max(1), 1, 1], lanes * teams, args);
     // What is not written needs a place all the same.
     let launch = if values > 0 {
         launch.with_scratch(samples * count * values * channels)

@@ -8,7 +8,7 @@ use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{dot, sum};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -146,9 +146,9 @@ impl RmsNormGrad {
     fn kernels(&self, target: &CudaTarget, dtype: DType, [rows, channels]: [usize; 2]) -> Vec<Launch> {
         let (affine, n) = (self.0.affine, self.0.inputs());
         let [x, rstd, dy] = [0, n, n + 1].map(Arg::Input);
-        let kernel = Ptx::new(self.name(), ptx!("rms_norm_grad"), dtype);
-        let args = [x, self.0.gamma(), rstd, dy, Arg::Output(0)];
-        let (launch, count) = norm::by_stretch(kernel, target, [1, rows, channels], args, affine as usize);
+        let (file, args) = (ptx!("rms_norm_grad"), [x, self.0.gamma(), rstd, dy, Arg::Output(0)]);
+        let (dims, values) = ([1, rows, channels], affine as usize);
+        let (launch, count) = norm::by_stretch(self.name(), file, dtype, target, dims, args, values);
         let mut launches = vec![launch.scalar(affine)];
         if affine {
             launches.push(sum_few([1, count, channels], [Arg::Left(0, 0), Arg::Output(1)]));
