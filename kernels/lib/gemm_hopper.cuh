@@ -12,47 +12,11 @@
 // bytes: so it is transposed by the tensor cores. Boxes of it would come as rows of 32 bytes, each of which takes as long as one of A's, of 128: so threads copy
 // it by 16 bytes, eight of which are a line of 128 bytes where they lie and where they go.
 #pragma once
+#include "boxes.cuh"
 #include "gemm.cuh"
 #include "wgmma.cuh"
 
 constexpr int HOPPER_ROWS = 128, HOPPER_DEPTH = 64, HOPPER_THREADS = 384;
-
-// A tensor and the box of it that one copy brings: `CUtensorMap`.
-struct alignas(64) TensorMap {
-    char bytes[128];
-};
-
-// Has a map near before its first use.
-__device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
-
-// Begins to bring the box at these coordinates to shared memory; its bytes arrive at `barrier`.
-__device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, int a, int b, int c, int d, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
-                 "l"(&map), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier)
-                 : "memory");
-}
-
-// Barriers in shared memory: a phase ends when as many have arrived as were told, and the bytes that were announced.
-__device__ __forceinline__ void make_barrier(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
-
-__device__ __forceinline__ void arrive_and_announce(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// Waits for the end of a phase, the first of which has parity 0; that of parity 1 before it counts as ended.
-__device__ __forceinline__ void await(u32 barrier, u32 parity) {
-    u32 ended;
-    do {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(ended)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!ended);
-}
 
 // Begins d = A B, or d += A B if it `adds`, of 64 rows, 128 or 256 columns and 16 terms.
 #define MULTIPLY_MATRICES(T, TYPE)                                                                                                        \

@@ -13,10 +13,11 @@
 // the left operand of the second product in the registers in which the first one left them. The softmax of a tile of keys runs beside the second product
 // of the tile before it, and, in heads of 80 columns at most, beside what another block does, as registers let two share a multiprocessor.
 //
-// Q, K and V lie in panels of 64 columns, rows of 128 bytes with chunks exchanged by the row's number. Where a panel ends early, what no product reads
-// is left as it is: heads are padded to 16 columns in the first product, to 8 in the second. Rows begin at multiples of 16 bytes, as heads have multiples
-// of 8 columns and tensors of 16 bits begin at multiples of 256 bytes, views too.
+// One thread brings Q, K and V in boxes, which are panels of 64 columns: rows of 128 bytes with chunks exchanged by the row's number, zeros where a head has no more
+// columns or there are no more rows. Heads are padded to 16 columns in the first product, to 8 in the second. Warpgroups do not wait for each other, but for
+// what comes: one may be a turn behind the other.
 #include "lib/attention_hopper.cuh"
+#include "lib/boxes.cuh"
 
 // The maximum that exponentials refer to may lag, in powers of two; see `kernels/attention.cu`.
 constexpr float LAG = 8.0f;
@@ -105,25 +106,38 @@ struct Softmax {
     }
 };
 
+// Brings rows `first`.. of a head as ROWS rows in panels, with zeros for rows and columns that there are not.
+template <u32 ROWS, u32 PANELS>
+__device__ __forceinline__ void bring(u32 to, const TensorMap& x, u32 head, u32 first, u32 sample, u32 barrier) {
+#pragma unroll
+    for (u32 p = 0; p < PANELS; p++) copy_box(to + p * ROWS * PANEL_ROW, x, 64 * p, head, first, sample, barrier);
+}
+
 // Heads of at most DK columns of q and k, and DV of v. There is room for Q, and two tiles of K and of V each.
 template <class T, u32 DK, u32 DV, u32 KEYS, u32 QUERIES>
-__device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T* y, float* lse, u32 queries, u32 keys, u32 heads, u32 d, u32 dv,
-                                          u32 blocks, float scale) {
-    constexpr u32 BLOCK = 2 * QUERIES, K_TILE = (DK + 63) / 64 * KEYS * PANEL_ROW, V_TILE = (DV + 63) / 64 * KEYS * PANEL_ROW;
-    constexpr u32 Q_TILE = (DK + 63) / 64 * QUERIES * PANEL_ROW;
+__device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k, const TensorMap& v, T* y, float* lse, u32 queries, u32 keys, u32 heads,
+                                          u32 dv, u32 blocks, float scale) {
+    constexpr u32 K_PANELS = (DK + 63) / 64, V_PANELS = (DV + 63) / 64, WARPS = QUERIES / 16;
+    constexpr u32 Q_TILE = K_PANELS * QUERIES * PANEL_ROW, K_TILE = K_PANELS * KEYS * PANEL_ROW, V_TILE = V_PANELS * KEYS * PANEL_ROW;
     static_assert(DV <= DK);
     extern __shared__ __align__(1024) unsigned char room[];
+    __shared__ u64 barriers[4];
     // Patterns of the swizzle begin at multiples of 1024 bytes, whatever stands before the room.
     u32 place = (shared_address(room) + 1023) & ~1023u, k_place = place + Q_TILE, v_place = k_place + 2 * K_TILE;
+    // What a turn needs is there; all have done with it. Of two turns each.
+    u32 there = shared_address(barriers), done = there + 16;
     u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = threadIdx.x / 128;
     u32 tiles = (keys + KEYS - 1) / KEYS;
-    Head<const T> ks(k, pair, heads, keys, d), vs(v, pair, heads, keys, dv);
     // The K of one turn and the V of the one before it come together. The first turn's tile is the last, which alone may have fewer keys.
-    auto load = [&](u32 t, bool whole) {
-        u32 key = (tiles - 1 - t) * KEYS;
-        if (t < tiles) copy_panels<BLOCK, KEYS, DK / 8>(k_place + t % 2 * K_TILE, ks, key, keys, whole);
-        if (t - 1 < tiles) copy_panels<BLOCK, KEYS, DV / 8>(v_place + (t - 1) % 2 * V_TILE, vs, key + KEYS, keys, whole);
-        commit_copies();
+    auto load = [&](u32 t) {
+        u32 barrier = there + t % 2 * 8, key = (tiles - 1 - t) * KEYS, head = pair % heads, sample = pair / heads;
+        arrive_and_announce(barrier, (t == 0 ? Q_TILE : V_TILE) + (t < tiles ? K_TILE : 0));
+        if (t == 0) bring<QUERIES, K_PANELS>(place, q, head, first, sample, barrier);
+        if (t < tiles) bring<KEYS, K_PANELS>(k_place + t % 2 * K_TILE, k, head, key, sample, barrier);
+        if (t > 0) bring<KEYS, V_PANELS>(v_place + (t - 1) % 2 * V_TILE, v, head, key + KEYS, sample, barrier);
+    };
+    auto finish = [&](u32 t) {
+        if (threadIdx.x % 32 == 0) arrive(done + t % 2 * 8);
     };
     float s[KEYS / 2];
     u64 q_matrix = matrix_descriptor<128, 16, 1024>(place + warpgroup * 64 * PANEL_ROW);
@@ -149,29 +163,41 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
         commit_products();
     };
 
-    copy_panels<BLOCK, QUERIES, DK / 8>(place, Head<const T>(q, pair, heads, queries, d), first, queries);
-#pragma unroll 1
-    for (u32 t = 0; t < 2; t++) load(t, false);
+    if (threadIdx.x == 0) {
+        fetch_map(q), fetch_map(k), fetch_map(v);
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) make_barrier(there + i * 8, 1), make_barrier(done + i * 8, WARPS);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        load(0);
+        load(1);
+    }
+    __syncthreads();
     float factor = scale * LOG2_E;
-    loaded<1>();
+    await(there, 0);
     begin_products();
     multiply(0);
     wait_products<0>(s);
     rows.mask(s, keys - (tiles - 1) * KEYS);
     rows.soften(s, p, factor, true);
+    finish(0);
     // No product is under way from one turn to the next, and none is left out of a turn: assemblers would put a wait behind each.
 #pragma unroll 1
     for (u32 t = 1; t < tiles; t++) {
-        // Behind this the K of turn t and the V of t - 1 are there, and all have done with the K of t - 1 and the V of t - 2.
-        loaded<0>();
+        await(there + t % 2 * 8, t / 2 % 2);
         begin_products();
         multiply(t);
         sum(t - 1);
-        load(t + 1, true);
+        if (threadIdx.x == 0) {
+            // Behind this all have done with the K of t - 1 and the V of t - 2.
+            await(done + (t - 1) % 2 * 8, (t - 1) / 2 % 2);
+            load(t + 1);
+        }
+        __syncwarp();
         wait_products<1>(s);
         rows.soften(s, p, factor, false);
+        finish(t);
     }
-    loaded<0>();
+    await(there + tiles % 2 * 8, tiles / 2 % 2);
     begin_products();
     sum(tiles - 1);
     wait_products<0>(rows.o);
@@ -180,12 +206,12 @@ __device__ __forceinline__ void attention(const T* q, const T* k, const T* v, T*
     rows.put(Head<T>(y, pair, heads, queries, dv), lse + u64(pair) * queries, place, threadIdx.x / 32 * 16, first, queries);
 }
 
-// blocks: of the queries of a head.
-#define ATTENTION(T, NAME, DK, DV, KEYS, QUERIES, BLOCKS)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(2 * QUERIES, BLOCKS)                                                                               \
-        attention_##NAME##_##T(const T* q, const T* k, const T* v, T* y, float* lse, u32 queries, u32 keys, u32 heads, u32 d, u32 dv, u32 blocks,   \
-                               float scale) {                                                                                                       \
-        attention<T, DK, DV, KEYS, QUERIES>(q, k, v, y, lse, queries, keys, heads, d, dv, blocks, scale);                                           \
+// q, k, v: maps of [B, rows, heads, columns] in boxes of 64 columns of a head, of a block's queries or a tile's keys. blocks: of the queries of a head.
+#define ATTENTION(T, NAME, DK, DV, KEYS, QUERIES, BLOCKS)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(2 * QUERIES, BLOCKS)                                                                                \
+        attention_##NAME##_##T(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, T* y, \
+                               float* lse, u32 queries, u32 keys, u32 heads, u32 dv, u32 blocks, float scale) {                                      \
+        attention<T, DK, DV, KEYS, QUERIES>(q, k, v, y, lse, queries, keys, heads, dv, blocks, scale);                                               \
     }
 // `few`: one warpgroup. Registers are for two blocks on a multiprocessor where shared memory is, or where there are few blocks at all.
 #define HALVES(T)                            \
