@@ -82,6 +82,10 @@ struct Epilogue {
     }
 
     __device__ __forceinline__ bool wide() const { return is_wide; }
+    // True if eight columns of 16 bits may be one access, and the activation is one that networks end many products with.
+    __device__ __forceinline__ bool whole() const {
+        return is_wide && n % 8 == 0 && is_aligned(y, 16) && (!has_residual || is_aligned(residual, 16)) && activation != GELU && activation != RELU;
+    }
     __device__ __forceinline__ bool activates() const { return activation != IDENTITY; }
     __device__ __forceinline__ bool has(u32 row, u32 col) const { return row < m && col < n; }
 

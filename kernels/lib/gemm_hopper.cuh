@@ -13,6 +13,7 @@
 // it by 16 bytes, eight of which are a line of 128 bytes where they lie and where they go.
 #pragma once
 #include "boxes.cuh"
+#include "fragments.cuh"
 #include "gemm.cuh"
 #include "wgmma.cuh"
 
@@ -67,6 +68,21 @@ struct Patch {
 struct Taps {
     u32 columns, pad_top, pad_left, steps, channels, lines;
 };
+
+// Trades one of two registers with the lane that differs in a bit: who has the bit gives its first for the other's second.
+template <u32 BIT>
+__device__ __forceinline__ void trade(u32& first, u32& second) {
+    bool has = lane_id() & BIT;
+    u32 other = __shfl_xor_sync(~0u, has ? first : second, BIT);
+    first = has ? other : first;
+    second = has ? second : other;
+}
+
+// Register i of lane j of four neighbours becomes register j of lane i.
+__device__ __forceinline__ void transpose(u32 (&r)[4]) {
+    trade<2>(r[0], r[2]), trade<2>(r[1], r[3]);
+    trade<1>(r[0], r[1]), trade<1>(r[2], r[3]);
+}
 
 // An end for the sums of a patch: lane i knows the pixel of the warp's row i, of which there are 16 or twice 16.
 template <class T>
@@ -229,40 +245,145 @@ struct Wgmma {
         }
     }
 
-    // Sums are sent in rounds of 8 rows and PART columns a warp.
-    static constexpr int PARTS = COLS / PART, ROUNDS = TEAMS * PARTS * 2;
-    static __device__ __forceinline__ int row_of(int round) { return round / 2 / PARTS * 16 + round % 2 * 8; }
-    static __device__ __forceinline__ int col_of(int round) { return round / 2 % PARTS * PART; }
-
-    __device__ __forceinline__ void send(f32* room, const Sums& sums, const TilePlace& at, const Finish<T>& finish) const {
+    __device__ __forceinline__ void send(f32* room, Sums& sums, const TilePlace& at, const Finish<T>& finish) const {
         u32 lane = lane_id(), first = TEAMS == 2 ? lane / 16 * 64 : warp_id() / 4 * 64;
         Patch patch(patches, at.row);
         PatchStore<T> out{finish, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, finish.epilogue.m)};
-        using Way = Sending<8, PART, PITCH, PatchStore<T>>;
-        Way next;
-        f32* to = room + lane / 4 * PITCH + lane % 4 * 2;
-        bool wide = out.wide();
-        // A loop, so that the code of an end is there once; registers are not chosen by a number, so that each round has its own stores. What a round
-        // adds is on its way while the one before it is sent.
+        if (gridDim.y > 1 && n % 2 == 0) {
+            send_part(sums, at.col * COLS, out);
+        } else if (gridDim.y == 1 && finish.epilogue.whole()) {
+            send_whole(sums, at.col * COLS, out);
+        } else {
+            send_rounds(room, sums, at.col * COLS, out);
+        }
+    }
+
+    // The row of y of sums `half` of team `team`: a lane has two neighbouring columns of every eight, of the warp's rows lane / 4 and 8 behind.
+    static __device__ __forceinline__ u32 row_of(const PatchStore<T>& out, int team, int half) { return out.of(16 * team + 8 * half + lane_id() / 4); }
+
+    // Sums of a part of k: four lanes store 32 bytes, a sector.
+    __device__ __forceinline__ void send_part(const Sums& sums, u32 first, const PatchStore<T>& out) const {
+        u32 m = out.finish.epilogue.m, col = first + lane_id() % 4 * 2;
+#pragma unroll
+        for (int r = 0; r < TEAMS; r++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                u32 row = row_of(out, r, h);
+                f32* to = out.finish.parts + (u64(blockIdx.y) * m + row) * n + col;
+#pragma unroll
+                for (int j = 0; j < COLS / 8; j++)
+                    if (row < m && col + 8 * j < n) *(Pack<f32, 2>*)(to + 8 * j) = pair_of(sums, r, h, j);
+            }
+    }
+
+    static __device__ __forceinline__ Pack<f32, 2> pair_of(const Sums& sums, int team, int half, int j) {
+        Pack<f32, 2> pair;
+        pair.at[0] = sums[team][4 * j + 2 * half], pair.at[1] = sums[team][4 * j + 2 * half + 1];
+        return pair;
+    }
+
+    // Rows of whole accesses of eight columns, straight from registers: four lanes trade what they have of 32 columns, so that each has eight beside each
+    // other. Whatever is added to the sums comes before the stores that it would have to wait for.
+    __device__ __forceinline__ void send_whole(Sums& sums, u32 first, const PatchStore<T>& out) const {
+        const Epilogue<T>& e = out.finish.epilogue;
+        u32 rows[TEAMS][2], col = first + lane_id() % 4 * 8;
+        Pack<u32, 4> residual[TEAMS][2];
+#pragma unroll
+        for (int r = 0; r < TEAMS; r++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                rows[r][h] = row_of(out, r, h);
+                residual[r][h] = residual_of(e, rows[r][h], col);
+            }
+        add_biases(sums, first, rows, e);
+        activate(sums, e.activation);
+#pragma unroll
+        for (int part = 0; part < COLS / 32; part++, col += 32) {
+            Pack<u32, 4> added[TEAMS][2];
+#pragma unroll
+            for (int r = 0; r < TEAMS; r++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    added[r][h] = residual[r][h];
+                    if (part + 1 < COLS / 32) residual[r][h] = residual_of(e, rows[r][h], col + 32);
+                }
+#pragma unroll
+            for (int r = 0; r < TEAMS; r++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    Pack<u32, 4> quad;
+                    if (e.has_residual) transpose(added[r][h].at);
+#pragma unroll
+                    for (int q = 0; q < 4; q++) {
+                        Pack<f32, 2> v = pair_of(sums, r, h, 4 * part + q);
+                        if (e.has_residual) add_pair(v.at, added[r][h].at[q]);
+                        quad.at[q] = pack<T>(v.at[0] * e.scale, v.at[1] * e.scale);
+                    }
+                    transpose(quad.at);
+                    if (e.has(rows[r][h], col)) *(Pack<u32, 4>*)(e.y + u64(rows[r][h]) * n + col) = quad;
+                }
+        }
+    }
+
+    static __device__ __forceinline__ Pack<u32, 4> residual_of(const Epilogue<T>& e, u32 row, u32 col) {
+        return e.has_residual && e.has(row, col) ? *(const Pack<u32, 4>*)(e.residual + u64(row) * e.n + col) : Pack<u32, 4>::zeros();
+    }
+
+    // Adds the two numbers of a register.
+    static __device__ __forceinline__ void add_pair(float (&v)[2], u32 two) {
+        Pack<T, 2> pair;
+        pair.whole = two;
+        v[0] += widen(pair.at[0]), v[1] += widen(pair.at[1]);
+    }
+
+    static __device__ __forceinline__ void add_biases(Sums& sums, u32 first, const u32 (&rows)[TEAMS][2], const Epilogue<T>& e) {
+        auto add = [&](float* pair, const T* from) { add_pair(*(float(*)[2])pair, *(const u32*)from); };
+        u32 col = first + lane_id() % 4 * 2;
+        if (e.has_bias)
+#pragma unroll
+            for (int j = 0; j < COLS / 8; j++)
+                if (col + 8 * j < e.n)
+#pragma unroll
+                    for (int i = 0; i < 2 * TEAMS; i++) add(sums[i / 2] + 4 * j + i % 2 * 2, e.bias + col + 8 * j);
+        if (e.has_sample_bias)
+#pragma unroll
+            for (int i = 0; i < 2 * TEAMS; i++) {
+                u32 row = rows[i / 2][i % 2];
+                const T* from = e.sample_bias + u64(row / e.per_sample) * e.n + col;
+#pragma unroll
+                for (int j = 0; j < COLS / 8; j++)
+                    if (e.has(row, col + 8 * j)) add(sums[i / 2] + 4 * j + i % 2 * 2, from + 8 * j);
+            }
+    }
+
+    // Those activations that `whole` allows.
+    static __device__ __forceinline__ void activate(Sums& sums, u32 activation) {
+        if (activation == SILU) {
+#pragma unroll
+            for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = act(SILU, sums[i / (COLS / 2)][i % (COLS / 2)]);
+        } else if (activation == GELU_TANH) {
+#pragma unroll
+            for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = act(GELU_TANH, sums[i / (COLS / 2)][i % (COLS / 2)]);
+        }
+    }
+
+    // To any end, through shared memory, in rounds of 8 rows and PART columns a warp.
+    __device__ __forceinline__ void send_rounds(f32* room, const Sums& sums, u32 first, const PatchStore<T>& out) const {
+        constexpr int PARTS = COLS / PART, ROUNDS = TEAMS * PARTS * 2;
+        f32* to = room + lane_id() / 4 * PITCH + lane_id() % 4 * 2;
+        // A loop, so that the code of an end is there once; registers are not chosen by a number, so that each round has its own stores.
 #pragma unroll 1
-        for (int round = -1; round < ROUNDS; round++) {
-            Way now = next;
-            if (wide && round + 1 < ROUNDS) next.bring(row_of(round + 1), at.col * COLS + col_of(round + 1), out);
-            if (round < 0) continue;
+        for (int round = 0; round < ROUNDS; round++) {
 #pragma unroll
             for (int r = 0; r < ROUNDS; r++)
                 if (r == round)
 #pragma unroll
                     for (int j = 0; j < PART / 8; j++) {
-                        const float* pair = sums[r / 2 / PARTS] + r / 2 % PARTS * PART / 2 + 4 * j + r % 2 * 2;
-                        store_shared(to + 8 * j, pair[0], pair[1]);
+                        Pack<f32, 2> pair = pair_of(sums, r / 2 / PARTS, r % 2, r / 2 % PARTS * PART / 8 + j);
+                        store_shared(to + 8 * j, pair.at[0], pair.at[1]);
                     }
             __syncwarp();
-            if (wide) {
-                now.send(room, row_of(round), at.col * COLS + col_of(round), out);
-            } else {
-                send_narrow<8, PART, PITCH>(room, row_of(round), at.col * COLS + col_of(round), out);
-            }
+            send_sums<8, PART, PITCH>(room, round / 2 / PARTS * 16 + round % 2 * 8, first + round / 2 % PARTS * PART, out);
             __syncwarp();
         }
     }
