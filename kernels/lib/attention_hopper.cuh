@@ -3,6 +3,7 @@
 // Operands lie in panels of 64 columns, rows of 128 bytes with chunks of 16 bytes exchanged by the row's number.
 #pragma once
 #include "attention.cuh"
+#include "boxes.cuh"
 #include "wgmma.cuh"
 
 constexpr u32 PANEL_ROW = 128;
@@ -58,41 +59,11 @@ __device__ __forceinline__ void wait_products(float (&d)[SIZE]) {
 // Where a chunk of 16 bytes of a panel lies.
 __device__ __forceinline__ u32 chunk(u32 row, u32 c) { return row * PANEL_ROW + ((c ^ row % 8) << 4); }
 
-// 16 bytes past L1, `TO` behind an address of shared memory, from `FROM` behind one of global memory; zeros if not `valid`, and nothing is read then.
-template <u32 TO, u32 FROM>
-__device__ __forceinline__ void copy_chunk(u32 to, u64 from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0), "n"(TO), "n"(FROM) : "memory");
-}
-
-// A thread's chunks of tiles of ROWS rows of a head: chunk `c` of each of CHUNKS / 8 panels.
-template <u32 ROWS, u32 CHUNKS, u32 P = 0>
-__device__ __forceinline__ void copy_row(u32 to, u64 from, u32 width, bool has) {
-    u32 c = threadIdx.x % 8;
-    if (P + 8 <= CHUNKS || P + c < CHUNKS) copy_chunk<P / 8 * ROWS * PANEL_ROW, P * 16>(to, from, has && 8 * (P + c) < width);
-    if constexpr (P + 8 < CHUNKS) copy_row<ROWS, CHUNKS, P + 8>(to, from, width, has);
-}
-
-// Rows first.. of a head as ROWS rows of CHUNKS chunks; zeros behind a row's last number and, unless the rows are `whole`, from row `end` on.
-template <u32 BLOCK, u32 ROWS, u32 CHUNKS, class T>
-__device__ __forceinline__ void copy_panels(u32 to, const Head<const T>& x, u32 first, u32 end, bool whole = false) {
-    constexpr u32 STEP = BLOCK / 8;
-    static_assert(ROWS % STEP == 0);
-    u32 row = threadIdx.x / 8, c = threadIdx.x % 8, left = end - min(end, first + row), step = STEP * x.stride * sizeof(T);
-    u64 from = u64(__cvta_generic_to_global(x.row(first + row) + 8 * c));
-    to += chunk(row, c);
+// Brings rows `first`.. of a head as ROWS rows in panels, with zeros for rows and columns that there are not.
+template <u32 ROWS, u32 PANELS>
+__device__ __forceinline__ void bring(u32 to, const TensorMap& x, u32 head, u32 first, u32 sample, u32 barrier) {
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r += STEP) {
-        copy_row<ROWS, CHUNKS>(to + r * PANEL_ROW, from, x.width, whole || r < left);
-        from += step;
-    }
-}
-
-// Waits for all but the last N groups of this thread's copies, for the other threads, and for the tensor cores to see what all have copied.
-template <int N>
-__device__ __forceinline__ void loaded() {
-    wait_copies<N>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
+    for (u32 p = 0; p < PANELS; p++) copy_box(to + p * ROWS * PANEL_ROW, x, 64 * p, head, first, sample, barrier);
 }
 
 // Writes a warp's 16 rows of sums, those of each row times its factor, through panels of ROWS rows in shared memory, where each warp has rows of its

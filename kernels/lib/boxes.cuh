@@ -17,6 +17,13 @@ __device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, int a, in
                  : "memory");
 }
 
+// Begins to bring `bytes` bytes as they lie, a multiple of 16 as both addresses are.
+__device__ __forceinline__ void copy_line(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // Barriers in shared memory: a phase ends when as many have arrived as were told, and the bytes that were announced.
 __device__ __forceinline__ void make_barrier(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

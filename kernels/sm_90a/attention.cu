@@ -17,7 +17,6 @@
 // columns or there are no more rows. Heads are padded to 16 columns in the first product, to 8 in the second. Warpgroups do not wait for each other, but for
 // what comes: one may be a turn behind the other.
 #include "lib/attention_hopper.cuh"
-#include "lib/boxes.cuh"
 
 // The maximum that exponentials refer to may lag, in powers of two; see `kernels/attention.cu`.
 constexpr float LAG = 8.0f;
@@ -105,13 +104,6 @@ struct Softmax {
         put_panels<T, DV, QUERIES>(y, o, factor, place, row, first, queries);
     }
 };
-
-// Brings rows `first`.. of a head as ROWS rows in panels, with zeros for rows and columns that there are not.
-template <u32 ROWS, u32 PANELS>
-__device__ __forceinline__ void bring(u32 to, const TensorMap& x, u32 head, u32 first, u32 sample, u32 barrier) {
-#pragma unroll
-    for (u32 p = 0; p < PANELS; p++) copy_box(to + p * ROWS * PANEL_ROW, x, 64 * p, head, first, sample, barrier);
-}
 
 // Heads of at most DK columns of q and k, and DV of v. There is room for Q, and two tiles of K and of V each.
 template <class T, u32 DK, u32 DV, u32 KEYS, u32 QUERIES>

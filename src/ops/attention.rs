@@ -93,6 +93,11 @@ impl Sizes {
         self.pairs() as u64 * self.queries as u64 * self.keys as u64
     }
 
+    /// On Hopper: an operand of `width` columns a head, in boxes of 64 columns of `extent` rows of one head.
+    fn boxes(&self, dtype: DType, rows: usize, width: usize, extent: usize) -> Boxes {
+        Boxes { dtype, shape: vec![width, self.heads, rows, self.batch], extent: vec![64, 1, extent, 1] }
+    }
+
     /// Rows in a block, see [`QUERIES`].
     fn block(&self, (elements, [least, most]): (usize, [usize; 2])) -> usize {
         (elements / self.d.max(self.dv)).clamp(least, most)
@@ -354,11 +359,7 @@ impl HopperTile {
         let blocks = s.queries.div_ceil(self.queries);
         let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
         let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.queries, args);
-        let boxes = |rows, width, extent| Boxes {
-            dtype,
-            shape: vec![width, s.heads, rows, s.batch],
-            extent: vec![64, 1, extent, 1],
-        };
+        let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
         let launch = launch.in_boxes(0, boxes(s.queries, s.d, self.queries));
         let launch = launch.in_boxes(1, boxes(s.keys, s.d, self.keys)).in_boxes(2, boxes(s.keys, s.dv, self.keys));
         launch.scalars([s.queries, s.keys, s.heads, s.dv, blocks]).scalar(op.scale)
@@ -616,6 +617,12 @@ impl HopperSums {
         let kernel = kernel.entry(format!("attention_grad_{name}_{}_{dtype}", self.columns)).shared(self.shared_bytes);
         let blocks = rows.div_ceil(self.rows);
         let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.rows, args);
+        // Operands of scores and of dP: the rows', then the others'.
+        let operands =
+            [(0, rows, s.d, self.rows), (1, rows, s.dv, self.rows), (2, others, s.d, 64), (3, others, s.dv, 64)];
+        let in_boxes =
+            |launch: Launch, (i, rows, width, extent)| launch.in_boxes(i, s.boxes(dtype, rows, width, extent));
+        let launch = operands.into_iter().fold(launch, in_boxes);
         launch.scalars([rows, others, s.heads, s.d, s.dv, blocks]).scalar(op.0.scale)
     }
 }
