@@ -242,8 +242,8 @@ __device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
 // Entries for rows of up to 16 and 40 numbers a lane; longer ones are read again.
 #define FOR_ROWS(ENTRY, T) ENTRY(4, T) ENTRY(10, T)
 
-// The threads of a block shared out among the groups of a tile: a power of two to each, 4 to 128. More would wait for each other longer than they
-// had less to add up.
+// The threads of a block shared out among the groups of a tile: a power of two to each, 4 at least; of a block of 512, 128 at most, as more would wait
+// for each other longer than they had less to add up. Where they join what other blocks left, more do pay (29 microseconds against 23 on an H200).
 template <u32 THREADS = FLAT_THREADS>
 struct GroupTeams : RowTeam {
     u32 groups, teams, team;
@@ -254,7 +254,7 @@ struct GroupTeams : RowTeam {
     }
 
     static __device__ __forceinline__ u32 shift(u32 groups) {
-        return groups > 32 ? 6 : max(32 - __clz(groups - 1), THREADS == 512 ? 2 : 1);
+        return groups > 32 ? 6 : max(32 - __clz(groups - 1), THREADS == 512 ? 2 : 0);
     }
 
     // f(g, there) for this team's groups; all threads of the block come to it as often.
