@@ -282,7 +282,6 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
     u32 width = t.channels / groups, first = t.first_col / width;
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
     float all = float(t.rows) * float(width);
-    if (t.col < t.end_col) p.prefetch(t.col);
     GroupTeams<> teams((t.end_col - t.first_col) / width);
     teams.each([&](u32 g, bool there) {
         u64 group = u64(t.sample) * groups + first + g;
