@@ -51,7 +51,7 @@ impl Gpu {
     /// The first GPU (`CUDA_VISIBLE_DEVICES` says which that is), on its primary context and a stream of its own.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is no driver, an old one, no GPU, or an old one.
+    /// [`Error::Device`](crate::Error::Device) if there is no driver, an old one, no GPU, or an old one.
     pub fn open() -> Result<Gpu> {
         driver::probe()?;
         let mut count = 0;
@@ -175,7 +175,7 @@ impl Gpu {
     /// The entry of a kernel, loaded when it is first asked for.
     ///
     /// # Errors
-    /// [`Error::Kernel`] with the driver's log if it refuses the file, or has no such entry.
+    /// [`Error::Kernel`](crate::Error::Kernel) with the driver's log if it refuses the file, or has no such entry.
     pub fn function(&self, kernel: &Ptx) -> Result<Function> {
         self.enter()?;
         self.0.modules.lock().unwrap_or_else(|e| e.into_inner()).function(kernel, self.0.target.shared_bytes)
