@@ -28,6 +28,13 @@ const MAX_DYNAMIC_SHARED_SIZE: c_int = 8;
 /// A launch with its parameters, kept by a graph.
 type Kept = (Arc<Entry>, Launch);
 
+/// A launch of a graph, or an event, and the numbers of the nodes that it waits for, from 1.
+#[derive(Clone)]
+struct Node {
+    after: Vec<usize>,
+    launch: Option<Kept>,
+}
+
 /// `CUDA_KERNEL_NODE_PARAMS`.
 #[repr(C)]
 pub struct KernelNode {
@@ -47,8 +54,7 @@ struct Driver {
     functions: HashMap<usize, Arc<Entry>>,
     /// What functions were allowed.
     dynamic_shared: HashMap<usize, c_uint>,
-    /// Launches and events, in order.
-    graphs: HashMap<usize, Vec<Option<Kept>>>,
+    graphs: HashMap<usize, Vec<Node>>,
     handles: usize,
     /// What a launch did wrong: found at the next wait, as on a GPU.
     fault: Option<String>,
@@ -107,6 +113,42 @@ impl Driver {
         };
         launch.arguments = entry.parameters.iter().map(|p| p.bytes).enumerate().map(bytes).collect();
         Ok((entry, launch))
+    }
+
+    /// Adds a node behind others to a graph.
+    ///
+    /// # Safety
+    /// `after` must point to as many numbers as are told, and `node` to a place for one.
+    unsafe fn add(
+        &mut self,
+        graph: usize,
+        after: *const usize,
+        count: usize,
+        launch: Option<Kept>,
+        node: *mut usize,
+    ) -> Status {
+        // SAFETY: the caller's pointers are valid.
+        let after = if count == 0 { vec![] } else { unsafe { std::slice::from_raw_parts(after, count) }.to_vec() };
+        match self.graphs.get_mut(&graph) {
+            Some(nodes) if after.iter().all(|number| (1..=nodes.len()).contains(number)) => {
+                nodes.push(Node { after, launch });
+                // SAFETY: as above.
+                unsafe { *node = nodes.len() };
+                SUCCESS
+            }
+            _ => INVALID_VALUE,
+        }
+    }
+
+    /// Runs a graph's nodes, of those that may run always the one that was added last: whoever waits for too little comes too early.
+    fn run_all(&mut self, nodes: &[Node]) {
+        let mut done = vec![false; nodes.len() + 1];
+        for _ in nodes {
+            let ready = |i: &usize| !done[i + 1] && nodes[*i].after.iter().all(|number| done[*number]);
+            let Some(next) = (0..nodes.len()).rev().find(ready) else { return };
+            nodes[next].launch.iter().for_each(|launch| self.run(launch));
+            done[next + 1] = true;
+        }
     }
 
     fn in_use(&self) -> usize {
@@ -310,25 +352,11 @@ driver! {
                 Ok(kept) => kept,
                 Err(status) => return status,
             };
-            let after = if count == 0 { &[][..] } else { std::slice::from_raw_parts(after, count) };
-            // Nodes run in the order in which they were added, which is one of those that are allowed.
-            match d.graphs.get_mut(&graph) {
-                Some(nodes) if after.iter().all(|number| (1..=nodes.len()).contains(number)) => {
-                    nodes.push(Some(kept));
-                    *node = nodes.len();
-                    SUCCESS
-                }
-                _ => INVALID_VALUE,
-            }
+            d.add(graph, after, count, Some(kept), node)
         })
     }
-    cuGraphAddEventRecordNode(node: *mut usize, graph: usize, _after: *const usize, _count: usize, _event: usize) {
-        with(|d| {
-            let Some(nodes) = d.graphs.get_mut(&graph) else { return INVALID_VALUE };
-            nodes.push(None);
-            *node = nodes.len();
-            SUCCESS
-        })
+    cuGraphAddEventRecordNode(node: *mut usize, graph: usize, after: *const usize, count: usize, _event: usize) {
+        with(|d| d.add(graph, after, count, None, node))
     }
     cuGraphInstantiateWithFlags(made: *mut usize, graph: usize, _flags: u64) {
         with(|d| {
@@ -341,7 +369,7 @@ driver! {
     cuGraphLaunch(graph: usize, _stream: usize) {
         with(|d| {
             let Some(kept) = d.graphs.get(&graph).cloned() else { return INVALID_VALUE };
-            kept.iter().flatten().for_each(|launch| d.run(launch));
+            d.run_all(&kept);
             SUCCESS
         })
     }

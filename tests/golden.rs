@@ -154,7 +154,24 @@ impl Case {
         let mut schedule = Schedule::new(&*self.name, buffers);
         let p = schedule.add(program);
         schedule.steps.push(Step::Run(p));
-        let mut session = Session::new(self.device.clone(), schedule).unwrap().poisoned();
+        let session = Session::new(self.device.clone(), schedule.clone()).unwrap().poisoned();
+        let outputs = self.run_session(session, built, graph);
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(_) = self.device {
+            // A poisoned run is launch by launch, others run what shares no memory side by side.
+            let side_by_side = self.run_session(Session::new(self.device.clone(), schedule).unwrap(), built, graph);
+            let bits = |numbers: &[f32]| numbers.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert!(
+                outputs.iter().all(|(name, o)| bits(o) == bits(&side_by_side[name])),
+                "{}: launches run too early",
+                self.name
+            );
+        }
+        outputs
+    }
+
+    fn run_session(&self, mut session: Session, built: &Built, graph: &Graph) -> HashMap<String, Vec<f32>> {
+        let ids = session.schedule().buffers.clone();
         for (value, name) in graph.inputs() {
             let data = self.input(name, graph.shape(value)[0]);
             let id = ids.find(name).unwrap();

@@ -68,14 +68,17 @@ fn launch(gpu: &Gpu, arena: &Arena, schedule: &Schedule, command: &Command) -> R
     })
 }
 
-/// The places in the arena that each launch of a program touches.
+/// The places in the arena that each launch of a program touches. What it does not only read counts as written: `Command::writes` leaves out what
+/// launches of one op hand on to each other.
 fn accesses(schedule: &Schedule, program: usize) -> Vec<Access> {
     let of = |command: &Command| {
-        let places = |numbers: &[usize]| {
-            let slices = numbers.iter().map(|i| &command.args[*i]);
-            slices.map(|slice| (place(schedule, slice), slice.bytes)).map(|(at, bytes)| at..at + bytes).collect()
-        };
-        Access { reads: places(&command.reads), writes: places(&command.writes) }
+        let mut access = Access::default();
+        for (i, slice) in command.args.iter().enumerate() {
+            let start = place(schedule, slice);
+            let places = if command.reads.contains(&i) { &mut access.reads } else { &mut access.writes };
+            places.push(start..start + slice.bytes);
+        }
+        access
     };
     schedule.programs[program].commands.iter().map(of).collect()
 }

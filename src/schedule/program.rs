@@ -150,9 +150,9 @@ pub struct Command {
     pub boxes: Vec<(usize, Boxes)>,
     /// How it may be cut, see [`Flat`].
     pub flat: Option<Flat>,
-    /// Arguments that the launch writes; a poisoned run fills those that are not also read with NaN before it.
+    /// Arguments that the launch writes and none of its op did before it; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
-    /// Arguments that the launch only reads.
+    /// Inputs of the op, which the launch only reads. Arguments in neither list are what earlier launches of the op left.
     pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,

@@ -429,9 +429,12 @@ pub fn ptx_devices(compute: (u32, u32)) -> Vec<Device> {
     only(devices.map(|device| (device.clone(), device.target())).collect()).into_iter().map(|place| place.0).collect()
 }
 
-/// What is left of the places if `LANGEVIN_ONLY` names devices: where there is a GPU, tests for it need not wait for the processor.
+/// What is left of the places if `LANGEVIN_ONLY` names devices: where there is a GPU, tests for it need not wait for the processor. A GPU that it names is
+/// required.
 fn only(mut places: Vec<(Device, Target)>) -> Vec<(Device, Target)> {
     if let Ok(only) = std::env::var("LANGEVIN_ONLY") {
+        let known = |name: &str| ["cpu", "wgpu", "cuda", "ptx"].contains(&name);
+        assert!(only.split(',').all(known), "LANGEVIN_ONLY names a device that is none: {only}");
         places.retain(|(_, target)| only.split(',').any(|name| name == target.name()));
     }
     places
@@ -457,9 +460,11 @@ fn gpu() -> Option<Device> {
     found.clone()
 }
 
-/// True if `LANGEVIN_REQUIRE` has a word.
+/// True if `LANGEVIN_REQUIRE` has a word, or `LANGEVIN_ONLY`.
 fn required(word: &str) -> bool {
-    std::env::var("LANGEVIN_REQUIRE").is_ok_and(|r| r.split(',').any(|w| w == word))
+    ["LANGEVIN_REQUIRE", "LANGEVIN_ONLY"]
+        .iter()
+        .any(|n| std::env::var(n).is_ok_and(|r| r.split(',').any(|w| w == word)))
 }
 
 /// The wgpu device, or why there is none.
