@@ -640,7 +640,7 @@ fn bad_tensors_of_inputs_are_named() {
     place.fail(1, &format!("{line} --dtype bf17"), &["--dtype", "f32, f16, bf16"]);
     let good = line.replace("bad.safetensors", &golden("unet2d/inputs.safetensors").display().to_string());
     place.fail(1, &format!("{good} --device cpu --dtype f16"), &["f16 on this cpu device", "take f32"]);
-    place.fail(1, &format!("{good} --grad --dtype f16"), &["--grad in f16"]);
+    place.fail(1, &format!("{good} --grad --device cpu --dtype f16"), &["f16 on this cpu device"]);
     place.fail(1, &format!("{line} --dtype int4"), &["--dtype", "int4"]);
     place.fail(2, &format!("{line} --recompute"), &["--grad"]);
     let inputs = golden("unet2d/inputs.safetensors");
