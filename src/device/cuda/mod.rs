@@ -87,13 +87,13 @@ impl Gpu {
     /// The GPU of an embedder's context; all work goes to the embedder's stream.
     ///
     /// ```no_run
-    /// # fn context() -> (cudarc::driver::sys::CUcontext, cudarc::driver::sys::CUstream) { todo!() }
+    /// use cudarc::driver::sys::{CUcontext, CUstream};
     /// use langevin::device::{Device, cuda::Gpu};
     ///
-    /// let (context, stream) = context();
-    /// // SAFETY: both live longer than the session.
-    /// let device = Device::Cuda(unsafe { Gpu::from_parts(context, stream) }?);
-    /// # Ok::<(), langevin::Error>(())
+    /// fn share(context: CUcontext, stream: CUstream) -> langevin::Result<Device> {
+    ///     // SAFETY: both live longer than the session.
+    ///     Ok(Device::Cuda(unsafe { Gpu::from_parts(context, stream) }?))
+    /// }
     /// ```
     ///
     /// # Safety
