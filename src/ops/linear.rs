@@ -45,6 +45,12 @@ impl Epilogue {
         self.bias as usize + self.sample_bias as usize + self.residual as usize
     }
 
+    /// True if kernels of 16 bits may send rows of `n` columns by eight, straight from registers: `Epilogue::whole` of
+    /// `kernels/lib/epilogue.cuh`, whose operands begin at multiples of 16 bytes.
+    pub(crate) fn is_whole(&self, n: usize) -> bool {
+        n.is_multiple_of(8) && !matches!(self.activation, Activation::Gelu | Activation::Relu)
+    }
+
     /// Checks the operands' shapes.
     pub(crate) fn check(&self, op: &str, inputs: &[&TensorType], out: &TensorType) -> Result<()> {
         expect_inputs(op, inputs, 2 + self.operands())?;
