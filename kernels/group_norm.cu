@@ -167,17 +167,18 @@ struct Slots {
             const Slots& s = slots;
             u32 line_slots = s.tile.across << s.own, all = s.width >> s.channels, span = min(all, line_slots), first = group * all;
             // Lanes lie along lines, the more of them than there are lines beside each other.
-            u32 down = min(shift, 32 - __clz(s.lines - 1)), across = shift - down;
+            u32 down = min(shift, 32 - __clz(s.lines - 1)), from = lane & ((1 << down) - 1);
+            // Rows of the first `more` lines, and of the others.
+            u32 rows = s.tile.end - s.tile.start, fewer = max(quotient(rows, s.tile.down), 1), more = rows - fewer * s.lines;
+            float few = float(fewer), many = few + 1.0f;
 #pragma unroll 1
-            for (u32 line = lane & ((1 << down) - 1); line < s.lines; line += 1 << down) {
-                float rows = float(s.tile.rows_of(line) << s.channels);
+            for (u32 i = lane >> down; i < span; i += 1 << (shift - down)) {
+                u32 slot = first + i, at = (slot & ((1 << s.own) - 1)) * s.plane + from * s.pitch + (slot >> s.own);
+                // Of a group wider than a line, some of its channels share a slot.
+                float numbers = float((all > line_slots ? (all - i + line_slots - 1) / line_slots : 1) << s.channels);
 #pragma unroll 2
-                for (u32 i = lane >> down; i < span; i += 1 << across) {
-                    u32 slot = first + i, at = (slot & ((1 << s.own) - 1)) * s.plane + line * s.pitch + (slot >> s.own);
-                    // Of a group wider than a line, some of its channels share a slot.
-                    float n = all > line_slots ? rows * float((all - i + line_slots - 1) / line_slots) : rows;
-                    f(n, s.means[at], s.squares[at]);
-                }
+                for (u32 line = from; line < s.lines; line += 1 << down, at += s.pitch << down)
+                    f(numbers * (line < more ? many : few), s.means[at], s.squares[at]);
             }
         }
     };

@@ -88,10 +88,11 @@ template <class T, int FOURS>
 struct HeldRow {
     static constexpr int EACH = WIDE<T>, HELD = 4 * FOURS / EACH;
     Wide<T> packs[HELD];
+    const T* from;
     RowTeam team;
     u32 n;
 
-    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : team(team), n(n) {
+    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : from(from), team(team), n(n) {
 #pragma unroll
         for (int k = 0; k < HELD; k++)
             if (place(k) < n) packs[k] = *(const Wide<T>*)(from + place(k));
