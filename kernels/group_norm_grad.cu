@@ -13,7 +13,7 @@ struct Coefficients {
 
     // stats of the sample
     template <class T>
-    __device__ __forceinline__ Coefficients(const Parameters<T>& p, const f32* stats, u32 c, u32 width) {
+    __device__ __forceinline__ Coefficients(const Parameters<T>& p, const f32* stats, u32 c, Divisor width) {
         p.linear(c, factor, offset);
         each_group<E>(c, width, [&](int k, u32 g) {
             mean[k] = stats[2 * g];
@@ -84,12 +84,11 @@ struct MakeRow {
 };
 
 template <class T, int E>
-__device__ __forceinline__ void sums(const T* x, const T* dy, const f32* stats, Parameters<T> p, f32* out, u32 groups, u32 kind,
-                                     const Tile<E>& t) {
+__device__ __forceinline__ void sums(const T* x, const T* dy, const f32* stats, Parameters<T> p, f32* out, u32 groups, Divisor width,
+                                     u32 kind, const Tile<E>& t) {
     ColumnSums<E, 2> sums;
     if (t.col < t.end_col) {
         const f32* own_stats = stats + 2 * u64(t.sample) * groups;
-        u32 width = t.channels / groups;
         Coefficients<E> own(p, own_stats, t.col, width);
         u64 at = u64(t.sample) * t.rows * t.channels + t.at(t.col);
         by_activation<E>(kind, packs_are_aligned(x, dy), x + at, dy + at, t.own_rows(), t.step(), AddRow<T, E>{sums, own});
@@ -101,16 +100,16 @@ __device__ __forceinline__ void sums(const T* x, const T* dy, const f32* stats, 
 // sums [B, 2, C]
 template <class T, int E>
 __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, Parameters<T> p, const f32* sums, T* dx, u32 groups,
-                                     u32 kind, const Tile<E>& t) {
+                                     Divisor width, u32 kind, const Tile<E>& t) {
     // Of the tile's groups: -rstd · mean(e · factor), -rstd² · mean(e · factor · n).
     __shared__ float constants[FLAT_THREADS * E], slopes[FLAT_THREADS * E];
-    u32 width = t.channels / groups, first = t.first_col / width;
+    u32 first = quotient(t.first_col, width);
     const f32 *own_stats = stats + 2 * u64(t.sample) * groups, *own_sums = sums + 2 * u64(t.sample) * t.channels;
-    GroupTeams<> teams((t.end_col - t.first_col) / width);
+    GroupTeams<> teams(quotient(t.end_col - t.first_col, width));
     teams.each([&](u32 g, bool there) {
         float total[2] = {0.0f, 0.0f};
-        for (u32 i = teams.lane; i < width && there; i += teams.lanes) {
-            u32 c = t.first_col + g * width + i;
+        for (u32 i = teams.lane; i < width.size && there; i += teams.lanes) {
+            u32 c = t.first_col + g * width.size + i;
             float factor[1], offset[1];
             p.linear(c, factor, offset);
             total[0] = fmaf(factor[0], own_sums[c], total[0]);
@@ -118,7 +117,7 @@ __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, 
         }
         teams.sum(total);
         if (!there || teams.lane > 0) return;
-        float rstd = own_stats[2 * (first + g) + 1], by = -rstd / (float(t.rows) * float(width));
+        float rstd = own_stats[2 * (first + g) + 1], by = -rstd / (float(t.rows) * float(width.size));
         constants[g] = by * total[0];
         slopes[g] = by * rstd * total[1];
     });
@@ -140,19 +139,19 @@ __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, 
 #define ENTRY(T, E)                                                                                                    \
     FLAT_KERNEL group_norm_grad_sums_##E##_##T(const T* x, const T* gamma, const T* beta, const T* scale,              \
                                                const T* shift, const T* dy, const f32* stats, f32* out, TILE,          \
-                                               u32 groups, u32 kind, u32 modulate) {                                   \
+                                               u32 groups, DIVISOR(width), u32 kind, u32 modulate) {                                   \
         Tile<E> t = AS_TILE(E, false);                                                                                 \
         u64 sample = u64(t.sample) * channels;                                                                         \
         Parameters<T> p{gamma, beta, scale + sample, shift + sample, true, modulate != 0};                             \
-        sums<T, E>(x, dy, stats, p, out, groups, kind, t);                                                             \
+        sums<T, E>(x, dy, stats, p, out, groups, AS_DIVISOR(width), kind, t);                                                             \
     }                                                                                                                  \
     FLAT_KERNEL group_norm_grad_##E##_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift,   \
                                           const T* dy, const f32* stats, const f32* sums, T* dx, TILE, u32 groups,     \
-                                          u32 kind, u32 modulate) {                                                    \
+                                          DIVISOR(width), u32 kind, u32 modulate) {                                                    \
         Tile<E> t = AS_TILE(E, true);                                                                                  \
         u64 sample = u64(t.sample) * channels;                                                                         \
         Parameters<T> p{gamma, beta, scale + sample, shift + sample, true, modulate != 0};                             \
-        make<T, E>(x, dy, stats, p, sums, dx, groups, kind, t);                                                        \
+        make<T, E>(x, dy, stats, p, sums, dx, groups, AS_DIVISOR(width), kind, t);                                                        \
     }
 ENTRY(f32, 4)
 ENTRY(f32, 1)

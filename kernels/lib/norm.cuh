@@ -88,10 +88,11 @@ template <class T, int FOURS>
 struct HeldRow {
     static constexpr int EACH = WIDE<T>, HELD = 4 * FOURS / EACH;
     Wide<T> packs[HELD];
+    const T* from;
     RowTeam team;
     u32 n;
 
-    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : team(team), n(n) {
+    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : from(from), team(team), n(n) {
 #pragma unroll
         for (int k = 0; k < HELD; k++)
             if (place(k) < n) packs[k] = *(const Wide<T>*)(from + place(k));
@@ -208,15 +209,13 @@ struct Parameters {
             widen_all<T>(offset, channels<N>(beta + c));
         }
         if (modulate) {
-            float g[N], b[N];
-            widen_all<T>(g, channels<N>(scale + c));
-            widen_all<T>(b, channels<N>(shift + c));
+            float v[N];
+            widen_all<T>(v, channels<N>(scale + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                float more = 1.0f + g[k];
-                factor[k] *= more;
-                offset[k] = fmaf(offset[k], more, b[k]);
-            }
+            for (int k = 0; k < N; k++) factor[k] = fmaf(factor[k], v[k], factor[k]), offset[k] = fmaf(offset[k], v[k], offset[k]);
+            widen_all<T>(v, channels<N>(shift + c));
+#pragma unroll
+            for (int k = 0; k < N; k++) offset[k] += v[k];
         }
     }
 
@@ -228,14 +227,15 @@ struct Parameters {
     }
 };
 
-// f(k, g) for N neighbouring channels from c on, g being the group of channel c + k.
-template <int N, class F>
-__device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
-    u32 g = c / width, left = (g + 1) * width - c;
+// f(k, g) for N neighbouring channels from c on, or N times EACH of which all are of one group, g being the group of k.
+template <int N, int EACH = 1, class F>
+__device__ __forceinline__ void each_group(u32 c, Divisor width, F f) {
+    u32 g = quotient(c, width), left = (g + 1) * width.size - c;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         f(k, g);
-        if (--left == 0) g++, left = width;
+        left -= EACH;
+        if (left == 0) g++, left = width.size;
     }
 }
 
@@ -273,38 +273,46 @@ struct GroupTeams : RowTeam {
 };
 
 // A part of x [B, rows, channels] for a block: tile of `cols` channels, stretch of `per` rows of a sample. `across` threads lie beside
-// each other, E channels each, the others on lines below. Where a tile has more channels than they take, they come again further right.
-template <int E, u32 THREADS = FLAT_THREADS>
+// each other, E channels each, the others on `down` lines. Where a tile has more channels than they take, they come again further right.
+template <int E>
 struct Tile {
-    u32 rows, channels, across, down, count;
+    u32 rows, channels, across, count;
+    Divisor down;
     u32 sample, stretch, first_col, end_col, start, end;
     // The first row and channel of this thread; threads that fill no line have no channels.
     u32 row, col;
 
     // `backwards`: later blocks have earlier stretches.
-    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per, bool backwards)
-        : rows(rows), channels(channels), across(across), down(THREADS / across), count(count) {
-        u32 block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-        first_col = block % tiles * cols;
+    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, Divisor across, Divisor down, Divisor tiles, Divisor count, u32 per,
+                                    bool backwards)
+        : rows(rows), channels(channels), across(across.size), count(count.size), down(down) {
+        Divided tile = divide(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x, tiles), part = divide(tile.quotient, count);
+        first_col = tile.rest * cols;
         end_col = first_col + cols < channels ? first_col + cols : channels;
-        stretch = block / tiles % count;
-        sample = block / tiles / count;
+        stretch = part.rest;
+        sample = part.quotient;
         start = stretch * per;
         end = start + per < rows ? start + per : rows;
-        u32 line = threadIdx.x / across;
-        row = start + line;
-        col = line < down ? first_col + threadIdx.x % across * E : end_col;
+        Divided line = divide(threadIdx.x, across);
+        row = start + line.quotient;
+        col = line.quotient < down.size ? first_col + line.rest * E : end_col;
     }
 
-    __device__ __forceinline__ u32 own_rows() const { return row < end ? (end - row + down - 1) / down : 0; }
+    __device__ __forceinline__ u32 line() const { return row - start; }
+    __device__ __forceinline__ u32 rows_of(u32 line) const {
+        return start + line < end ? quotient(end - start - line + down.size - 1, down) : 0;
+    }
+    __device__ __forceinline__ u32 own_rows() const { return rows_of(line()); }
     // Elements from one of its rows to the next.
-    __device__ __forceinline__ u64 step() const { return u64(down) * channels; }
+    __device__ __forceinline__ u64 step() const { return u64(down.size) * channels; }
     // Its first row in channel c, from the sample's first number on.
     __device__ __forceinline__ u64 at(u32 c) const { return u64(row) * channels + c; }
 };
 
-#define TILE u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per
-#define AS_TILE(E, backwards) Tile<E>(rows, channels, cols, across, tiles, count, per, backwards)
+#define TILE                                                                                                                           \
+    u32 rows, u32 channels, u32 cols, DIVISOR(across), DIVISOR(down), DIVISOR(tiles), DIVISOR(count), u32 per
+#define AS_TILE(E, backwards)                                                                                                          \
+    Tile<E>(rows, channels, cols, AS_DIVISOR(across), AS_DIVISOR(down), AS_DIVISOR(tiles), AS_DIVISOR(count), per, backwards)
 
 // Whether packs of E numbers may be read at once from all of these: numbers of 16 bits, of which views begin at multiples of 256 bytes,
 // always.
@@ -381,8 +389,8 @@ struct ColumnSums {
         // A thread's numbers in pieces of 16 bytes, neighbours' beside each other.
         constexpr int P = E < 4 ? E : 4;
         __shared__ alignas(16) f32 lines[VALUES][E / P][FLAT_THREADS * P];
-        u32 line = threadIdx.x / t.across, half;
-        for (u32 rest = t.down; rest > 1; rest = half) {
+        u32 line = t.line(), half;
+        for (u32 rest = t.down.size; rest > 1; rest = half) {
             half = (rest + 1) / 2;
             if (line >= half && line < rest) {
 #pragma unroll

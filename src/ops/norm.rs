@@ -1,10 +1,12 @@
 //! What the normalisations share: rows in chunks, parameters by channel, and the gradients of those parameters.
 
 use super::expect_typed;
+use super::lines::divisor;
 use super::reduce::sum_few;
 use crate::Result;
 use crate::graph::{Arg, Args, CudaTarget, FLAT_THREADS, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
+use std::cmp::Reverse;
 
 /// Elements of a chunk: 128 KiB, a part of L2, and enough to outweigh what is done once a chunk.
 const CHUNK: usize = 1 << 15;
@@ -241,8 +243,6 @@ pub(crate) fn by_stretch(
 
 /// Threads beside each other that read a stretch long enough for memory: 256 bytes.
 const WIDE_ENOUGH: usize = 16;
-/// Bytes that an L2 has as a whole, and other tensors besides.
-const SMALL: usize = 16 << 20;
 
 /// How blocks of the PTX kernels lie over x `[samples, rows, channels]`; `Tile` of `kernels/lib/norm.cuh`.
 #[derive(Clone, Copy, Debug)]
@@ -252,9 +252,10 @@ pub(crate) struct Tiles {
     channels: usize,
     /// Channels of a thread.
     pub pack: usize,
-    /// Threads of a block, and those beside each other.
+    /// Threads of a block, those beside each other, and lines of them.
     threads: usize,
     across: usize,
+    down: usize,
     /// Channels of a tile, and tiles beside each other.
     cols: usize,
     tiles: usize,
@@ -287,42 +288,49 @@ impl Tiles {
         let count = (wanted / (samples * tiles).max(1)).min(rows.div_ceil(down * least)).max(1);
         let per = rows.div_ceil(count).next_multiple_of(down).max(1);
         let (threads, count) = (FLAT_THREADS, rows.div_ceil(per).max(1));
-        Tiles { samples, rows, channels, pack, threads, across, cols, tiles, count, per }
+        Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count, per }
     }
 
-    /// Tiles that have all rows of their sample, for blocks of `threads` that keep them in `bytes` of shared memory; of no more than `groups`
-    /// groups. As wide as leaves a block for each of `wanted`, or as narrow as there are. None where they do not fit.
-    pub fn whole(
+    /// Tiles that have all rows of their sample, of which a block of at most `most` threads has up to `held` each; of no more than `groups` groups.
+    /// None where they do not fit.
+    pub fn held(
         [samples, rows, channels]: [usize; 3],
         width: usize,
         pack: usize,
-        threads: usize,
-        bytes: usize,
+        [held, most]: [usize; 2],
         groups: usize,
-        wanted: usize,
+        target: &CudaTarget,
     ) -> Option<Self> {
-        if !channels.is_multiple_of(pack) {
+        let unit = common(width, pack);
+        if !channels.is_multiple_of(pack) || !channels.is_multiple_of(unit) {
             return None;
         }
-        let unit = common(width, pack);
-        let (across, tiles) = (|k: usize| k * unit / pack, |k: usize| (channels / unit).div_ceil(k));
-        // Less than 64 bytes beside each other are read in pieces of sectors: what is small comes from the L2.
-        let small = samples * rows * channels / pack <= SMALL / 16;
-        let fits = |k: &usize| {
-            let wide = small || across(*k) * pack == channels || across(*k) >= 4;
-            wide && across(*k) <= threads && across(*k) * rows * 16 <= bytes && k * unit <= groups * width
+        let (units, multiprocessors) = (channels / unit, target.multiprocessors as usize);
+        let (across, tiles) = (|k: usize| k * unit / pack, |k: usize| units.div_ceil(k));
+        let threads = |k: usize, each: usize| (across(k) * rows.div_ceil(each)).next_multiple_of(WARP);
+        // Two blocks a multiprocessor, of which one computes while the other one waits; a block for every multiprocessor; stretches of a line that
+        // memory is read in.
+        let fits = |k: &usize| k * unit <= groups * width && threads(*k, held) <= most;
+        let score = |k: &usize| {
+            let halves = threads(*k, held) <= most / 2;
+            let busy = (samples * tiles(*k)).min(multiprocessors);
+            (across(*k) >= 2 && halves, busy, across(*k).min(4), Reverse(*k))
         };
-        let fitting = || (1..=channels / unit).filter(fits);
-        let k = fitting().rev().find(|k| samples * tiles(*k) >= wanted).or_else(|| fitting().next())?;
+        let k = (1..=units).filter(fits).max_by_key(score)?;
         // No narrow one at the end.
-        let k = (channels / unit).div_ceil(tiles(k));
-        let (across, cols, tiles) = (across(k), k * unit, tiles(k));
-        Some(Tiles { samples, rows, channels, pack, threads, across, cols, tiles, count: 1, per: rows })
+        let k = units.div_ceil(tiles(k));
+        // As few rows a thread as let all blocks run at once: a small one has less to wait for.
+        let blocks = samples * tiles(k);
+        let at_once = |each: &usize| threads(k, *each) <= most && blocks * threads(k, *each) <= multiprocessors * most;
+        let each = (1..=held).find(at_once).unwrap_or(held);
+        let (across, cols, tiles, down) = (across(k), k * unit, tiles(k), rows.div_ceil(each));
+        let threads = threads(k, each);
+        Some(Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count: 1, per: rows })
     }
 
-    /// Bytes of shared memory in which a block keeps its tile, see [`Tiles::whole`].
-    pub fn bytes(&self) -> usize {
-        self.across * self.per * 16
+    /// Bytes of shared memory for the moments of the threads of a block, [`Slots`] of `kernels/group_norm.cu`.
+    pub fn slots(&self) -> usize {
+        8 * self.pack.div_ceil(2) * (self.across | 1) * self.down.min(self.per)
     }
 
     /// Tiles for sums of columns: any channels beside each other, two blocks a multiprocessor.
@@ -334,8 +342,9 @@ impl Tiles {
     pub fn launch(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
         let blocks = (self.samples * self.count * self.tiles).max(1);
         let launch = Launch::ptx(kernel, [blocks, 1, 1], self.threads, args);
-        let Tiles { rows, channels, cols, across, tiles, count, per, .. } = *self;
-        launch.scalars([rows, channels, cols, across, tiles, count, per])
+        let Tiles { rows, channels, cols, across, down, tiles, count, per, .. } = *self;
+        let launch = launch.scalars([rows, channels, cols]).scalars(divisor(across)).scalars(divisor(down));
+        launch.scalars(divisor(tiles)).scalars(divisor(count)).scalar(per)
     }
 }
 
