@@ -7,19 +7,23 @@ use crate::tensor::DType;
 /// An instance of the forward in `kernels/sm_90a/attention.cu`.
 pub(super) struct HopperTile {
     pub entry: String,
-    /// Queries of a block: 64 for each warpgroup.
-    queries: usize,
-    /// Keys of a tile.
-    keys: usize,
+    /// Warpgroups of a block, each with 64 queries; one more brings tiles.
+    groups: usize,
     shared_bytes: usize,
     /// Nanoseconds, about, that it takes.
     pub time: usize,
 }
 
+/// Columns of an instance, warpgroups of its blocks, keys of its tiles, and places for those of K and of V.
+type Instance = (usize, usize, usize, usize);
+
 impl HopperTile {
-    /// Columns of an instance, and keys of its tiles: of blocks of 128 queries, and of 64.
-    const MANY: [(usize, usize); 6] = [(40, 96), (64, 64), (72, 64), (80, 64), (128, 128), (160, 64)];
-    const FEW: [(usize, usize); 6] = [(40, 96), (64, 64), (80, 64), (128, 64), (160, 64), (256, 64)];
+    const MANY: [Instance; 6] =
+        [(40, 2, 192, 2), (64, 2, 192, 2), (72, 2, 160, 2), (80, 2, 160, 2), (128, 2, 160, 2), (160, 2, 96, 2)];
+    const FEW: [Instance; 6] =
+        [(40, 1, 96, 2), (64, 1, 64, 2), (80, 1, 64, 2), (128, 1, 64, 2), (160, 1, 64, 2), (256, 1, 64, 2)];
+    /// Rows of a box in which operands come.
+    const BOX: usize = 32;
     /// Nanoseconds of a block for a key.
     const KEY_TIME: usize = 20;
 
@@ -29,32 +33,32 @@ impl HopperTile {
     pub fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
         let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
         let (width, processors) = (s.d.max(s.dv), target.multiprocessors as usize);
-        let blocks = |queries: usize| s.pairs() * s.queries.div_ceil(queries);
-        let fits = |instances: [(usize, usize); 6]| instances.into_iter().find(|(columns, _)| width <= *columns);
-        // Blocks of half as many queries only where those of 128 leave half of the multiprocessors idle, or half of their own rows.
-        let many = s.queries > 64 && 2 * blocks(128) > processors;
-        let (name, queries, (columns, keys)) = match fits(Self::MANY).filter(|_| many) {
-            Some(instance) => ("", 128, instance),
-            None => ("few_", 64, fits(Self::FEW)?),
+        let blocks = |groups: usize| s.pairs() * s.queries.div_ceil(64 * groups);
+        let fits = |instances: [Instance; 6]| instances.into_iter().find(|instance| width <= instance.0);
+        // Several warpgroups only where that does not leave half of the multiprocessors idle, or half of a block's own rows.
+        let many = fits(Self::MANY).filter(|i| s.queries > 32 * i.1 && 2 * blocks(i.1) > processors);
+        let (name, (columns, groups, keys, stages)) = match many {
+            Some(instance) => ("", instance),
+            None => ("few_", fits(Self::FEW)?),
         };
         let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
-        // Two tiles of K and two of V, in panels of 64 columns that begin at a multiple of 1024 bytes.
-        let shared_bytes = (queries + 4 * keys) * columns.div_ceil(64) * 128 + 1024;
-        let at_once = processors * if columns <= 80 { 2 } else { 1 };
-        let time = blocks(queries).div_ceil(at_once) * s.keys * Self::KEY_TIME;
+        // Panels of 64 columns, which begin at a multiple of 1024 bytes.
+        let shared_bytes = (64 * groups + 2 * stages * keys) * columns.div_ceil(64) * 128 + 1024;
+        let at_once = processors * if groups == 1 && columns <= 80 { 2 } else { 1 };
+        let time = blocks(groups).div_ceil(at_once) * s.keys * Self::KEY_TIME;
         let entry = format!("attention_{name}{columns}_{dtype}");
-        chosen.then_some(HopperTile { entry, queries, keys, shared_bytes, time })
+        chosen.then_some(HopperTile { entry, groups, shared_bytes, time })
     }
 
     pub fn launch(&self, op: &Attention, s: &Sizes, dtype: DType) -> Launch {
         let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention"), dtype);
         let kernel = kernel.entry(self.entry.clone()).shared(self.shared_bytes);
-        let blocks = s.queries.div_ceil(self.queries);
+        let blocks = s.queries.div_ceil(64 * self.groups);
         let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
-        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.queries, args);
-        let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
-        let launch = launch.in_boxes(0, boxes(s.queries, s.d, self.queries));
-        let launch = launch.in_boxes(1, boxes(s.keys, s.d, self.keys)).in_boxes(2, boxes(s.keys, s.dv, self.keys));
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 128 * (self.groups + 1), args);
+        let boxes = |rows, width| s.boxes(dtype, rows, width, Self::BOX);
+        let launch = launch.in_boxes(0, boxes(s.queries, s.d));
+        let launch = launch.in_boxes(1, boxes(s.keys, s.d)).in_boxes(2, boxes(s.keys, s.dv));
         launch.scalars([s.queries, s.keys, s.heads, s.dv, blocks]).scalar(op.scale)
     }
 }
@@ -147,7 +151,7 @@ mod tests {
         for columns in [40, 64, 72, 80, 128, 160, 256] {
             for queries in [64, 4096] {
                 let tile = HopperTile::of(&sizes(queries, columns, columns), DType::F16, &HOPPER).unwrap();
-                let blocks = if columns <= 80 { 2 } else { 1 };
+                let blocks = if columns <= 80 && tile.groups == 1 { 2 } else { 1 };
                 assert!(blocks * (tile.shared_bytes + 2048) <= 228 * 1024, "{}", tile.entry);
             }
         }
