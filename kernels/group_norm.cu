@@ -185,16 +185,25 @@ __device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Diviso
 }
 
 // What `moments` left of a group: of stretches of `part_rows` rows.
+template <u32 AHEAD>
 struct Parts {
     const float2* moments;
     u32 parts, part_rows, rows, width, lane, lanes;
 
+    // AHEAD at a time: their loads do not wait for each other.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-#pragma unroll 4
-        for (u32 i = lane; i < parts; i += lanes) {
-            float2 m = moments[i];
-            f(float(min(rows - i * part_rows, part_rows)) * float(width), m.x, m.y);
+#pragma unroll 1
+        for (u32 first = lane; first < parts; first += AHEAD * lanes) {
+            float2 m[AHEAD];
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++)
+                if (first + k * lanes < parts) m[k] = moments[first + k * lanes];
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++) {
+                u32 i = first + k * lanes;
+                if (i < parts) f(float(min(rows - i * part_rows, part_rows)) * float(width), m[k].x, m[k].y);
+            }
         }
     }
 };
@@ -307,7 +316,7 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
     team.each(tile_groups, [&](u32 g, bool there) {
         u64 group = u64(t.sample) * groups + first + g;
         float origin = there ? origin_of(sample, first + g, width.size) : 0.0f;
-        Parts of{(const float2*)moments + group * parts, parts, part_rows, t.rows, width.size, team.lane, team.lanes};
+        Parts<sizeof(T) == 2 ? 4 : 2> of{(const float2*)moments + group * parts, parts, part_rows, t.rows, width.size, team.lane, team.lanes};
         float2 own = joined(team, each, there, of);
         if (there && team.lane == 0) tile.set(g, origin, own.x, own.y * each, eps, t.stretch == 0 ? stats + 2 * group : nullptr);
     });
