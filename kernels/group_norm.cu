@@ -8,35 +8,12 @@
 #include "lib/activation.cuh"
 #include "lib/norm.cuh"
 
-// Rows of a thread that are under way at once; `ops/group_norm.rs` has it too. Entries of one channel a thread, whose code is long, have fewer.
-template <int E>
-constexpr int HELD = E == 1 ? 2 : 8;
-
 // What means of parts are less: the first number of a sample's group, so that large means cost no digits. Numbers of 16 bits have fewer than they
 // would lose.
 template <class T>
 __device__ __forceinline__ float origin_of(const T* sample, u32 group, u32 width) {
     return sizeof(T) == 2 ? 0.0f : widen(sample[u64(group) * width]);
 }
-
-// E neighbouring channels of HELD rows of a thread, in registers.
-template <class T, int E>
-struct Rows {
-    Pack<T, E> at[HELD<E>];
-
-    // The first `rows` of them, from `from` on.
-    __device__ __forceinline__ void fetch(const T* from, u32 step, u32 rows, bool aligned) {
-        if (E == 1 || sizeof(T) == 2 || aligned) read_all<true>(from, step, rows);
-        else read_all<false>(from, step, rows);
-    }
-
-    template <bool ALIGNED>
-    __device__ __forceinline__ void read_all(const T* from, u32 step, u32 rows) {
-#pragma unroll
-        for (int r = 0; r < HELD<E>; r++, from += step)
-            if (r < rows) at[r] = read<T, E, ALIGNED>(from);
-    }
-};
 
 // Mean and squared differences of a thread's numbers, two neighbouring channels, which are of one group, in one slot. Numbers are summed less the
 // slot's first one: large means cost no digits, and a first number far from n others costs no more than a factor of n of the rounding.
@@ -91,39 +68,16 @@ struct Moments {
     }
 };
 
-// Threads of a block that join the parts of a group: a power of two of them, a warp at most.
-struct GroupTeam {
-    u32 shift, lanes, teams, team, lane;
-
-    __device__ __forceinline__ GroupTeam(u32 groups) : shift(5) {
-        while (shift > 0 && blockDim.x >> shift < groups) shift--;
-        lanes = 1 << shift, teams = blockDim.x >> shift, team = threadIdx.x >> shift, lane = threadIdx.x & (lanes - 1);
-    }
-
-    // f(g, there) for this team's groups; all threads come to it as often.
-    template <class F>
-    __device__ __forceinline__ void each(u32 groups, F f) const {
-#pragma unroll 1
-        for (u32 first = 0; first < groups; first += teams) f(first + team, first + team < groups);
-    }
-
-    __device__ __forceinline__ float total(float v) const {
-        float all[1] = {v};
-        sum_in_warp(all, lanes);
-        return all[0];
-    }
-
-    // Moments of weighted parts, of which parts.each(f) calls f(weight, mean, square) for this thread's: mean, and the sum of squares in y. `each`
-    // is one over the sum of weights.
-    template <class Parts>
-    __device__ __forceinline__ float2 joined(float each, bool there, const Parts& parts) const {
-        float mean = 0.0f, square = 0.0f;
-        if (there) parts.each([&](float n, float m, float) { mean = fmaf(n, m, mean); });
-        mean = total(mean) * each;
-        if (there) parts.each([&](float n, float m, float s) { square += fmaf(n * (m - mean), m - mean, s); });
-        return make_float2(mean, total(square));
-    }
-};
+// Moments of weighted parts, of which parts.each(f) calls f(weight, mean, square) for this thread's: mean, and the sum of squares in y. `each`
+// is one over the sum of weights.
+template <class Parts>
+__device__ __forceinline__ float2 joined(const GroupTeam& team, float each, bool there, const Parts& parts) {
+    float mean = 0.0f, square = 0.0f;
+    if (there) parts.each([&](float n, float m, float) { mean = fmaf(n, m, mean); });
+    mean = team.total(mean) * each;
+    if (there) parts.each([&](float n, float m, float s) { square += fmaf(n * (m - mean), m - mean, s); });
+    return make_float2(mean, team.total(square));
+}
 
 // The slots of a block's threads in shared memory: neighbours of a group are joined in the thread first, as many as divide both a group and a
 // pack. A plane has one slot of each thread; its lines, an odd number of slots, are in different banks.
@@ -223,7 +177,7 @@ __device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Diviso
     GroupTeam team(tile_groups);
     float each = 1.0f / (float(t.end - t.start) * float(width.size));
     team.each(tile_groups, [&](u32 g, bool there) {
-        float2 own = team.joined(each, there, slots.of(g, team));
+        float2 own = joined(team, each, there, slots.of(g, team));
         if (!there || team.lane > 0) return;
         u64 group = u64(t.sample) * groups + first + g;
         *(float2*)(out + 2 * (group * t.count + t.stretch)) = own;
@@ -231,16 +185,25 @@ __device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Diviso
 }
 
 // What `moments` left of a group: of stretches of `part_rows` rows.
+template <u32 AHEAD>
 struct Parts {
     const float2* moments;
     u32 parts, part_rows, rows, width, lane, lanes;
 
+    // AHEAD at a time: their loads do not wait for each other.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-#pragma unroll 4
-        for (u32 i = lane; i < parts; i += lanes) {
-            float2 m = moments[i];
-            f(float(min(rows - i * part_rows, part_rows)) * float(width), m.x, m.y);
+#pragma unroll 1
+        for (u32 first = lane; first < parts; first += AHEAD * lanes) {
+            float2 m[AHEAD];
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++)
+                if (first + k * lanes < parts) m[k] = moments[first + k * lanes];
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++) {
+                u32 i = first + k * lanes;
+                if (i < parts) f(float(min(rows - i * part_rows, part_rows)) * float(width), m[k].x, m[k].y);
+            }
         }
     }
 };
@@ -353,8 +316,8 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
     team.each(tile_groups, [&](u32 g, bool there) {
         u64 group = u64(t.sample) * groups + first + g;
         float origin = there ? origin_of(sample, first + g, width.size) : 0.0f;
-        Parts of{(const float2*)moments + group * parts, parts, part_rows, t.rows, width.size, team.lane, team.lanes};
-        float2 own = team.joined(each, there, of);
+        Parts<sizeof(T) == 2 ? 4 : 2> of{(const float2*)moments + group * parts, parts, part_rows, t.rows, width.size, team.lane, team.lanes};
+        float2 own = joined(team, each, there, of);
         if (there && team.lane == 0) tile.set(g, origin, own.x, own.y * each, eps, t.stretch == 0 ? stats + 2 * group : nullptr);
     });
     __syncthreads();
@@ -372,9 +335,6 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
         }
     }
 }
-
-// Groups of a tile of `held`, at most; `ops/group_norm.rs` has it too.
-constexpr u32 HELD_GROUPS = 64;
 
 // All rows of a tile in one block, HELD of them a thread.
 template <class T, int E>
@@ -400,7 +360,7 @@ __device__ __forceinline__ void held(const T* x, Parameters<T> p, T* y, f32* sta
     __syncthreads();
     team.each(tile_groups, [&](u32 g, bool there) {
         float origin = there ? origin_of(sample, first + g, width.size) : 0.0f;
-        float2 own = team.joined(each, there, slots.of(g, team));
+        float2 own = joined(team, each, there, slots.of(g, team));
         f32* out = stats + 2 * (u64(t.sample) * groups + first + g);
         if (there && team.lane == 0) tile.set(g, origin, own.x, own.y * each, eps, out);
     });

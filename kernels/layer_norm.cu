@@ -62,6 +62,72 @@ __device__ __forceinline__ void normalise(const Row& x, RowTeam team, Parameters
     });
 }
 
+// As `normalise` of 16 bits, of ROWS rows below each other, whose parameters are read and widened once. A team is a warp at most.
+template <class T, int FOURS, int ROWS>
+__device__ __forceinline__ void normalise_rows(const T* from, RowTeam team, Parameters<T> p, T* y, f32* stats, u32 rows, u32 channels, float eps) {
+    using Row = HeldRow<T, FOURS>;
+    constexpr int E = Row::EACH;
+    float each = 1.0f / float(channels), sum[2 * ROWS] = {}, rstd[ROWS], offset[ROWS];
+    Wide<T> packs[ROWS][Row::HELD];
+    // Teams behind the last row have no numbers.
+    u32 n = rows > 0 ? channels : 0, first = team.lane * E, on = team.lanes * E;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int k = 0; k < Row::HELD; k++)
+            if (r < rows && first + k * on < n) packs[r][k] = *(const Wide<T>*)(from + r * channels + first + k * on);
+    // One row does for those below.
+    if (threadIdx.x < max(team.lanes, 32u)) {
+#pragma unroll
+        for (int k = 0; k < Row::HELD; k++)
+            if (first + k * on < n) p.prefetch(first + k * on);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        if (r >= rows) continue;
+        float start = widen(from[r * channels]);
+        offset[r] = start;
+#pragma unroll
+        for (int k = 0; k < Row::HELD; k++) {
+            if (first + k * on >= n) continue;
+            float v[E];
+            widen_all<T>(v, packs[r][k]);
+#pragma unroll
+            for (int e = 0; e < E; e++) {
+                float d = v[e] - start;
+                sum[2 * r] += d;
+                sum[2 * r + 1] = fmaf(d, d, sum[2 * r + 1]);
+            }
+        }
+    }
+    sum_in_warp(sum, team.lanes);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        float apart = sum[2 * r] * each, mean = offset[r] + apart;
+        rstd[r] = rsqrtf(fmaxf(fmaf(sum[2 * r + 1], each, -apart * apart), 0.0f) + eps), offset[r] = -mean * rstd[r];
+        if (r < rows && team.lane == 0) {
+            stats[2 * r] = mean;
+            stats[2 * r + 1] = rstd[r];
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < Row::HELD; k++) {
+        u32 c = first + k * on;
+        if (c >= n) continue;
+        float out[ROWS][E];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            widen_all<T>(out[r], packs[r][k]);
+#pragma unroll
+            for (int e = 0; e < E; e++) out[r][e] = fmaf(out[r][e], rstd[r], offset[r]);
+        }
+        p.follow(out, c);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            if (r < rows) *(Wide<T>*)(y + r * channels + c) = narrow_all<T>(out[r]);
+    }
+}
+
 #define ENTRY(FOURS, T)                                                                                          \
     FLAT_KERNEL layer_norm_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale,           \
                                                   const T* shift, T* y, f32* stats, u32 lanes, u32 rows, u32 channels,            \
@@ -79,3 +145,19 @@ __device__ __forceinline__ void normalise(const Row& x, RowTeam team, Parameters
     }
 #define ROWS(T) FOR_ROWS(ENTRY, T)
 FOR_TYPES(ROWS)
+
+// Two rows of a sample to a team: where there are enough for all multiprocessors, in whole packs, of 16 bits.
+#define PAIR(FOURS, T)                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(FLAT_THREADS, 3)                                                      \
+    layer_norm_pair_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift, T* y,     \
+                                  f32* stats, u32 lanes, u32 rows, u32 channels, u32 per_sample, u32 affine,           \
+                                  u32 modulate, float eps) {                                                           \
+        RowTeam team(lanes);                                                                                           \
+        u32 row = 2 * team.row, left = row < rows ? rows - row : 0;                                                    \
+        u64 sample = u64(row / per_sample) * channels, start = u64(row) * channels;                                    \
+        Parameters<T> p{gamma, beta, scale + sample, shift + sample, affine != 0, modulate != 0};                      \
+        normalise_rows<T, FOURS, 2>(x + start, team, p, y + start, stats + 2 * u64(row), min(left, 2), channels, eps); \
+    }
+#define PAIRS(T) FOR_ROWS(PAIR, T)
+PAIRS(f16)
+PAIRS(bf16)

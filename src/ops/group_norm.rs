@@ -271,13 +271,24 @@ impl GroupNormGrad {
             let entry = format!("group_norm_grad{part}_{pack}_{dtype}");
             Ptx::new(self.name(), ptx!("group_norm_grad"), dtype).entry(entry)
         };
-        let wide = widest(dtype, activation);
-        let width = divisor(c.channels / groups);
+        let width = c.channels / groups;
+        // Neighbouring channels of a thread are of one group.
+        let wide = if width.is_multiple_of(2) { widest(dtype, activation) } else { 1 };
         let scalars =
-            |launch: Launch| launch.scalar(groups).scalars(width).scalar(activation as usize).scalar(modulate);
+            |launch: Launch| launch.scalar(groups).scalars(divisor(width)).scalar(activation as usize).scalar(modulate);
         let (dims, mut launches) = ([c.samples, c.rows, c.channels], vec![]);
         let args = [x, gamma, beta, scale, shift, dy, stats];
+        let parameters = |sums| norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums);
 
+        let held = Tiles::held(dims, width, wide, [HELD, 512], HELD_GROUPS, target);
+        if let Some(tiles) = held.filter(|_| wide > 1 && dtype != DType::F16) {
+            let entry = format!("group_norm_grad_held_{dtype}");
+            let kernel = Ptx::new(self.name(), ptx!("group_norm_grad"), dtype).entry(entry);
+            let args = args.into_iter().chain([Arg::Output(0)]);
+            let launch = tiles.launch(kernel.shared(tiles.block_sums()), args);
+            let launch = scalars(launch.with_scratch(2 * c.samples * c.channels));
+            return vec![launch, parameters(Arg::Left(0, 0))];
+        }
         let multiprocessors = target.multiprocessors as usize;
         let parts = Tiles::new(dims, 1, wide, 4, 2 * multiprocessors);
         let launch = scalars(parts.launch(kernel("_sums", parts.pack), args));
@@ -287,7 +298,7 @@ impl GroupNormGrad {
         let tiles = Tiles::new(dims, c.channels / groups, wide, 4, 2 * multiprocessors);
         let launch = tiles.launch(kernel("", tiles.pack), args.into_iter().chain([sums, Arg::Output(0)]));
         launches.push(scalars(launch));
-        launches.push(norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums));
+        launches.push(parameters(sums));
         launches
     }
 

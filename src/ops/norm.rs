@@ -177,6 +177,14 @@ const HELD: usize = 40;
 const FEW_HELD: usize = 16;
 const WARP: usize = 32;
 
+/// Threads of the PTX kernels over rows that share one, and the entry that holds it.
+fn row_lanes(target: &CudaTarget, [rows, cols]: [usize; 2]) -> (usize, usize) {
+    let most = cols.div_ceil(8).next_power_of_two();
+    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
+    let lanes = cols.div_ceil(HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
+    (lanes, if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 })
+}
+
 /// A launch of a PTX kernel over rows, each shared by some threads: as few as hold it, or more where rows are so few that blocks of
 /// them would leave multiprocessors idle. Its first scalar is their number.
 pub(crate) fn by_row(
@@ -184,16 +192,33 @@ pub(crate) fn by_row(
     file: PtxFile,
     dtype: DType,
     target: &CudaTarget,
-    [rows, cols]: [usize; 2],
+    dims: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let most = cols.div_ceil(8).next_power_of_two();
-    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
-    let lanes = cols.div_ceil(HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
-    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 };
+    let (lanes, fours) = row_lanes(target, dims);
     let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
-    let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
+    let blocks = dims[0].div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
+}
+
+/// As [`by_row`], of a kernel whose threads have two rows, which share what is read beside them: where a warp has a row, in whole packs of 16 bits,
+/// and there are enough of them for all multiprocessors.
+pub(crate) fn by_pair(
+    name: &'static str,
+    file: PtxFile,
+    dtype: DType,
+    target: &CudaTarget,
+    dims: [usize; 2],
+    args: impl IntoIterator<Item = Arg>,
+) -> Option<Launch> {
+    let ((lanes, fours), [rows, cols]) = (row_lanes(target, dims), dims);
+    let held = dtype.size() == 2 && cols.is_multiple_of(8) && cols <= 4 * fours * lanes && lanes <= WARP;
+    if !held || rows * lanes < 3 * 1024 * target.multiprocessors as usize {
+        return None;
+    }
+    let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_pair_{fours}_{dtype}"));
+    let blocks = rows.div_ceil(2 * FLAT_THREADS / lanes);
+    Some(Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes))
 }
 
 /// Numbers of a row that a thread of the gradients' kernels holds, and the registers it has for that, by entry; `kernels/lib/row_grad.cuh`.
@@ -307,23 +332,23 @@ impl Tiles {
         }
         let (units, multiprocessors) = (channels / unit, target.multiprocessors as usize);
         let (across, tiles) = (|k: usize| k * unit / pack, |k: usize| units.div_ceil(k));
-        let threads = |k: usize, each: usize| (across(k) * rows.div_ceil(each)).next_multiple_of(WARP);
+        let lines = |each: usize| rows.div_ceil(each).max(1);
+        let threads = |k: usize, each: usize| (across(k) * lines(each)).next_multiple_of(WARP);
         // Two blocks a multiprocessor, of which one computes while the other one waits; a block for every multiprocessor; stretches of a line that
         // memory is read in.
         let fits = |k: &usize| k * unit <= groups * width && threads(*k, held) <= most;
         let score = |k: &usize| {
-            let halves = threads(*k, held) <= most / 2;
             let busy = (samples * tiles(*k)).min(multiprocessors);
-            (across(*k) >= 2 && halves, busy, across(*k).min(4), Reverse(*k))
+            (threads(*k, held) <= most / 2, busy, across(*k).min(4), Reverse(*k))
         };
         let k = (1..=units).filter(fits).max_by_key(score)?;
         // No narrow one at the end.
         let k = units.div_ceil(tiles(k));
-        // As few rows a thread as let all blocks run at once: a small one has less to wait for.
+        // As few rows a thread as leave half the threads of all multiprocessors, but two: what a thread does besides takes as long as four.
         let blocks = samples * tiles(k);
-        let at_once = |each: &usize| threads(k, *each) <= most && blocks * threads(k, *each) <= multiprocessors * most;
-        let each = (1..=held).find(at_once).unwrap_or(held);
-        let (across, cols, tiles, down) = (across(k), k * unit, tiles(k), rows.div_ceil(each));
+        let few = |each: &usize| threads(k, *each) <= most && blocks * threads(k, *each) <= multiprocessors * most / 2;
+        let each = (2..held).find(few).unwrap_or(held);
+        let (across, cols, tiles, down) = (across(k), k * unit, tiles(k), lines(each));
         let threads = threads(k, each);
         Some(Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count: 1, per: rows })
     }
@@ -331,6 +356,13 @@ impl Tiles {
     /// Bytes of shared memory for the moments of the threads of a block, [`Slots`] of `kernels/group_norm.cu`.
     pub fn slots(&self) -> usize {
         8 * self.pack.div_ceil(2) * (self.across | 1) * self.down.min(self.per)
+    }
+
+    /// Bytes of shared memory for two sums of every channel of a block, and what its groups make of them: `BlockSums` of
+    /// `kernels/group_norm_grad.cu`.
+    pub fn block_sums(&self) -> usize {
+        let numbers = 2 * self.pack * self.across;
+        4 * (2 * self.pack * (self.threads + self.across) + self.threads.max(numbers) + numbers)
     }
 
     /// Tiles for sums of columns: any channels beside each other, two blocks a multiprocessor.
@@ -362,8 +394,7 @@ pub(crate) fn parameters_grad_ptx(
     sums: Arg,
 ) -> Launch {
     let kernel = Ptx::new("norm_parameters_grad", ptx!("norm_parameters_grad"), dtype);
-    let launch =
-        Launch::ptx(kernel, [channels.div_ceil(32), 1, 1], FLAT_THREADS, gradient_args(affine, modulate, sums));
+    let launch = Launch::ptx(kernel, [channels.div_ceil(32), 1, 1], 32 * WARP, gradient_args(affine, modulate, sums));
     launch.scalars([samples, channels]).scalars([affine, modulate])
 }
 
