@@ -122,16 +122,6 @@ __device__ __forceinline__ void bring_boxes(u32 to, const TensorMap& x, u32 head
     }
 }
 
-// A ring of places in shared memory: which is next, and the parity of its phase.
-template <u32 STAGES>
-struct Ring {
-    u32 stage = 0, parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
-
 // Heads of at most DK columns of q and k, and DV of v, by GROUPS warpgroups and a warp that brings Q, and tiles of K and of V, for which there are STAGES places each.
 template <class T, u32 DK, u32 DV, u32 KEYS, u32 GROUPS, u32 STAGES, u32 REGISTERS>
 __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k, const TensorMap& v, T* y, float* lse, u32 queries, u32 keys, u32 heads,

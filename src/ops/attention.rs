@@ -4,7 +4,7 @@
 //! along vector lanes, and what it leaves is a packed right-hand side of the next product as it lies. K and V are only
 //! copied, a block at a time.
 
-use super::hopper_attention::{HopperSums, HopperTile};
+use super::hopper_attention::{HopperOnce, HopperSums, HopperTile};
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
@@ -427,6 +427,9 @@ impl AttentionGrad {
     /// (dk, dv) or queries (dq): on Hopper by kernels of its own. Where there are too few blocks the others are cut into parts, whose sums more
     /// launches add.
     fn half_launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
+        if let Some(once) = HopperOnce::of(s, dtype, target) {
+            return once.launches(self, s, dtype);
+        }
         let kernel = |entry: String| {
             Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
         };

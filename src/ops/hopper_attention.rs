@@ -113,6 +113,61 @@ impl HopperSums {
     }
 }
 
+/// `kernels/sm_90a/attention_grad_once.cu`: all three gradients by blocks of keys.
+pub(super) struct HopperOnce {
+    columns: usize,
+}
+
+impl HopperOnce {
+    /// Keys of a block, and queries of a tile.
+    const ROWS: usize = 128;
+    const TILE: usize = 64;
+    /// The fewest keys and queries for which fewer products pay for more launches, and for sums of dq in f32's size.
+    const LEAST: usize = 512;
+
+    /// The instance for such heads, if there is one.
+    pub fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
+        let columns = [64, 128].into_iter().find(|columns| s.d.max(s.dv) <= *columns)?;
+        let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
+        let fits = halves && 8 * (s.d + s.dv) >= 13 * columns && s.keys.min(s.queries) >= Self::LEAST;
+        let busy = 2 * s.pairs() * s.keys.div_ceil(Self::ROWS) >= target.multiprocessors as usize;
+        (target.compute == (9, 0) && fits && busy).then_some(HopperOnce { columns })
+    }
+
+    pub fn launches(&self, op: &AttentionGrad, s: &Sizes, dtype: DType) -> Vec<Launch> {
+        let kernel = |part: &str| {
+            let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention_grad_once"), dtype);
+            kernel.entry(format!("attention_grad_once{part}_{dtype}"))
+        };
+        let [q, k, v, y, lse, dy] = [0, 1, 2, 3, 4, 5].map(Arg::Input);
+        let (parts, tiles) = (s.keys.div_ceil(Self::ROWS), s.queries.div_ceil(Self::TILE));
+        let (all_parts, all_tiles, columns) = (s.pairs() * parts, s.pairs() * tiles, self.columns);
+        // The largest keys and values of each part.
+        let limits = Launch::ptx(kernel("_limits"), [all_parts, 1, 1], 256, [k, v]).with_scratch(2 * all_parts);
+        let limits = limits.scalars([s.keys, s.heads, s.d, s.dv, parts]);
+        // Three numbers for each query, and room for dq as integers.
+        let args = [y, dy, lse, Arg::Left(0, 0)];
+        let terms = Launch::ptx(kernel(&format!("_terms_{columns}")), [all_tiles, 1, 1], 256, args);
+        let terms = terms.with_scratch(all_tiles * 3 * Self::TILE).with_scratch(all_tiles * Self::TILE * columns);
+        let terms = terms.scalars([s.queries, s.heads, s.dv, parts]);
+        let [of_queries, sums] = [Arg::Left(1, 0), Arg::Left(1, 1)];
+
+        // K and V, two tiles of Q and dy and of their terms, and two of dS, from a multiple of 1024 bytes on.
+        let rows = 2 * Self::ROWS + 4 * Self::TILE;
+        let shared_bytes = rows * columns * 2 + 2 * 3 * 4 * Self::TILE + 2 * Self::ROWS * Self::TILE * 2 + 1024;
+        let args = [k, v, q, dy, of_queries, sums, Arg::Output(1), Arg::Output(2)];
+        let grid = [s.pairs() * parts, 1, 1];
+        let once = Launch::ptx(kernel(&format!("_{columns}")).shared(shared_bytes), grid, 3 * 128, args);
+        let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
+        let once = once.in_boxes(0, boxes(s.keys, s.d, Self::ROWS)).in_boxes(1, boxes(s.keys, s.dv, Self::ROWS));
+        let once = once.in_boxes(2, boxes(s.queries, s.d, Self::TILE)).in_boxes(3, boxes(s.queries, s.dv, Self::TILE));
+        let once = once.scalars([s.keys, s.queries, s.heads, s.d, s.dv, parts]).scalar(op.0.scale);
+        let args = [sums, of_queries, Arg::Output(0)];
+        let finish = Launch::ptx(kernel(&format!("_finish_{columns}")), [2 * all_tiles, 1, 1], 128, args);
+        vec![limits, terms, once, finish.scalars([s.queries, s.heads, s.d]).scalar(op.0.scale)]
+    }
+}
+
 impl Sizes {
     /// An operand of `width` columns a head, in boxes of 64 columns of `extent` rows of one head.
     fn boxes(&self, dtype: DType, rows: usize, width: usize, extent: usize) -> Boxes {

@@ -268,6 +268,14 @@ fn half_gradients_of_hopper() {
     }
 }
 
+/// The backward for many keys and queries of Hopper: several blocks of keys, which begin at queries of their own, remainders, narrower heads, sharp softmaxes.
+#[test]
+fn half_gradients_of_many() {
+    for (s, spread) in [([1, 520, 515, 1, 64, 64], 2.0), ([1, 513, 640, 1, 128, 112], 40.0)] {
+        check_half_gradients(s, &grad_inputs(s, spread), 3e-3);
+    }
+}
+
 /// A head for every instance of the kernels for Hopper, of which blocks of 128 queries want to keep more than two of four multiprocessors busy:
 /// remainders of queries and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
 #[test]
