@@ -320,6 +320,23 @@ impl Conv2d {
             let launch = Launch::wgsl(shader(text).entry("direct"), grid, self.epilogue.arguments());
             return vec![words(launch).scalar(self.epilogue.scale)];
         }
+        let sizes = [pixels, n, w.taps() * w.channels];
+        let parts = if whole { shader_parts(sizes, target) } else { 1..=1 };
+        let rows = [pixels, n, w.out_height * w.out_width];
+        let scalars = |blocks: ShaderBlocks| {
+            let scale = self.epilogue.scale;
+            move |launch| window_words(launch, w, pixels).scalars([n, blocks.part, blocks.parts]).scalar(scale)
+        };
+        let eights = w.channels.is_multiple_of(8) && columns;
+        let by_matrix_blocks = ShaderBlocks::by_matrices(sizes, parts.clone(), dtype, target);
+        if let Some(blocks) = by_matrix_blocks.filter(|_| eights) {
+            let text = wgsl_with_matrices!(
+                16, dtype; "lib/activation", "lib/parts", "lib/product_sizes", "lib/panels", "lib/corners", "conv2d_blocks",
+                "lib/x_fours", "lib/y_fours", "lib/matrix_blocks", "conv2d_matrices"
+            );
+            let shader = blocks.shader(shader(text));
+            return in_parts(shader, target, &self.epilogue, rows, &blocks, dtype, scalars(blocks));
+        }
         if let Some(edge) = target.matrices(dtype) {
             let text = wgsl_with_matrices!(
                 edge, dtype; "lib/activation", "lib/epilogue", "lib/corners", "lib/window", "conv2d",
@@ -334,12 +351,8 @@ impl Conv2d {
             (false, true) => conv2d_text!(dtype; "lib/window", "conv2d_ones", "lib/y_fours"),
             (false, false) => conv2d_text!(dtype; "lib/window", "conv2d_ones", "lib/epilogue", "lib/y_ones"),
         };
-        let sizes = [pixels, n, w.taps() * w.channels];
-        let parts = if whole { shader_parts(sizes, target) } else { 1..=1 };
         let blocks = ShaderBlocks::new(1, sizes, parts, target);
-        let scalars = |launch| words(launch).scalars([blocks.part, blocks.parts]).scalar(self.epilogue.scale);
-        let rows = [pixels, n, w.out_height * w.out_width];
-        in_parts(blocks.shader(shader(text)), target, &self.epilogue, rows, &blocks, dtype, scalars)
+        in_parts(blocks.shader(shader(text)), target, &self.epilogue, rows, &blocks, dtype, scalars(blocks))
     }
 
     /// dx: dy, with stride − 1 zeros between its pixels, convolved with the turned kernel.

@@ -278,6 +278,21 @@ impl Linear {
             let launch = Launch::wgsl(shader.entry("direct"), grid, self.0.arguments());
             return vec![launch.scalars(sizes).scalar(self.0.scale)];
         }
+        let parts = if stretch { 1..=1 } else { shader_parts([m, n, k], target) };
+        let scalars = |blocks: ShaderBlocks| {
+            let scale = self.0.scale;
+            move |launch: Launch| launch.scalars(sizes).scalars([blocks.part, blocks.parts]).scalar(scale)
+        };
+        let eights = m > FEW_ROWS && k.is_multiple_of(8) && columns;
+        let by_matrix_blocks = ShaderBlocks::by_matrices([m, n, k], parts.clone(), dtype, target);
+        if let Some(blocks) = by_matrix_blocks.filter(|_| eights) {
+            let text = wgsl_with_matrices!(
+                16, dtype; "lib/activation", "lib/parts", "lib/product_sizes", "lib/panels", "linear_blocks", "lib/x_fours",
+                "lib/y_fours", "lib/matrix_blocks", "linear_matrices"
+            );
+            let shader = blocks.shader(shader(text));
+            return in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+        }
         if let Some(edge) = target.matrices(dtype).filter(|_| m > FEW_ROWS) {
             let text = wgsl_with_matrices!(
                 edge, dtype; "lib/activation", "lib/epilogue", "linear", "lib/matrix_product", "lib/matrix_panels",
@@ -295,11 +310,10 @@ impl Linear {
             (false, true) => linear_text!(dtype; "lib/x_ones", "lib/y_fours", "lib/blocks"),
             (false, false) => linear_text!(dtype; "lib/x_ones", "lib/epilogue", "lib/y_ones", "lib/blocks"),
         };
-        let parts = if stretch || few { 1..=1 } else { shader_parts([m, n, k], target) };
+        let parts = if few { 1..=1 } else { parts };
         let blocks = ShaderBlocks::new(1, [m, n, k], parts, target);
         let shader = if few { shader(text).entry("few") } else { blocks.shader(shader(text)) };
-        let scalars = |launch: Launch| launch.scalars(sizes).scalars([blocks.part, blocks.parts]).scalar(self.0.scale);
-        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars);
+        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
         if few {
             launches[0].grid = [n.div_ceil(PANEL) as u32, m.div_ceil(4) as u32, 1];
         }

@@ -47,14 +47,39 @@ impl Tiling {
     }
 }
 
-/// Terms of a step of `shaders/lib/blocks.wgsl`.
-const BLOCK_DEPTH: usize = 16;
+/// The tiles of `shaders/lib/blocks.wgsl` and `shaders/lib/matrix_blocks.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ShaderTile {
+    Small,
+    Large,
+    Matrices,
+}
 
-/// How products are cut into the tiles of `shaders/lib/blocks.wgsl`, and their terms into parts.
+impl ShaderTile {
+    /// Rows and columns.
+    fn size(self) -> usize {
+        if self == ShaderTile::Small { 64 } else { 128 }
+    }
+
+    /// Terms of a step.
+    fn depth(self) -> usize {
+        if self == ShaderTile::Matrices { 32 } else { 16 }
+    }
+
+    /// Products a cycle that a multiprocessor is taken to make of its 128, or of tensor cores. Small tiles read twice as much for each.
+    fn rate(self) -> usize {
+        match self {
+            ShaderTile::Small => 72,
+            ShaderTile::Large => 100,
+            ShaderTile::Matrices => 700,
+        }
+    }
+}
+
+/// How products are cut into tiles of shaders for hardware, and their terms into parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct ShaderBlocks {
-    /// Rows and columns of a tile: 128 or 64.
-    size: usize,
+    tile: ShaderTile,
     /// Workgroups, those of all parts.
     pub count: usize,
     /// Terms of a part, a multiple of a step.
@@ -65,39 +90,59 @@ pub(super) struct ShaderBlocks {
 impl ShaderBlocks {
     /// For `batch` products of `m` by `k` and `k` by `n`, in so many parts: those that take the least time by [`ShaderBlocks::cycles`].
     /// A processor that plays GPU has the smallest tiles and the fewest parts.
-    pub fn new(batch: usize, [m, n, k]: [usize; 3], parts: RangeInclusive<usize>, target: &WgpuTarget) -> ShaderBlocks {
-        let of = |size: usize, parts: usize| {
-            let part = k.div_ceil(parts.max(1)).next_multiple_of(BLOCK_DEPTH).max(BLOCK_DEPTH);
-            let parts = k.div_ceil(part).max(1);
-            ShaderBlocks { size, count: batch * m.div_ceil(size) * n.div_ceil(size) * parts, part, parts }
-        };
-        let few = of(64, *parts.start());
+    pub fn new(batch: usize, sizes: [usize; 3], parts: RangeInclusive<usize>, target: &WgpuTarget) -> ShaderBlocks {
+        let few = ShaderBlocks::of(ShaderTile::Small, batch, sizes, *parts.start());
         if target.software {
             return few;
         }
-        let all = parts.flat_map(|parts| [of(128, parts), of(64, parts)]);
-        all.min_by_key(|blocks| blocks.cycles(batch * m * n)).unwrap_or(few)
+        let tiles = [ShaderTile::Large, ShaderTile::Small];
+        let all = parts.flat_map(|parts| tiles.map(|tile| ShaderBlocks::of(tile, batch, sizes, parts)));
+        all.min_by_key(|blocks| blocks.cycles(batch * sizes[0] * sizes[1])).unwrap_or(few)
     }
 
-    /// Cycles on a GPU of [`BUSY`] multiprocessors, 128 products a cycle each, for an output of so many `elements`. Tiles of 128 reach
-    /// more of that than those of 64, as they read half as much for a product; a workgroup alone waits for memory at every step.
+    /// The same by cooperative matrices, if the adapter has those that `shaders/lib/matrix_blocks.wgsl` asks for.
+    pub fn by_matrices(
+        sizes: [usize; 3],
+        parts: RangeInclusive<usize>,
+        dtype: DType,
+        target: &WgpuTarget,
+    ) -> Option<ShaderBlocks> {
+        let fits = target.matrices.subgroup == 32 && target.workgroup_size >= 256;
+        let has = target.matrices(dtype) == Some(16) && target.workgroup_bytes >= MATRIX_BYTES;
+        let all = parts.map(|parts| ShaderBlocks::of(ShaderTile::Matrices, 1, sizes, parts));
+        all.min_by_key(|blocks| blocks.cycles(sizes[0] * sizes[1])).filter(|_| fits && has)
+    }
+
+    fn of(tile: ShaderTile, batch: usize, [m, n, k]: [usize; 3], parts: usize) -> ShaderBlocks {
+        let part = k.div_ceil(parts.max(1)).next_multiple_of(tile.depth()).max(tile.depth());
+        let parts = k.div_ceil(part).max(1);
+        ShaderBlocks { tile, count: batch * m.div_ceil(tile.size()) * n.div_ceil(tile.size()) * parts, part, parts }
+    }
+
+    /// Cycles on a GPU of [`BUSY`] multiprocessors for an output of so many `elements`. A workgroup alone waits for memory at every step.
     fn cycles(&self, elements: usize) -> usize {
         let rounds = self.count.div_ceil(BUSY);
-        let product = self.size * self.size * self.part / 128;
-        let work = rounds * if self.size == 128 { product * 5 / 4 } else { product * 7 / 4 };
-        let wait = 1000 + self.part / BLOCK_DEPTH * 700;
+        let work = rounds * self.tile.size().pow(2) * self.part / self.tile.rate();
+        let wait = 1000 + self.part / self.tile.depth() * 700;
         let sums = if self.parts == 1 { 0 } else { 4000 + self.parts * elements * 8 / (20 * BUSY) };
         work.max(wait) + sums
     }
 
     /// Sets the overrides of the library and its entry point.
     pub fn shader(&self, shader: Shader) -> Shader {
-        let quads = (self.size / 4) as u32;
-        let (wide, lanes) = if self.size == 128 { (true, 256u32) } else { (false, 128) };
+        let (wide, lanes) = match self.tile {
+            ShaderTile::Matrices => return shader.entry("matrices"),
+            ShaderTile::Large => (true, 256u32),
+            ShaderTile::Small => (false, 128),
+        };
+        let quads = (self.tile.size() / 4) as u32;
         let shader = shader.entry("blocked").constant("ROW_QUADS", quads).constant("COL_QUADS", quads);
         shader.flag("WIDE", wide).constant("BLOCK_LANES", lanes)
     }
 }
+
+/// Workgroup memory of `shaders/lib/matrix_blocks.wgsl`.
+const MATRIX_BYTES: u32 = 40960;
 
 /// Terms that a part has at least where shaders cut them to occupy a GPU.
 const SHADER_PART: usize = 64;
