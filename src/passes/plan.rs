@@ -21,6 +21,8 @@ pub struct Plan {
     pub peak: usize,
     /// Bytes that any plan takes: the most that is alive at one launch.
     pub lower_bound: usize,
+    /// The first launch where so much is alive.
+    pub fullest: usize,
 }
 
 /// Rounds of repair after the best of the fixed orders.
@@ -28,7 +30,7 @@ const REPAIRS: usize = 64;
 
 /// Places every block so that no two that are alive at one launch overlap.
 pub fn plan(blocks: &[Block]) -> Plan {
-    let lower_bound = lower_bound(blocks);
+    let (lower_bound, fullest) = lower_bound(blocks);
     let mut orders: Vec<Vec<usize>> = Vec::new();
     let mut by = |key: &dyn Fn(&Block) -> (usize, usize)| {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
@@ -40,12 +42,12 @@ pub fn plan(blocks: &[Block]) -> Plan {
     by(&|b| (usize::MAX - life(b), usize::MAX - b.bytes));
     by(&|b| (usize::MAX - life(b).saturating_mul(b.bytes), b.first));
     by(&|b| (b.first, usize::MAX - b.bytes));
-    let mut best = Plan { offsets: vec![], peak: usize::MAX, lower_bound };
+    let mut best = Plan { offsets: vec![], peak: usize::MAX, lower_bound, fullest };
     let mut best_order = Vec::new();
     for order in orders {
         let (offsets, peak) = place(blocks, &order);
         if peak < best.peak {
-            best = Plan { offsets, peak, lower_bound };
+            best = Plan { offsets, peak, lower_bound, fullest };
             best_order = order;
         }
         if best.peak == lower_bound {
@@ -76,22 +78,24 @@ fn repair(blocks: &[Block], mut best: Plan, mut order: Vec<usize>) -> Plan {
     best
 }
 
-/// The most bytes alive at one launch.
-pub fn lower_bound(blocks: &[Block]) -> usize {
+/// The most bytes alive at one launch, and the first such launch.
+pub fn lower_bound(blocks: &[Block]) -> (usize, usize) {
     let mut events: Vec<(usize, bool, usize)> =
         blocks.iter().flat_map(|b| [(b.first, true, b.bytes), (b.last + 1, false, b.bytes)]).collect();
     // Blocks that end before a launch go first.
     events.sort_unstable();
-    let (mut live, mut most) = (0, 0);
-    for (_, opens, bytes) in events {
+    let (mut live, mut most, mut fullest) = (0, 0, 0);
+    for (launch, opens, bytes) in events {
         if opens {
             live += bytes;
-            most = most.max(live);
+            if live > most {
+                (most, fullest) = (live, launch);
+            }
         } else {
             live -= bytes;
         }
     }
-    most
+    (most, fullest)
 }
 
 /// Places blocks in `order`, each at the lowest offset where it fits beside those already placed that live with it.

@@ -194,6 +194,20 @@ pub struct Mark {
     pub number: usize,
 }
 
+/// What scratch holds where a program needs most of it: an op's output or its own scratch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    pub bytes: usize,
+    pub op: &'static str,
+    pub scope: Arc<str>,
+    /// Made in the backward pass.
+    pub backward: bool,
+    /// None for an op's own scratch.
+    pub ty: Option<TensorType>,
+    /// The first and the last node of the graph that need it.
+    pub span: [usize; 2],
+}
+
 /// A graph lowered for one device: data, printable, comparable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
@@ -204,6 +218,8 @@ pub struct Program {
     /// Scratch bytes that it takes, and that any plan would take.
     pub peak: usize,
     pub lower_bound: usize,
+    /// What is alive where that bound comes from, the largest first.
+    pub live: Vec<Live>,
     /// Network evaluations that a run of it counts for.
     pub nfe: usize,
     pub guard: usize,
@@ -231,8 +247,9 @@ impl Program {
         c.bind(&name, buffers, &bind)?;
         let plan = c.plan();
         let commands = c.emit(buffers, &plan)?;
-        let guard = options.guard;
-        Ok(Program { name, commands, marks: vec![], peak: plan.peak, lower_bound: plan.lower_bound, nfe: 0, guard })
+        let (guard, live) = (options.guard, c.live(plan.fullest));
+        let Plan { peak, lower_bound, .. } = plan;
+        Ok(Program { name, commands, marks: vec![], peak, lower_bound, live, nfe: 0, guard })
     }
 
     /// The number of commands after which none reads or writes `buffer` any more.
@@ -522,6 +539,24 @@ impl<'a> Compiler<'a> {
 
     fn plan(&self) -> Plan {
         plan(&self.blocks)
+    }
+
+    /// What is alive at a node.
+    fn live(&self, at: usize) -> Vec<Live> {
+        let of_node = |block: usize, node: &Node, ty: Option<TensorType>| {
+            let Block { first, last, bytes } = self.blocks[block];
+            let (op, scope, backward) = (node.op.name(), node.scope.clone(), node.backward);
+            (first <= at && at <= last).then_some(Live { bytes, op, scope, backward, ty, span: [first, last] })
+        };
+        let values = (0..self.home.len()).filter_map(|i| {
+            let (Home::Scratch(block), value) = (self.home[i], Value(i as u32)) else { return None };
+            of_node(block, self.graph.producer(value)?, Some(self.graph.ty(value).clone()))
+        });
+        let scratch = self.scratch.iter().flat_map(|((node, _), blocks)| blocks.iter().map(|block| (*node, *block)));
+        let scratch = scratch.filter_map(|(node, block)| of_node(block, &self.graph.nodes()[node], None));
+        let mut live: Vec<Live> = values.chain(scratch).collect();
+        live.sort_by_key(|l| (usize::MAX - l.bytes, l.span));
+        live
     }
 
     fn slice(&self, value: Value, buffers: &Buffers, plan: &Plan) -> Result<Slice> {
