@@ -9,7 +9,7 @@ use langevin::nn::{InputSpec, Network};
 use langevin::ops::{Activate, Activation, Epilogue, Linear, Slice};
 use langevin::passes::autodiff::{Recompute, gradients};
 use langevin::passes::recompute::recompute;
-use langevin::schedule::{Options, Program, Session};
+use langevin::schedule::{Options, Program, Session, Space};
 use langevin::tensor::{DType, TensorType};
 use std::collections::BTreeMap;
 use support::{DIT, UNET};
@@ -21,13 +21,17 @@ const EDM: &str = r#"{
     "dropout": 0.2
 }"#;
 
-/// The bits of the output and of every gradient, and the program that made them.
-fn run(network: &str, how: Backward, device: &Device) -> (BTreeMap<String, Vec<u32>>, Program) {
+/// The bits of the output and of every gradient, and the program that made them. With guard zones it is poisoned, and scratch does not
+/// lie where gradients are not yet written.
+fn run(network: &str, how: Backward, device: &Device, guard: usize) -> (BTreeMap<String, Vec<u32>>, Program) {
     let built = Network::from_config(network, "config.json").unwrap();
     let built = built.build(&InputSpec::new(2, 8, 8).training()).unwrap();
-    let schedule = forward(&built, Some(how), device.target(), Options { guard: 256 }).unwrap();
+    let schedule = forward(&built, Some(how), device.target(), Options { guard }).unwrap();
     let (buffers, program) = (schedule.buffers.clone(), schedule.programs[0].clone());
-    let mut session = Session::new(device.clone(), schedule).unwrap().poisoned();
+    let mut session = Session::new(device.clone(), schedule).unwrap();
+    if guard > 0 {
+        session = session.poisoned();
+    }
     for (n, buffer) in buffers.all().iter().enumerate() {
         let id = buffers.find(&buffer.name).unwrap();
         let number = |i: usize| ((i + 17 * n) as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32 - 0.45;
@@ -57,15 +61,24 @@ fn count(program: &Program, op: &str) -> usize {
 }
 
 fn agree(network: &str, dtype: DType, device: &Device) {
-    let with = |recompute| run(network, Backward { recompute, dtype }, device);
-    let ((kept, plain), (again, program)) = (with(Recompute::Off), with(Recompute::Cheap));
+    let with = |recompute, guard| run(network, Backward { recompute, dtype }, device, guard);
+    let ((kept, plain), (again, program)) = (with(Recompute::Off, 256), with(Recompute::Cheap, 256));
+    let (lent, in_gradients) = with(Recompute::Cheap, 0);
     assert!(kept.len() > 10 && kept.values().flatten().any(|v| *v != 0));
     for (name, bits) in &kept {
         assert!(bits.iter().all(|b| f32::from_bits(*b).is_finite()), "{name} on {device} in {dtype}");
         assert!(*bits == again[name], "{name} on {device} in {dtype} changes in\n{network}");
+        assert!(*bits == lent[name], "{name} on {device} in {dtype} changes in lent memory in\n{network}");
     }
     assert!(program.lower_bound < plain.lower_bound, "{} < {}", program.lower_bound, plain.lower_bound);
     assert!(program.commands.len() > plain.commands.len());
+    let twice = |program: &Program| {
+        let writes = program.commands.iter().flat_map(|c| c.writes.iter().map(|w| &c.args[*w]));
+        let mut places: Vec<usize> = writes.filter(|s| s.space == Space::Buffers).map(|s| s.offset).collect();
+        places.sort_unstable();
+        places.windows(2).filter(|w| w[0] == w[1]).count()
+    };
+    assert!(twice(&in_gradients) > twice(&program), "no gradient's place is used before");
     for op in ["linear", "conv2d", "attention", "linear_weight_grad", "conv2d_weight_grad", "attention_grad"] {
         assert_eq!(count(&plain, op), count(&program, op), "{op} runs again");
     }
