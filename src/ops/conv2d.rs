@@ -158,7 +158,7 @@ impl Op for Conv2d {
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
         let (dy, operands) =
             self.epilogue.grad(g, dy, wanted, |g| g.apply(Conv2d { epilogue: inner, ..*self }, &inputs))?;
-        let dx = if wanted[0] { Some(self.data_grad(g, x, w, dy)?) } else { None };
+        // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let conv = Conv2d { epilogue: Epilogue::default(), ..*self };
             let shape = g.shape(w).to_vec();
@@ -166,6 +166,7 @@ impl Op for Conv2d {
         } else {
             None
         };
+        let dx = if wanted[0] { Some(self.data_grad(g, x, w, dy)?) } else { None };
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 

@@ -88,6 +88,10 @@ impl Op for GroupNorm {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         // Pieces are of numbers of 4 bytes.

@@ -194,15 +194,16 @@ impl Op for Linear {
         let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.0 };
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
         let (dy, operands) = self.0.grad(g, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
-        let dx = if wanted[0] {
-            let transposed = g.apply(TransposeWeight { taps: 1 }, &[w])?;
-            Some(g.apply(Linear::default(), &[dy, transposed])?)
-        } else {
-            None
-        };
+        // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let shape = g.shape(w).to_vec();
             Some(g.apply(LinearWeightGrad { shape }, &[x, dy])?)
+        } else {
+            None
+        };
+        let dx = if wanted[0] {
+            let transposed = g.apply(TransposeWeight { taps: 1 }, &[w])?;
+            Some(g.apply(Linear::default(), &[dy, transposed])?)
         } else {
             None
         };
