@@ -132,17 +132,20 @@ fn linear_on_hopper() {
 #[test]
 fn large_linear_and_weight_grad() {
     let (m, k, n) = (210, 700, 130);
-    Case::new("large linear", Linear::default(), vec![f32s(&[m, k], 1), panels(&[k, n], 2)], |i| {
-        let mut y = Tensor::zeros([m, n]);
-        for r in 0..m {
-            for c in 0..n {
-                y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+    // The second has so many columns and rows that shaders make it by tiles of 128, and the last so many terms that they cut them.
+    for (m, k, n) in [(m, k, n), (2000, 24, 1012), (20, 2088, 68)] {
+        Case::new(format!("linear {m}x{k}x{n}"), Linear::default(), vec![f32s(&[m, k], 1), panels(&[k, n], 2)], |i| {
+            let mut y = Tensor::zeros([m, n]);
+            for r in 0..m {
+                for c in 0..n {
+                    y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+                }
             }
-        }
-        vec![y]
-    })
-    .forward_only()
-    .check();
+            vec![y]
+        })
+        .forward_only()
+        .check();
+    }
     // The second sums so many rows that shaders do it in parts.
     for (m, k, n) in [(m, k, n), (1500, 12, 20)] {
         let (op, inputs) = (LinearWeightGrad { shape: vec![k, n] }, vec![f32s(&[m, k], 1), f32s(&[m, n], 2)]);
