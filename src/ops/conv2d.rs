@@ -8,7 +8,7 @@ use super::product::{
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
-    Arg, Args, Cost, CudaTarget, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value,
+    Arg, Args, Cost, CudaTarget, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value,
     WgpuTarget, ptx, wgsl, wgsl_with_matrices,
 };
 use crate::tensor::{DType, Layout, PANEL, TensorType};
@@ -158,7 +158,7 @@ impl Op for Conv2d {
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
         let (dy, operands) =
             self.epilogue.grad(g, dy, wanted, |g| g.apply(Conv2d { epilogue: inner, ..*self }, &inputs))?;
-        let dx = if wanted[0] { Some(self.data_grad(g, x, w, dy)?) } else { None };
+        // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let conv = Conv2d { epilogue: Epilogue::default(), ..*self };
             let shape = g.shape(w).to_vec();
@@ -166,6 +166,7 @@ impl Op for Conv2d {
         } else {
             None
         };
+        let dx = if wanted[0] { Some(self.data_grad(g, x, w, dy)?) } else { None };
         Ok([dx, dw].into_iter().chain(operands).collect())
     }
 
@@ -192,7 +193,10 @@ impl Op for Conv2d {
                 };
                 match self.has_phases() && product.sizes[0] * n > 0 {
                     true => product.by(ptx!("conv2d_phases"), phases(&w, product.sizes, target), None),
-                    false => product.launches(target),
+                    false => match self.thin(&product, target) {
+                        Some(launch) => vec![launch],
+                        None => product.launches(target),
+                    },
                 }
             }
             Target::Cpu => {
@@ -215,6 +219,37 @@ impl Op for Conv2d {
                 bands.into_iter().flat_map(launches).collect()
             }
         })
+    }
+}
+
+impl Conv2d {
+    /// The launch for images that have a few channels on one side, in 16 bits: `kernels/conv2d_thin.cu`.
+    fn thin(&self, product: &Product, target: &CudaTarget) -> Option<Launch> {
+        let (w, [pixels, n, k]) = (product.window, product.sizes);
+        if product.dtype == DType::F32 || pixels * n == 0 || product.scalars.is_empty() {
+            return None;
+        }
+        let launch = |entry: &str, shared: usize, grid: [usize; 3], threads: usize, more: &[usize]| {
+            let kernel = Ptx::new(self.name(), ptx!("conv2d_thin"), product.dtype);
+            let kernel = kernel.entry(format!("conv2d_{entry}_{}", product.dtype)).shared(shared);
+            let launch = Launch::ptx(kernel, grid, threads, self.epilogue.arguments()).scalars(window_sizes(w));
+            let sizes = [pixels, n, k, product.rows_per_sample];
+            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()))
+        };
+        let square = w.kernel == [3, 3] && w.stride == 1 && w.dilation == 1;
+        if n <= 4 && square && w.channels.is_multiple_of(32) && w.channels <= 512 {
+            let tiles = product.images * w.out_height.div_ceil(8) * w.out_width.div_ceil(16);
+            return Some(launch("to", w.channels / 32 * 2560, [tiles, 1, 1], 384, &[]));
+        }
+        if w.channels <= 8 && k <= 96 {
+            let blocks = pixels.div_ceil(64);
+            // Two blocks a multiprocessor or more, and no more weights than fit.
+            let parts = (2 * target.multiprocessors as usize / blocks).max(n.div_ceil(320));
+            let columns = n.div_ceil(parts).next_multiple_of(32);
+            let shared = columns.min(n).div_ceil(16) * k.div_ceil(16) * 16 * 32;
+            return Some(launch("from", shared, [blocks, n.div_ceil(columns), 1], 128, &[columns]));
+        }
+        None
     }
 }
 

@@ -45,6 +45,12 @@ impl Epilogue {
         self.bias as usize + self.sample_bias as usize + self.residual as usize
     }
 
+    /// True if kernels of 16 bits may send rows of `n` columns by eight, straight from registers: `Epilogue::whole` of
+    /// `kernels/lib/epilogue.cuh`, whose operands begin at multiples of 16 bytes.
+    pub(crate) fn is_whole(&self, n: usize) -> bool {
+        n.is_multiple_of(8) && !matches!(self.activation, Activation::Gelu | Activation::Relu)
+    }
+
     /// Checks the operands' shapes.
     pub(crate) fn check(&self, op: &str, inputs: &[&TensorType], out: &TensorType) -> Result<()> {
         expect_inputs(op, inputs, 2 + self.operands())?;
@@ -194,15 +200,16 @@ impl Op for Linear {
         let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.0 };
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
         let (dy, operands) = self.0.grad(g, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
-        let dx = if wanted[0] {
-            let transposed = g.apply(TransposeWeight { taps: 1 }, &[w])?;
-            Some(g.apply(Linear::default(), &[dy, transposed])?)
-        } else {
-            None
-        };
+        // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let shape = g.shape(w).to_vec();
             Some(g.apply(LinearWeightGrad { shape }, &[x, dy])?)
+        } else {
+            None
+        };
+        let dx = if wanted[0] {
+            let transposed = g.apply(TransposeWeight { taps: 1 }, &[w])?;
+            Some(g.apply(Linear::default(), &[dy, transposed])?)
         } else {
             None
         };

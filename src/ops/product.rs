@@ -326,7 +326,7 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// One launch; or two, where the first sums parts of k.
+    /// One launch; or two, where the first sums parts of k and is not for Hopper.
     pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
         let [m, n, _] = self.sizes;
         if m * n == 0 {
@@ -338,32 +338,33 @@ impl Product<'_> {
         }
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let half = self.dtype != DType::F32;
-        let hopper = half.then(|| Hopper::new(self.window, self.images, n, &blocks, target)).flatten();
+        let whole = self.epilogue.is_whole(n);
+        let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
 
     /// The launches by these tiles, of the entries in that file; or by Hopper's.
     pub fn by(&self, file: PtxFile, blocks: Blocks, hopper: Option<Hopper>) -> Vec<Launch> {
         let [m, n, k] = self.sizes;
-        let parts = hopper.as_ref().map_or(blocks.parts, |hopper| hopper.parts);
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
-        let sums = |args: &[Arg]| {
-            let (launch, [k, part]) = match &hopper {
-                Some(hopper) => (hopper.launch(self.name, self.dtype, args), hopper.steps()),
-                None => {
-                    let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
-                    (launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
-                }
-            };
+        let scalars = |launch: Launch, [k, part]: [usize; 2]| {
             self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]))
         };
-        if parts == 1 {
+        if let Some(hopper) = hopper {
+            let launch = hopper.launch(self.name, self.dtype, &[x, w, bias, sample_bias, residual, y]);
+            return vec![scalars(launch, hopper.steps())];
+        }
+        let sums = |args: &[Arg]| {
+            let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
+            scalars(launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
+        };
+        if blocks.parts == 1 {
             return vec![sums(&[x, w, bias, sample_bias, residual, y, x])];
         }
         let finish = sum_parts(self.name, self.dtype, [bias, sample_bias, residual], m * n.div_ceil(4));
         vec![
-            sums(&[x, w, x, x, x, x]).with_scratch(parts * m * n),
-            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, parts])),
+            sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
         ]
     }
 }
