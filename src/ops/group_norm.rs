@@ -104,7 +104,7 @@ impl Op for GroupNorm {
         if let Target::Wgpu(target) = target
             && !target.software
             && c.channels.is_multiple_of(4)
-            && c.samples * c.rows * c.channels >= SPREAD
+            && self.spreads(&c)
         {
             return Ok(self.spread(target, io.inputs[0].dtype, &c));
         }
@@ -182,13 +182,21 @@ impl GroupNorm {
 /// Numbers of a stretch, at most, where x is too large to be seen whole.
 const STRETCH: usize = 1 << 16;
 
-/// Numbers of x from which on a GPU makes three launches, so that it reads x in its order and by workgroups enough: the moments of every
-/// channel and stretch, those of the groups, and y.
+/// Numbers of x from which on a GPU may make three launches, so that it reads x in its order and by workgroups enough: the moments of every
+/// channel and stretch, those of the groups, and y. From [`MOST_WHOLE`] on it does, and below where a group has [`MOST_GROUP`] of them.
 const SPREAD: usize = 1 << 19;
+const MOST_WHOLE: usize = 1 << 23;
+const MOST_GROUP: usize = 1 << 13;
 /// Rows and channels of a workgroup of `shaders/lib/columns.wgsl`.
 const COLUMN: [usize; 2] = [128, 64];
 
 impl GroupNorm {
+    /// True if a GPU makes three launches.
+    fn spreads(&self, c: &Chunks) -> bool {
+        let group = c.rows * c.channels / self.groups;
+        c.samples * group * self.groups >= if group >= MOST_GROUP { SPREAD } else { MOST_WHOLE }
+    }
+
     /// The launches of x from [`SPREAD`] on.
     fn spread(&self, target: &WgpuTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = *self;

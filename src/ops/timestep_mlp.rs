@@ -138,12 +138,20 @@ impl TimestepMlp {
         let mut add = |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, to: Arg| -> Result<(Arg, TensorType)> {
             let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
             let between = TensorType::f32([samples, n]);
-            for mut launch in op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)? {
-                if to == Arg::Scratch(0) {
+            let lowered = op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)?;
+            let (before, last) = (launches.len(), lowered.len().saturating_sub(1));
+            for (i, mut launch) in lowered.into_iter().enumerate() {
+                if to == Arg::Scratch(0) && i == last {
                     launch.scratch = vec![between.bytes()];
                 }
                 for arg in &mut launch.args {
-                    *arg = if let Arg::Input(i) = arg { args[*i] } else { to };
+                    *arg = match *arg {
+                        Arg::Input(i) => args[i],
+                        Arg::Output(_) => to,
+                        // What a layer left that comes in parts.
+                        Arg::Left(launch, piece) => Arg::Left(before + launch, piece),
+                        other => other,
+                    };
                 }
                 launches.push(launch);
             }
