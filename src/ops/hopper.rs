@@ -81,7 +81,11 @@ impl<'a> Hopper<'a> {
         other: &Blocks,
         target: &CudaTarget,
     ) -> Option<Hopper<'a>> {
-        let possible = w.stride <= MOST_STRIDE && w.dilation == 1 && w.channels > 0 && w.channels.is_multiple_of(8) && columns.is_multiple_of(4);
+        let possible = w.stride <= MOST_STRIDE
+            && w.dilation == 1
+            && w.channels > 0
+            && w.channels.is_multiple_of(8)
+            && columns.is_multiple_of(4);
         if target.compute != (9, 0) || !possible {
             return None;
         }
