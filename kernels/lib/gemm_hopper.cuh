@@ -345,15 +345,34 @@ struct Wgmma {
                 if (col + 8 * j < e.n)
 #pragma unroll
                     for (int i = 0; i < 2 * TEAMS; i++) add(sums[i / 2] + 4 * j + i % 2 * 2, e.bias + col + 8 * j);
-        if (e.has_sample_bias)
+        if (e.sample_use == SAMPLE_BIAS) by_sample(sums, col, rows, e, [](float& v, float bias) { v += bias; });
+        if (e.sample_use == SAMPLE_GATE) by_sample(sums, col, rows, e, [](float& v, float gate) { v *= gate; });
+    }
+
+    // Does something to every sum with its column of its sample's row, which most tiles have but one of.
+    template <class F>
+    static __device__ __forceinline__ void by_sample(Sums& sums, u32 col, const u32 (&rows)[TEAMS][2], const Epilogue<T>& e, const F& f) {
+        u32 samples[2 * TEAMS];
+        bool one = true;
+#pragma unroll
+        for (int i = 0; i < 2 * TEAMS; i++) {
+            samples[i] = min(rows[i / 2][i % 2], e.m - 1) / e.per_sample;
+            one = one && samples[i] == samples[0];
+        }
+        const T* from = e.sample + e.sample_first + col;
+        auto pair_at = [&](u32 sample, int j) { return *(const u32*)(from + u64(sample) * e.sample_stride + 8 * j); };
+#pragma unroll
+        for (int j = 0; j < COLS / 8; j++) {
+            Pack<T, 2> pair;
+            bool has = col + 8 * j < e.n;
+            pair.whole = has ? pair_at(samples[0], j) : 0;
 #pragma unroll
             for (int i = 0; i < 2 * TEAMS; i++) {
-                u32 row = rows[i / 2][i % 2];
-                const T* from = e.sample_bias + u64(row / e.per_sample) * e.n + col;
-#pragma unroll
-                for (int j = 0; j < COLS / 8; j++)
-                    if (e.has(row, col + 8 * j)) add(sums[i / 2] + 4 * j + i % 2 * 2, from + 8 * j);
+                if (!one && has) pair.whole = pair_at(samples[i], j);
+                float* v = sums[i / 2] + 4 * j + i % 2 * 2;
+                f(v[0], widen(pair.at[0])), f(v[1], widen(pair.at[1]));
             }
+        }
     }
 
     // Those activations that `whole` allows.

@@ -38,6 +38,10 @@ impl Op for Activate {
         target.stores(dtype)
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
             Target::Cuda(_) => {

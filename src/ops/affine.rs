@@ -49,6 +49,10 @@ impl Op for Affine {
         target.stores(dtype)
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cuda(_) => {

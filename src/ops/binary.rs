@@ -51,6 +51,10 @@ impl Op for Binary {
         target.stores(dtype)
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self) {
             (Target::Cuda(_), _) => {

@@ -199,7 +199,7 @@ impl Product<'_> {
     pub fn by(&self, file: PtxFile, blocks: Blocks, hopper: Option<Hopper>) -> Vec<Launch> {
         let [m, n, k] = self.sizes;
         let parts = hopper.as_ref().map_or(blocks.parts, |hopper| hopper.parts);
-        let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
+        let [x, w, bias, sample, residual, y] = self.epilogue.arguments();
         let sums = |args: &[Arg]| {
             let (launch, [k, part]) = match &hopper {
                 Some(hopper) => (hopper.launch(self.name, self.dtype, args), hopper.steps()),
@@ -208,15 +208,15 @@ impl Product<'_> {
                     (launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
                 }
             };
-            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]))
+            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]), n)
         };
         if parts == 1 {
-            return vec![sums(&[x, w, bias, sample_bias, residual, y, x])];
+            return vec![sums(&[x, w, bias, sample, residual, y, x])];
         }
-        let finish = sum_parts(self.name, self.dtype, [bias, sample_bias, residual], m * n.div_ceil(4));
+        let finish = sum_parts(self.name, self.dtype, [bias, sample, residual], m * n.div_ceil(4));
         vec![
             sums(&[x, w, x, x, x, x]).with_scratch(parts * m * n),
-            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, parts])),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, parts]), n),
         ]
     }
 }
@@ -230,7 +230,7 @@ impl Product<'_> {
         let [m, n, k] = self.sizes;
         let kernel = Ptx::new(self.name, self.file, self.dtype).entry(format!("{}_few_{}", self.file.name, self.dtype));
         let launch = Launch::ptx(kernel, [n.div_ceil(PANEL), m.div_ceil(8), 1], 512, self.epilogue.arguments());
-        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]))
+        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]), n)
     }
 }
 
@@ -284,15 +284,15 @@ impl PlainProduct<'_> {
     pub fn sum_parts(&self, parts: usize) -> Launch {
         let [elements, n] = self.stored;
         let launch = sum_parts(self.name, self.out, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
-        Epilogue::default().scalars(launch.scalars([elements / n, n, 1, parts]))
+        Epilogue::default().scalars(launch.scalars([elements / n, n, 1, parts]), n)
     }
 }
 
 /// The launch that adds up the parts that the first one left, over so many groups of four columns.
 fn sum_parts(name: &'static str, dtype: DType, operands: [Arg; 3], quads: usize) -> Launch {
     let kernel = Ptx::new(name, ptx!("sum_parts"), dtype).entry(format!("sum_parts_{dtype}"));
-    let [bias, sample_bias, residual] = operands;
-    let args = [Arg::Left(0, 0), bias, sample_bias, residual, Arg::Output(0)];
+    let [bias, sample, residual] = operands;
+    let args = [Arg::Left(0, 0), bias, sample, residual, Arg::Output(0)];
     Launch::ptx(kernel, [quads.div_ceil(256), 1, 1], 256, args)
 }
 

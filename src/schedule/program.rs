@@ -156,7 +156,7 @@ pub struct Command {
     pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,
-    /// Arguments that go on behind what the launch sees of them, see [`Launch::part`].
+    /// Arguments that go on behind what the launch sees of them: parts of views' storage, and [`Launch::part`].
     pub partial: Vec<usize>,
     pub op: &'static str,
     pub scope: Arc<str>,
@@ -283,8 +283,10 @@ struct Compiler<'a> {
     launches: Vec<Vec<Launch>>,
     /// The node is needed for a bound output.
     live: Vec<bool>,
-    /// The value whose storage a value uses: itself, or what it is a view of or written over.
+    /// The value whose storage a value uses, or a part of it: itself, or what it is a view of or written over.
     root: Vec<usize>,
+    /// Bytes from where its root begins to where a value begins.
+    skip: Vec<usize>,
     /// By root: first definition and last use, as node numbers.
     span: Vec<(usize, usize)>,
     home: Vec<Home>,
@@ -304,7 +306,7 @@ impl<'a> Compiler<'a> {
         let lower = |node: &Node| {
             let io = graph.signature(node);
             check_types(node, &io, &target)?;
-            let launches = if node.op.is_view() { Ok(vec![]) } else { node.op.lower(&io, &target) };
+            let launches = if node.op.view(&io).is_some() { Ok(vec![]) } else { node.op.lower(&io, &target) };
             launches.map_err(|e| match e {
                 Error::Shape { op, reason } => Error::Shape { op: format!("{} ({op})", node.scope), reason },
                 e => e,
@@ -317,6 +319,7 @@ impl<'a> Compiler<'a> {
             launches: graph.nodes().iter().map(lower).collect::<Result<_>>()?,
             live: vec![false; graph.nodes().len()],
             root: (0..n).collect(),
+            skip: vec![0; n],
             span: vec![(usize::MAX, 0); n],
             home: vec![Home::Unused; n],
             blocks: vec![],
@@ -347,7 +350,7 @@ impl<'a> Compiler<'a> {
                 let bytes = ty.bytes().next_multiple_of(ALIGN) + self.options.guard;
                 self.kept.push((value, self.blocks.len(), buffer));
                 self.blocks.push(Block { first: 0, last: end, bytes });
-            } else if self.home[root] == Home::Unused && self.writable(root, buffer, buffers) {
+            } else if self.home[root] == Home::Unused && self.fills(value) && self.writable(root, buffer, buffers) {
                 self.home[root] = Home::Buffer(buffer);
             } else {
                 self.copies.push((value, buffer));
@@ -418,21 +421,28 @@ impl<'a> Compiler<'a> {
             for output in &node.outputs {
                 root_last[output.index()] = last_use[output.index()];
             }
-            let pairs: &[(usize, usize)] = if node.op.is_view() { &[(0, 0)] } else { node.op.in_place() };
+            let view = node.op.view(&self.graph.signature(node));
+            let pairs: &[(usize, usize)] = if view.is_some() { &[(0, 0)] } else { node.op.in_place() };
             for (input, output) in pairs {
                 let (Some(from), Some(to)) = (node.inputs.get(*input), node.outputs.get(*output)) else { continue };
                 let root = self.root[from.index()];
-                let same_size = self.graph.ty(*from).bytes() == self.graph.ty(*to).bytes();
+                let same_size = self.fills(*from) && self.graph.ty(*from).bytes() == self.graph.ty(*to).bytes();
                 let once = node.inputs.iter().filter(|v| self.root[v.index()] == root).count() == 1;
                 let free = self.home[root] == Home::Unused && root_last[root] == i && once;
                 let free = free && !outputs.iter().any(|(v, _)| v == to);
-                if node.op.is_view() || (same_size && free) {
+                if view.is_some() || (same_size && free) {
                     self.root[to.index()] = root;
+                    self.skip[to.index()] = self.skip[from.index()] + view.unwrap_or(0);
                     root_last[root] = root_last[root].max(last_use[to.index()]);
                     break;
                 }
             }
         }
+    }
+
+    /// True if a value is all of its root's storage.
+    fn fills(&self, value: Value) -> bool {
+        self.graph.ty(value).bytes() == self.graph.ty(Value(self.root[value.index()] as u32)).bytes()
     }
 
     fn measure_spans(&mut self) {
@@ -525,10 +535,10 @@ impl<'a> Compiler<'a> {
     }
 
     fn slice(&self, value: Value, buffers: &Buffers, plan: &Plan) -> Result<Slice> {
-        let bytes = self.graph.ty(value).bytes();
+        let (bytes, skip) = (self.graph.ty(value).bytes(), self.skip[value.index()]);
         match self.home[self.root[value.index()]] {
-            Home::Buffer(b) => Ok(Slice { space: Space::Buffers, offset: buffers.get(b).offset, bytes }),
-            Home::Scratch(block) => Ok(Slice { space: Space::Scratch, offset: plan.offsets[block], bytes }),
+            Home::Buffer(b) => Ok(Slice { space: Space::Buffers, offset: buffers.get(b).offset + skip, bytes }),
+            Home::Scratch(block) => Ok(Slice { space: Space::Scratch, offset: plan.offsets[block] + skip, bytes }),
             Home::Unused => Err(Error::Verify { pass: "memory", reason: format!("%{} has no place", value.0) }),
         }
     }
@@ -572,7 +582,8 @@ impl<'a> Compiler<'a> {
                         Arg::Left(of, k) => scratch(*of, *k),
                     };
                     let seen = launch.seen(a).cloned().unwrap_or(0..all.bytes);
-                    if seen.end < all.bytes {
+                    let of_more = matches!(arg, Arg::Input(k) if !self.fills(node.inputs[*k]));
+                    if of_more || seen.end < all.bytes {
                         partial.push(a);
                     }
                     args.push(Slice { offset: all.offset + seen.start, bytes: seen.len(), ..all });
