@@ -623,7 +623,8 @@ impl<'a> Compiler<'a> {
             let from = self.slice(*value, buffers, plan)?;
             let to = place(*buffer, from.bytes);
             if from != to {
-                commands.push(copy(self.target, from, to));
+                let partial = if self.fills(*value) { vec![] } else { vec![0] };
+                commands.push(Command { partial, ..copy(self.target, from, to) });
             }
         }
         Ok(commands)
