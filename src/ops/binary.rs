@@ -55,6 +55,10 @@ impl Op for Binary {
         other.downcast::<Self>() == Some(self)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self) {
             (Target::Cuda(_), _) => {

@@ -42,6 +42,10 @@ impl Op for Cast {
         other.downcast::<Self>() == Some(self)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self.0) {
             (Target::Cuda(_), to) => {

@@ -1,8 +1,9 @@
-//! Passes over graphs: reverse mode, simplification and fusion, verification, storage in f16, memory planning.
+//! Passes over graphs: reverse mode, recomputation, simplification and fusion, verification, storage in f16, memory planning.
 
 pub mod autodiff;
 pub mod fuse;
 pub mod once;
 pub mod plan;
+pub mod recompute;
 pub mod storage;
 pub mod verify;
