@@ -1,14 +1,15 @@
-// What a matrix product does before it stores: y = (act(v + bias + sample bias) + residual) * scale; `ops::Epilogue`.
-// Its operands are arguments 2, 3, 4 (where one is absent, argument 0 stands for it). After: lib/activation.
+// What a matrix product does before it stores: y = (act(v + bias + sample bias) * gate + residual) * scale;
+// `ops::Epilogue`. Its operands are arguments 2, 3, 4 (where one is absent, argument 0 stands for it). After: lib/activation.
 
 override BIAS: bool;
 override SAMPLE_BIAS: bool;
+override GATE: bool;
 override RESIDUAL: bool;
 
 // [N]
 @group(0) @binding(3) var<storage, read_write> bias: array<real>;
-// [B, N]
-@group(0) @binding(4) var<storage, read_write> sample_bias: array<real>;
+// [B, N]: the sample bias or the gate
+@group(0) @binding(4) var<storage, read_write> sample: array<real>;
 // [M, N]
 @group(0) @binding(5) var<storage, read_write> residual: array<real>;
 
@@ -19,9 +20,12 @@ fn epilogue(value: f32, row: u32, col: u32, n: u32, per_sample: u32, scale: f32)
         v += f32(bias[col]);
     }
     if SAMPLE_BIAS {
-        v += f32(sample_bias[(row / per_sample) * n + col]);
+        v += f32(sample[(row / per_sample) * n + col]);
     }
     v = act(v);
+    if GATE {
+        v *= f32(sample[(row / per_sample) * n + col]);
+    }
     if RESIDUAL {
         v += f32(residual[row * n + col]);
     }

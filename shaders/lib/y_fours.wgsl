@@ -2,12 +2,13 @@
 
 override BIAS: bool;
 override SAMPLE_BIAS: bool;
+override GATE: bool;
 override RESIDUAL: bool;
 
 // [N]
 @group(0) @binding(3) var<storage, read_write> bias: array<vec4<real>>;
-// [B, N]
-@group(0) @binding(4) var<storage, read_write> sample_bias: array<vec4<real>>;
+// [B, N]: the sample bias or the gate
+@group(0) @binding(4) var<storage, read_write> sample: array<vec4<real>>;
 // [M, N]
 @group(0) @binding(5) var<storage, read_write> residual: array<vec4<real>>;
 @group(0) @binding(6) var<storage, read_write> y: array<vec4<real>>;
@@ -22,9 +23,12 @@ fn finish(value: vec4<f32>, row: u32, col: u32, n: u32, per_sample: u32, scale: 
         v += vec4<f32>(bias[col / 4u]);
     }
     if SAMPLE_BIAS {
-        v += vec4<f32>(sample_bias[((row / per_sample) * n + col) / 4u]);
+        v += vec4<f32>(sample[((row / per_sample) * n + col) / 4u]);
     }
     v = vec4<f32>(act(v.x), act(v.y), act(v.z), act(v.w));
+    if GATE {
+        v *= vec4<f32>(sample[((row / per_sample) * n + col) / 4u]);
+    }
     let at = (row * n + col) / 4u;
     if RESIDUAL {
         v += vec4<f32>(residual[at]);

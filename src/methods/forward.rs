@@ -5,6 +5,7 @@ use crate::graph::{Graph, Target};
 use crate::nn::Built;
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::once::once;
 use crate::passes::recompute::recompute;
 use crate::passes::storage::mixed_precision;
 use crate::passes::verify::verify;
@@ -51,6 +52,8 @@ pub fn forward(network: &Built, grad: Option<Backward>, target: Target, options:
     if let Some(backward) = grad {
         add_gradients(network, &mut graph, backward.recompute)?;
         graph = backward.finish(&graph, &target)?;
+    } else {
+        graph = once(&graph)?;
     }
     // An input and an output may have one name: that of the buffer of an output says which it is.
     graph.rename_outputs(|name| format!("out/{name}"));

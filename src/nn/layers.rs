@@ -90,9 +90,9 @@ impl Layer {
         Epilogue {
             bias: self.bias,
             sample_bias: self.sample_bias.is_some(),
-            activation: Activation::Identity,
             residual: self.residual.is_some(),
             scale: self.scale,
+            ..Epilogue::default()
         }
     }
 }

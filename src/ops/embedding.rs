@@ -48,6 +48,10 @@ impl Op for Embedding {
         Ok(vec![Some(g.apply(EmbeddingGrad { rows }, &[dy, node.inputs[1]])?), None])
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn is_cheap(&self) -> bool {
         true
     }

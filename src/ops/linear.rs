@@ -3,7 +3,10 @@
 use super::conv2d::weight_grad_launches;
 use super::hopper_weight_grad;
 use super::product::{DIRECT_LANES, PlainProduct, Product, ShaderBlocks, by_matrices, in_parts, shader_parts};
-use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
+use super::{
+    Activate, ActivateGrad, Activation, Affine, GateGrad, Reduce, TransposeWeight, expect_inputs, expect_real,
+    expect_typed,
+};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{
     Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
@@ -13,8 +16,8 @@ use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
 use std::ops::Range;
 
-/// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) + residual) · scale`.
-/// The operands follow x and W in this order, those that are there.
+/// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) · gate + residual) · scale`.
+/// The operands follow x and W in this order, those that are there; a sample bias and a gate are not there both.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epilogue {
     /// `[N]`
@@ -22,6 +25,8 @@ pub struct Epilogue {
     /// `[B, N]`, one row for each sample (the first dimension of x): a time embedding, say.
     pub sample_bias: bool,
     pub activation: Activation,
+    /// `[B, N]`, a row of factors for each sample (adaLN-Zero, Peebles & Xie 2022).
+    pub gate: bool,
     /// The output's shape.
     pub residual: bool,
     pub scale: f32,
@@ -30,7 +35,7 @@ pub struct Epilogue {
 impl Default for Epilogue {
     fn default() -> Self {
         let activation = Activation::Identity;
-        Epilogue { bias: false, sample_bias: false, activation, residual: false, scale: 1.0 }
+        Epilogue { bias: false, sample_bias: false, activation, gate: false, residual: false, scale: 1.0 }
     }
 }
 
@@ -42,17 +47,30 @@ impl Epilogue {
 
     /// Number of operands.
     pub(crate) fn operands(&self) -> usize {
-        self.bias as usize + self.sample_bias as usize + self.residual as usize
+        self.bias as usize + self.sample_bias as usize + self.gate as usize + self.residual as usize
+    }
+
+    /// Whether each sample has a row of an operand.
+    pub(crate) fn by_sample(&self) -> bool {
+        self.sample_bias || self.gate
     }
 
     /// True if kernels of 16 bits may send rows of `n` columns by eight, straight from registers: `Epilogue::whole` of
     /// `kernels/lib/epilogue.cuh`, whose operands begin at multiples of 16 bytes.
     pub(crate) fn is_whole(&self, n: usize) -> bool {
-        n.is_multiple_of(8) && !matches!(self.activation, Activation::Gelu | Activation::Relu)
+        let activation = match self.activation {
+            Activation::Gelu | Activation::Relu => false,
+            Activation::Silu | Activation::GeluTanh => !self.gate,
+            Activation::Identity => true,
+        };
+        n.is_multiple_of(8) && activation
     }
 
     /// Checks the operands' shapes.
     pub(crate) fn check(&self, op: &str, inputs: &[&TensorType], out: &TensorType) -> Result<()> {
+        if self.sample_bias && self.gate {
+            return Err(Error::shape(op, "a sample bias and a gate in one epilogue"));
+        }
         expect_inputs(op, inputs, 2 + self.operands())?;
         let mut operands = inputs[2..].iter();
         let (n, samples) = (out.cols(), out.shape.first().copied().unwrap_or(1));
@@ -62,26 +80,30 @@ impl Epilogue {
         };
         check(self.bias, "bias", &[n])?;
         check(self.sample_bias, "sample bias", &[samples, n])?;
+        check(self.gate, "gate", &[samples, n])?;
         check(self.residual, "residual", &out.shape)
     }
 
-    /// Appends its flags to a launch; read back by [`Epilogue::of`].
-    pub(crate) fn scalars(&self, launch: Launch) -> Launch {
-        let flags = [self.bias, self.sample_bias, self.residual].map(usize::from);
-        launch.scalars(flags).scalar(self.activation as usize).scalar(self.scale)
+    /// Appends its flags to a launch for n columns; read back by [`Epilogue::of`].
+    pub(crate) fn scalars(&self, launch: Launch, n: usize) -> Launch {
+        let sample_use = self.sample_bias as usize + 2 * self.gate as usize;
+        let launch = launch.scalars([self.bias as usize, sample_use, self.residual as usize]);
+        // Rows of samples are as long as they are apart.
+        launch.scalars([n, 0]).scalar(self.activation as usize).scalar(self.scale)
     }
 
     /// Sets the overrides of `shaders/lib/epilogue.wgsl`.
     pub(crate) fn shader(&self, shader: Shader) -> Shader {
-        let shader =
-            shader.flag("BIAS", self.bias).flag("SAMPLE_BIAS", self.sample_bias).flag("RESIDUAL", self.residual);
+        let shader = shader.flag("BIAS", self.bias).flag("SAMPLE_BIAS", self.sample_bias);
+        let shader = shader.flag("GATE", self.gate).flag("RESIDUAL", self.residual);
         shader.constant("ACTIVATION", self.activation as u32)
     }
 
-    /// The arguments of a shader with that epilogue: x, W, all three operands, y. What is absent is not read; x stands for it.
+    /// The arguments of a kernel with that epilogue: x, W, bias, sample bias or gate, residual, y. What is absent is not read; x stands
+    /// for it.
     pub(crate) fn arguments(&self) -> [Arg; 6] {
         let mut next = 1;
-        let operands = [self.bias, self.sample_bias, self.residual].map(|there| {
+        let operands = [self.bias, self.by_sample(), self.residual].map(|there| {
             next += there as usize;
             Arg::Input(if there { next } else { 0 })
         });
@@ -103,9 +125,11 @@ impl Epilogue {
                 args.slice::<f32>(next - 1)
             })
         };
-        let (bias, sample_bias, residual) = (operand(0), operand(1), operand(2));
-        let activation = Activation::from_code(args.int(at + 3));
-        gemm::Epilogue { bias, sample_bias, rows_per_sample, activation, residual, scale: args.float(at + 4) }
+        let (bias, sample, residual) = (operand(0), operand(1), operand(2));
+        let sample = sample.map(|data| gemm::SampleRows { data, stride: args.int(at + 3), first: args.int(at + 4) });
+        let [sample_bias, gate] = [1, 2].map(|wanted| sample.filter(|_| args.int(at + 1) == wanted));
+        let (activation, scale) = (Activation::from_code(args.int(at + 5)), args.float(at + 6));
+        gemm::Epilogue { bias, sample_bias, rows_per_sample, activation, gate, residual, scale }
     }
 
     /// FLOPs an output element beyond the product.
@@ -114,23 +138,29 @@ impl Epilogue {
         self.operands() as u64 + act + (self.scale != 1.0) as u64
     }
 
-    /// Splits dy into the gradient of the product and those of the operands, in input order from input 2.
-    /// `product` makes the product again (bias included) where the activation's derivative needs it.
+    /// Splits dy into the gradient of the product and those of the operands, in input order from input 2 of `inputs`.
+    /// `product` makes the product again (bias included) where the activation's derivative or the gate's gradient needs it.
     pub(crate) fn grad(
         &self,
         g: &mut Graph,
+        inputs: &[Value],
         dy: Value,
         wanted: &[bool],
         product: impl FnOnce(&mut Graph) -> Result<Value>,
     ) -> Result<(Value, Vec<Option<Value>>)> {
         let dy = if self.scale == 1.0 { dy } else { g.apply(Affine::scale(self.scale), &[dy])? };
         let residual = dy;
-        let dy = if self.activation == Activation::Identity {
-            dy
-        } else {
-            let x = product(g)?;
-            g.apply(ActivateGrad(self.activation), &[x, dy])?
-        };
+        let active = self.activation != Activation::Identity;
+        let x = if active || self.gate { Some(product(g)?) } else { None };
+        let (mut dy, mut gate) = (dy, None);
+        if let (Some(x), true) = (x, self.gate) {
+            let y = if active { g.apply(Activate(self.activation), &[x])? } else { x };
+            let grads = g.apply_all(GateGrad, &[y, inputs[2 + self.bias as usize], dy])?;
+            (dy, gate) = (grads[0], Some(grads[1]));
+        }
+        if let (Some(x), true) = (x, active) {
+            dy = g.apply(ActivateGrad(self.activation), &[x, dy])?;
+        }
         let mut grads = Vec::new();
         let shape = g.shape(dy).to_vec();
         let (samples, n) = (shape[0], shape[shape.len() - 1]);
@@ -150,6 +180,7 @@ impl Epilogue {
         if self.sample_bias {
             grads.push(sums);
         }
+        grads.extend(gate.map(Some));
         if self.residual {
             grads.push(Some(residual));
         }
@@ -197,9 +228,9 @@ impl Op for Linear {
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
         let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
         let (x, w) = (node.inputs[0], node.inputs[1]);
-        let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.0 };
+        let inner = Epilogue { activation: Activation::Identity, gate: false, residual: false, scale: 1.0, ..self.0 };
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
-        let (dy, operands) = self.0.grad(g, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
+        let (dy, operands) = self.0.grad(g, &node.inputs, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
         // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let shape = g.shape(w).to_vec();
@@ -218,6 +249,10 @@ impl Op for Linear {
 
     fn takes(&self, dtype: DType, target: &Target) -> bool {
         target.stores(dtype)
+    }
+
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
@@ -240,19 +275,25 @@ impl Op for Linear {
             }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
-                vec![self.0.scalars(launch)]
+                vec![self.0.scalars(launch, n)]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                // A stretch would not know its samples; parts are counted in numbers of 4 bytes.
-                let cut = !self.0.sample_bias && dtype == DType::F32;
-                let rows = target.rows(m, &[k, n]).filter(|_| cut).unwrap_or(m);
+                // Stretches of whole samples, if rows of operands are theirs; parts are counted in numbers of 4 bytes.
+                let (cut, by_sample) = (dtype == DType::F32, self.0.by_sample());
+                let rows = match by_sample {
+                    true => target.rows(m / per_sample, &[per_sample * k, per_sample * n, n]).map(|s| s * per_sample),
+                    false => target.rows(m, &[k, n]),
+                };
+                let rows = rows.filter(|_| cut).unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launches = |rows: Range<usize>| {
                     let launches = self.shader_launches(dtype, target, [rows.len(), n, k, per_sample], rows.len() < m);
                     let part = |launch| {
                         let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
+                        let samples = rows.start / per_sample * n..rows.end / per_sample * n;
+                        let part = if by_sample { part.part(self.0.arguments()[3], samples) } else { part };
                         if cut { part } else { part.see_all() }
                     };
                     launches.into_iter().map(part).collect::<Vec<_>>()

@@ -4,6 +4,7 @@
 //! * group_norm → activation: the norm's own activation
 //! * linear, conv2d → activation: the epilogue's (inference only: its gradient would make the product again)
 //! * linear, conv2d → add: the epilogue's residual
+//! * linear, conv2d → gate: the epilogue's gate and residual (inference only, for the same reason)
 //! * linear, conv2d → affine without shift: the epilogue's scale
 //! * timestep_embedding → linear → activation → linear: one timestep_mlp (inference only)
 
@@ -11,7 +12,7 @@ use super::verify::verify;
 use crate::Result;
 use crate::graph::{Graph, Node, Op, Origin, Value};
 use crate::ops::{
-    Activate, Activation, Affine, Binary, Conv2d, Epilogue, GroupNorm, Linear, TimestepEmbedding, TimestepMlp,
+    Activate, Activation, Affine, Binary, Conv2d, Epilogue, Gate, GroupNorm, Linear, TimestepEmbedding, TimestepMlp,
 };
 use crate::tensor::DType;
 use std::sync::Arc;
@@ -119,12 +120,16 @@ fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose)
     let open = !epilogue.residual && epilogue.scale == 1.0;
     let mut inputs = from.inputs.clone();
     let merged = if let Some(Activate(activation)) = node.op.downcast::<Activate>() {
-        let free = open && epilogue.activation == Activation::Identity && purpose == Purpose::Inference;
-        free.then_some(Epilogue { activation: *activation, ..epilogue })?
+        let free = open && epilogue.activation == Activation::Identity && !epilogue.gate;
+        (free && purpose == Purpose::Inference).then_some(Epilogue { activation: *activation, ..epilogue })?
     } else if let Some(Binary::Add) = node.op.downcast::<Binary>() {
         inputs.push(node.inputs[1 - slot]);
         let plain = graph.ty(node.inputs[1 - slot]) == graph.ty(node.inputs[slot]);
         (open && plain).then_some(Epilogue { residual: true, ..epilogue })?
+    } else if node.op.downcast::<Gate>().is_some() {
+        inputs.extend(&node.inputs[1..]);
+        let free = open && slot == 0 && !epilogue.gate && !epilogue.sample_bias && purpose == Purpose::Inference;
+        free.then_some(Epilogue { gate: true, residual: true, ..epilogue })?
     } else if let Some(affine) = node.op.downcast::<Affine>() {
         (affine.shift == 0.0).then_some(Epilogue { scale: epilogue.scale * affine.scale, ..epilogue })?
     } else {
