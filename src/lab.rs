@@ -166,7 +166,7 @@ fn peers(training: bool) -> Result<Graph> {
         let norm = GroupNorm { groups: 32, eps: 1e-5, activation: Activation::Silu, modulate: false };
         apply(&mut g, Arc::new(norm), &[f32s(&[batch, side, side, c]), f32s(&[c]), f32s(&[c])])?;
     }
-    let norm = LayerNorm { eps: 1e-5, affine: false, modulate: true };
+    let norm = LayerNorm { eps: 1e-5, affine: false, modulate: true, first: [0; 2] };
     apply(&mut g, Arc::new(norm), &[f32s(&[64, 256, 1152]), f32s(&[64, 1152]), f32s(&[64, 1152])])?;
     for (i, y) in outputs.iter().enumerate() {
         g.output(format!("out{i}"), *y);

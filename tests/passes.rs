@@ -3,7 +3,8 @@
 use langevin::Device;
 use langevin::graph::Graph;
 use langevin::ops::{
-    Activate, Activation, Affine, Binary, Epilogue, Gate, Linear, Random, RandomKind, Reshape, Slice, TimestepEmbedding,
+    Activate, Activation, Affine, Binary, Epilogue, Gate, LayerNorm, Linear, Random, RandomKind, Reshape, Slice,
+    TimestepEmbedding,
 };
 use langevin::passes::fuse::{Purpose, fuse};
 use langevin::passes::once::once;
@@ -64,6 +65,54 @@ fn a_gate_goes_into_the_product_before_it() {
     // Another factor stands before the gate.
     let scaled = gated(Epilogue { scale: 0.5, ..Epilogue::bias() });
     assert_eq!(names(&fuse(&scaled, Purpose::Inference).unwrap().0), ["reshape", "linear", "gate"]);
+}
+
+/// A block of DiT: a modulation in parts, a norm and a product that take some of them.
+#[test]
+fn columns_are_read_where_they_lie() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 3, 8]));
+    let rows = g.input("rows", TensorType::f32([2, 40]));
+    let weight = g.input("weight", TensorType::panels([8, 8]));
+    let parts: Vec<_> = (0..5).map(|i| g.apply(Slice { axis: 1, start: 8 * i, len: 8 }, &[rows]).unwrap()).collect();
+    let norm = LayerNorm { eps: 1e-6, affine: false, modulate: true, first: [0; 2] };
+    let h = g.apply(norm, &[x, parts[1], parts[4]]).unwrap();
+    let h = g.apply(Linear(Epilogue::default()), &[h, weight]).unwrap();
+    let y = g.apply(Gate, &[h, parts[3], x]).unwrap();
+    // One part has two readers, and stays.
+    let z = g.apply(norm, &[y, parts[0], parts[2]]).unwrap();
+    g.output("z", z);
+    g.output("part", parts[2]);
+    let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+    assert_eq!(names(&fused), ["slice", "slice", "layer_norm", "linear", "layer_norm"]);
+    let ((expected, _), (got, _)) = (run(&g), run(&fused));
+    for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+        assert!((expected - got).abs() < 1e-5, "{expected} {got}");
+    }
+    assert!(names(&fuse(&g, Purpose::Training).unwrap().0).ends_with(&["layer_norm", "linear", "gate", "layer_norm"]));
+}
+
+/// The embedding of time and class, and what follows on it.
+#[test]
+fn an_activation_behind_a_sum_goes_into_the_product_if_rows_are_samples() {
+    for shape in [&[3, 8][..], &[3, 2, 8]] {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32(shape));
+        let weight = g.input("weight", TensorType::panels([8, 8]));
+        let other = g.input("other", TensorType::f32(shape));
+        let h = g.apply(Linear(Epilogue::default()), &[x, weight]).unwrap();
+        let h = g.apply(Binary::Add, &[h, other]).unwrap();
+        let h = g.apply(Activate(Activation::Silu), &[h]).unwrap();
+        g.output("y", h);
+        let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+        let wanted = if shape.len() == 2 { vec!["linear"] } else { vec!["linear", "activation"] };
+        assert_eq!(names(&fused), wanted);
+        let ((expected, _), (got, _)) = (run(&g), run(&fused));
+        for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+            assert!((expected - got).abs() < 1e-5, "{expected} {got}");
+        }
+        assert_eq!(names(&fuse(&g, Purpose::Training).unwrap().0), ["linear", "activation"]);
+    }
 }
 
 #[test]

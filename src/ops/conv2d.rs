@@ -143,6 +143,9 @@ impl Op for Conv2d {
         }
         let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
         self.epilogue.check(self.name(), inputs, &out)?;
+        if self.epilogue.by_sample() && inputs[2 + self.epilogue.bias as usize].cols() != n {
+            return Err(Error::shape(self.name(), "a sample bias or gate that is wider than the output"));
+        }
         Ok(vec![out])
     }
 
@@ -191,6 +194,7 @@ impl Op for Conv2d {
                     images: if pointwise { pixels } else { io.inputs[0].shape[0] },
                     rows_per_sample: w.out_height * w.out_width,
                     epilogue: &self.epilogue,
+                    sample_stride: n,
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },
                 };
                 match self.has_phases() && product.sizes[0] * n > 0 {
@@ -236,7 +240,7 @@ impl Conv2d {
             let kernel = kernel.entry(format!("conv2d_{entry}_{}", product.dtype)).shared(shared);
             let launch = Launch::ptx(kernel, grid, threads, self.epilogue.arguments()).scalars(window_sizes(w));
             let sizes = [pixels, n, k, product.rows_per_sample];
-            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()), n)
+            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()), product.sample_stride)
         };
         let square = w.kernel == [3, 3] && w.stride == 1 && w.dilation == 1;
         if n <= 4 && square && w.channels.is_multiple_of(32) && w.channels <= 512 {
@@ -346,7 +350,7 @@ impl Conv2d {
     ) -> Vec<Launch> {
         let pixels = samples * w.out_height * w.out_width;
         let shader = |text| {
-            let shader = self.epilogue.shader(Shader::new(self.name(), text));
+            let shader = self.epilogue.shader(Shader::new(self.name(), text), 0);
             shader.constant("DILATION", w.dilation as u32)
         };
         let (fours, columns) = (w.channels.is_multiple_of(4), n.is_multiple_of(4));
@@ -359,7 +363,7 @@ impl Conv2d {
         }
         let sizes = [pixels, n, w.taps() * w.channels];
         let parts = if whole { shader_parts(sizes, target) } else { 1..=1 };
-        let rows = [pixels, n, w.out_height * w.out_width];
+        let rows = [pixels, n, w.out_height * w.out_width, 0];
         let scalars = |blocks: ShaderBlocks| {
             let scale = self.epilogue.scale;
             move |launch| window_words(launch, w, pixels).scalars([n, blocks.part, blocks.parts]).scalar(scale)

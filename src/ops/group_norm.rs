@@ -43,7 +43,7 @@ impl GroupNorm {
                 format!("x must be [B, .., C], C a multiple of {} groups, is {x}", self.groups),
             ));
         }
-        expect_parameters(op, inputs, true, self.modulate)?;
+        expect_parameters(op, inputs, true, self.modulate, None)?;
         Ok(TensorType::f32([x.shape[0], self.groups, 2]))
     }
 

@@ -27,6 +27,8 @@ pub struct Epilogue {
     pub activation: Activation,
     /// `[B, N]`, a row of factors for each sample (adaLN-Zero, Peebles & Xie 2022).
     pub gate: bool,
+    /// The column at which the sample bias or gate begins in an operand that is wider than N: `[B, ≥ sample_first + N]`.
+    pub sample_first: usize,
     /// The output's shape.
     pub residual: bool,
     pub scale: f32,
@@ -35,7 +37,15 @@ pub struct Epilogue {
 impl Default for Epilogue {
     fn default() -> Self {
         let activation = Activation::Identity;
-        Epilogue { bias: false, sample_bias: false, activation, gate: false, residual: false, scale: 1.0 }
+        Epilogue {
+            bias: false,
+            sample_bias: false,
+            activation,
+            gate: false,
+            sample_first: 0,
+            residual: false,
+            scale: 1.0,
+        }
     }
 }
 
@@ -57,13 +67,19 @@ impl Epilogue {
 
     /// True if kernels of 16 bits may send rows of `n` columns by eight, straight from registers: `Epilogue::whole` of
     /// `kernels/lib/epilogue.cuh`, whose operands begin at multiples of 16 bytes.
-    pub(crate) fn is_whole(&self, n: usize) -> bool {
+    pub(crate) fn is_whole(&self, n: usize, sample_stride: usize) -> bool {
         let activation = match self.activation {
             Activation::Gelu | Activation::Relu => false,
             Activation::Silu | Activation::GeluTanh => !self.gate,
             Activation::Identity => true,
         };
-        n.is_multiple_of(8) && activation
+        n.is_multiple_of(8) && activation && self.by_fours(n, sample_stride)
+    }
+
+    /// True if four of n columns lie together in all operands.
+    pub(crate) fn by_fours(&self, n: usize, sample_stride: usize) -> bool {
+        let of_sample = sample_stride.is_multiple_of(4) && self.sample_first.is_multiple_of(4);
+        n.is_multiple_of(4) && (of_sample || !self.by_sample())
     }
 
     /// Checks the operands' shapes.
@@ -79,21 +95,30 @@ impl Epilogue {
             None => Ok(()),
         };
         check(self.bias, "bias", &[n])?;
-        check(self.sample_bias, "sample bias", &[samples, n])?;
-        check(self.gate, "gate", &[samples, n])?;
+        // As wide as it likes, if the columns are there.
+        let wide =
+            inputs.get(2 + self.bias as usize).map_or(0, |ty| ty.cols()).max(self.sample_first.saturating_add(n));
+        check(self.sample_bias, "sample bias", &[samples, wide])?;
+        check(self.gate, "gate", &[samples, wide])?;
         check(self.residual, "residual", &out.shape)
     }
 
-    /// Appends its flags to a launch for n columns; read back by [`Epilogue::of`].
-    pub(crate) fn scalars(&self, launch: Launch, n: usize) -> Launch {
+    /// Numbers between the rows of samples in their operand.
+    pub(crate) fn sample_stride(&self, io: &Signature) -> usize {
+        if self.by_sample() { io.inputs[2 + self.bias as usize].cols() } else { io.outputs[0].cols() }
+    }
+
+    /// Appends its flags to a launch; read back by [`Epilogue::of`].
+    pub(crate) fn scalars(&self, launch: Launch, sample_stride: usize) -> Launch {
         let sample_use = self.sample_bias as usize + 2 * self.gate as usize;
         let launch = launch.scalars([self.bias as usize, sample_use, self.residual as usize]);
-        // Rows of samples are as long as they are apart.
-        launch.scalars([n, 0]).scalar(self.activation as usize).scalar(self.scale)
+        launch.scalars([sample_stride, self.sample_first]).scalar(self.activation as usize).scalar(self.scale)
     }
 
     /// Sets the overrides of `shaders/lib/epilogue.wgsl`.
-    pub(crate) fn shader(&self, shader: Shader) -> Shader {
+    /// `wide` is what rows of samples are apart where that is not N, so that one shader does for all layers elsewhere; or 0.
+    pub(crate) fn shader(&self, shader: Shader, wide: usize) -> Shader {
+        let shader = shader.constant("SAMPLE_STRIDE", wide as u32).constant("SAMPLE_FIRST", self.sample_first as u32);
         let shader = shader.flag("BIAS", self.bias).flag("SAMPLE_BIAS", self.sample_bias);
         let shader = shader.flag("GATE", self.gate).flag("RESIDUAL", self.residual);
         shader.constant("ACTIVATION", self.activation as u32)
@@ -150,6 +175,10 @@ impl Epilogue {
     ) -> Result<(Value, Vec<Option<Value>>)> {
         let dy = if self.scale == 1.0 { dy } else { g.apply(Affine::scale(self.scale), &[dy])? };
         let residual = dy;
+        if self.by_sample() && g.ty(inputs[2 + self.bias as usize]).cols() != g.ty(dy).cols() {
+            let reason = "fusion for inference makes it; fuse for training";
+            return Err(Error::unsupported("the gradient of an epilogue that reads columns of its operand", reason));
+        }
         let active = self.activation != Activation::Identity;
         let x = if active || self.gate { Some(product(g)?) } else { None };
         let (mut dy, mut gate) = (dy, None);
@@ -269,30 +298,35 @@ impl Op for Linear {
                     images: m,
                     rows_per_sample: per_sample,
                     epilogue: &self.0,
+                    sample_stride: self.0.sample_stride(io),
                     scalars: &[],
                 };
                 product.launches(target)
             }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
-                vec![self.0.scalars(launch, n)]
+                vec![self.0.scalars(launch, self.0.sample_stride(io))]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
                 // Stretches of whole samples, if rows of operands are theirs; parts are counted in numbers of 4 bytes.
                 let (cut, by_sample) = (dtype == DType::F32, self.0.by_sample());
+                let stride = self.0.sample_stride(io);
                 let rows = match by_sample {
-                    true => target.rows(m / per_sample, &[per_sample * k, per_sample * n, n]).map(|s| s * per_sample),
+                    true => {
+                        target.rows(m / per_sample, &[per_sample * k, per_sample * n, stride]).map(|s| s * per_sample)
+                    }
                     false => target.rows(m, &[k, n]),
                 };
                 let rows = rows.filter(|_| cut).unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launches = |rows: Range<usize>| {
-                    let launches = self.shader_launches(dtype, target, [rows.len(), n, k, per_sample], rows.len() < m);
+                    let sizes = [rows.len(), n, k, per_sample, if stride == n { 0 } else { stride }];
+                    let launches = self.shader_launches(dtype, target, sizes, rows.len() < m);
                     let part = |launch| {
                         let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
-                        let samples = rows.start / per_sample * n..rows.end / per_sample * n;
+                        let samples = rows.start / per_sample * stride..rows.end / per_sample * stride;
                         let part = if by_sample { part.part(self.0.arguments()[3], samples) } else { part };
                         if cut { part } else { part.see_all() }
                     };
@@ -315,11 +349,17 @@ macro_rules! linear_text {
 const FEW_ROWS: usize = 8;
 
 impl Linear {
-    /// The launches for `sizes` M, N, K and the rows of a sample; one alone if that is a `stretch` of the rows.
-    fn shader_launches(&self, dtype: DType, target: &WgpuTarget, sizes: [usize; 4], stretch: bool) -> Vec<Launch> {
-        let [m, n, k, per_sample] = sizes;
-        let (fours, columns) = (k.is_multiple_of(4), n.is_multiple_of(4));
-        let shader = |text| self.0.shader(Shader::new(self.name(), text));
+    /// The launches for `sizes` M, N, K, the rows of a sample and what an operand's rows of samples are apart if not N; one alone if that is a
+    /// `stretch` of the rows.
+    fn shader_launches(
+        &self,
+        dtype: DType,
+        target: &WgpuTarget,
+        [m, n, k, per_sample, wide]: [usize; 5],
+        stretch: bool,
+    ) -> Vec<Launch> {
+        let (sizes, fours, columns) = ([m, n, k, per_sample], k.is_multiple_of(4), self.0.by_fours(n, wide));
+        let shader = |text| self.0.shader(Shader::new(self.name(), text), wide);
         if target.software && fours {
             let shader = shader(wgsl!(dtype; "lib/activation", "lib/epilogue", "linear"));
             let grid = target.grid((m.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
@@ -339,7 +379,7 @@ impl Linear {
                 "lib/y_fours", "lib/matrix_blocks", "linear_matrices"
             );
             let shader = blocks.shader(shader(text));
-            return in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+            return in_parts(shader, target, &self.0, [m, n, per_sample, wide], &blocks, dtype, scalars(blocks));
         }
         if let Some(edge) = target.matrices(dtype).filter(|_| m > FEW_ROWS) {
             let text = wgsl_with_matrices!(
@@ -361,7 +401,7 @@ impl Linear {
         let parts = if few { 1..=1 } else { parts };
         let blocks = ShaderBlocks::new(1, [m, n, k], parts, target);
         let shader = if few { shader(text).entry("few") } else { blocks.shader(shader(text)) };
-        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample, wide], &blocks, dtype, scalars(blocks));
         if few {
             launches[0].grid = [n.div_ceil(PANEL) as u32, m.div_ceil(4) as u32, 1];
         }

@@ -159,7 +159,7 @@ pub(super) fn in_parts(
     shader: Shader,
     target: &WgpuTarget,
     epilogue: &Epilogue,
-    [m, n, per_sample]: [usize; 3],
+    [m, n, per_sample, wide]: [usize; 4],
     blocks: &ShaderBlocks,
     dtype: DType,
     product: impl FnOnce(Launch) -> Launch,
@@ -174,11 +174,11 @@ pub(super) fn in_parts(
         return vec![product(one)];
     }
     let line = n.div_ceil(4);
-    let text = match n.is_multiple_of(4) {
+    let text = match epilogue.by_fours(n, wide) {
         true => wgsl!(dtype; "lib/activation", "lib/y_fours", "product_sums"),
         false => wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/y_ones", "product_sums"),
     };
-    let sums = epilogue.shader(Shader::new(name, text));
+    let sums = epilogue.shader(Shader::new(name, text), wide);
     let sums = Launch::wgsl(
         sums,
         target.grid((m * line).div_ceil(SUM_LANES)),
@@ -321,6 +321,8 @@ pub(super) struct Product<'a> {
     pub images: usize,
     pub rows_per_sample: usize,
     pub epilogue: &'a Epilogue,
+    /// Numbers between the rows of samples in their operand.
+    pub sample_stride: usize,
     /// What stands before the other scalars.
     pub scalars: &'a [usize],
 }
@@ -339,7 +341,8 @@ impl Product<'_> {
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let half = self.dtype != DType::F32;
         let samples = !self.epilogue.by_sample() || one_sample(self.window, self.images, self.rows_per_sample);
-        let whole = self.epilogue.is_whole(n) && samples;
+        let whole = self.epilogue.is_whole(n, self.sample_stride) && samples;
+        let half = half && self.epilogue.by_fours(n, self.sample_stride);
         let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
@@ -349,7 +352,7 @@ impl Product<'_> {
         let [m, n, k] = self.sizes;
         let [x, w, bias, sample, residual, y] = self.epilogue.arguments();
         let scalars = |launch: Launch, [k, part]: [usize; 2]| {
-            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]), n)
+            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]), self.sample_stride)
         };
         if let Some(hopper) = hopper {
             let launch = hopper.launch(self.name, self.dtype, &[x, w, bias, sample, residual, y]);
@@ -365,7 +368,7 @@ impl Product<'_> {
         let finish = sum_parts(self.name, self.dtype, [bias, sample, residual], m * n.div_ceil(4));
         vec![
             sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
-            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts]), n),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts]), self.sample_stride),
         ]
     }
 }
@@ -379,7 +382,7 @@ impl Product<'_> {
         let [m, n, k] = self.sizes;
         let kernel = Ptx::new(self.name, self.file, self.dtype).entry(format!("{}_few_{}", self.file.name, self.dtype));
         let launch = Launch::ptx(kernel, [n.div_ceil(PANEL), m.div_ceil(8), 1], 512, self.epilogue.arguments());
-        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]), n)
+        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]), self.sample_stride)
     }
 }
 

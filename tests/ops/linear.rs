@@ -96,6 +96,39 @@ fn linear_of_whole_accesses() {
     }
 }
 
+/// The gate, or the bias by sample, is some columns of a wider operand.
+#[test]
+fn columns_of_a_wide_operand() {
+    let gate = Epilogue { gate: true, residual: true, ..Epilogue::bias() };
+    let bias = Epilogue { sample_bias: true, activation: Activation::Silu, ..Epilogue::default() };
+    // Few rows and many; parts; columns that begin within accesses.
+    for ([b, rows, k, n], first, wide) in
+        [([3, 5, 24, 40], 40, 120), ([2, 67, 136, 72], 8, 90), ([2, 1, 16, 20], 3, 23), ([2, 60, 2888, 104], 104, 208)]
+    {
+        for e in [gate, bias].map(|e| Epilogue { sample_first: first, ..e }) {
+            let mut inputs = vec![f32s(&[b, rows, k], 1), panels(&[k, n], 2)];
+            inputs.extend(operands(e, &[b, rows, n]));
+            let at = 2 + e.bias as usize;
+            inputs[at] = f32s(&[b, wide], 4);
+            Case::new(format!("linear {b}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
+                let mut y = Tensor::zeros([b, rows, n]);
+                for (x, y) in i[0].data.chunks(k).zip(y.data.chunks_mut(n)) {
+                    for (x, w) in x.iter().zip(i[1].data.chunks(n)) {
+                        y.iter_mut().zip(w).for_each(|(y, w)| *y += x * w);
+                    }
+                }
+                let mut i: Vec<Tensor> = i.iter().map(|t| Tensor::new(t.shape.clone(), t.data.clone())).collect();
+                let columns = i[at].data.chunks(wide).flat_map(|row| row[first..first + n].to_vec()).collect();
+                i[at] = Tensor::new([b, n], columns);
+                finish(e, &mut y, &i);
+                vec![y]
+            })
+            .forward_only()
+            .check();
+        }
+    }
+}
+
 /// Tiles of all widths, several of them a block, with every epilogue; few tiles of many terms, in parts; ends that are not sent from registers; sizes that end
 /// within tiles and steps.
 #[test]

@@ -224,7 +224,7 @@ fn norms() {
             let inputs = [&[x.clone()][..], &vec![c.clone(); affine as usize]].concat();
             check(op, inputs.clone());
             check_all(RmsNormGrad(op), [&inputs[..], &[f32s(&[18]), x.clone()]].concat());
-            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine };
+            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine, first: [0; 2] };
             let parameter = if affine { &c } else { &m };
             let inputs = [x.clone(), parameter.clone(), parameter.clone()];
             check(op, inputs.clone());
