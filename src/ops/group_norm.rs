@@ -88,6 +88,10 @@ impl Op for GroupNorm {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
         // Pieces are of numbers of 4 bytes.
@@ -96,6 +100,13 @@ impl Op for GroupNorm {
             && let Some(rows) = self.stretch(target, &c)
         {
             return Ok(self.large(target, &c, rows));
+        }
+        if let Target::Wgpu(target) = target
+            && !target.software
+            && c.channels.is_multiple_of(4)
+            && c.samples * c.rows * c.channels >= SPREAD
+        {
+            return Ok(self.spread(target, io.inputs[0].dtype, &c));
         }
         Ok(vec![match target {
             Target::Cuda(target) => return Ok(self.kernels(target, io.inputs[0].dtype, &c)),
@@ -172,7 +183,38 @@ impl GroupNorm {
 /// Numbers of a stretch, at most, where x is too large to be seen whole.
 const STRETCH: usize = 1 << 16;
 
+/// Numbers of x from which on a GPU makes three launches, so that it reads x in its order and by workgroups enough: the moments of every
+/// channel and stretch, those of the groups, and y.
+const SPREAD: usize = 1 << 19;
+/// Rows and channels of a workgroup of `shaders/lib/columns.wgsl`.
+const COLUMN: [usize; 2] = [128, 64];
+
 impl GroupNorm {
+    /// The launches of x from [`SPREAD`] on.
+    fn spread(&self, target: &WgpuTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = *self;
+        let (count, stretches, name) = (c.samples * groups, c.rows.div_ceil(COLUMN[0]), self.name());
+        let columns = target.grid(c.samples * stretches * c.channels.div_ceil(COLUMN[1]));
+        let sizes = [c.samples, c.rows, c.channels];
+        let shader = Shader::new(name, wgsl!(dtype; "lib/columns", "group_norm_columns"));
+        let moments = Launch::wgsl(shader, columns, [Arg::Input(0)]).scalars(sizes);
+        let moments = moments.with_scratch(3 * c.samples * stretches * c.channels);
+
+        let shader = Shader::new(name, wgsl_with_sums!(target, dtype; "group_norm_coefficients"));
+        let shader = shader.flag("MODULATE", modulate).constant("REDUCE_LANES", 128u32);
+        // What is absent is not read; gamma stands for it.
+        let [scale, shift] = if modulate { [3, 4] } else { [1, 1] }.map(Arg::Input);
+        let args = [Arg::Left(0, 0), Arg::Input(1), Arg::Input(2), scale, shift, Arg::Output(1)];
+        let coefficients = Launch::wgsl(shader, target.grid(count), args);
+        let coefficients = coefficients.scalars([count, groups, c.rows, c.channels, stretches, COLUMN[0]]);
+        let coefficients = coefficients.scalar(self.eps).with_scratch(4 * c.samples * c.channels);
+
+        let shader = Shader::new(name, wgsl!(dtype; "lib/activation", "lib/columns", "group_norm_scale"));
+        let shader = shader.constant("ACTIVATION", activation as u32);
+        let y = Launch::wgsl(shader, columns, [Arg::Input(0), Arg::Left(1, 0), Arg::Output(0)]);
+        vec![moments, coefficients, y.scalars(sizes)]
+    }
+
     /// Rows of a stretch of a sample, if x is too large for a launch; none too if no stretch could be seen.
     fn stretch(&self, target: &WgpuTarget, c: &Chunks) -> Option<usize> {
         let all = c.samples * c.rows;

@@ -98,6 +98,16 @@ fn large_group_norms() {
     }
 }
 
+/// So many numbers that shaders for hardware take them by stretches.
+#[test]
+fn group_norm_of_many_numbers() {
+    for (modulate, mean) in [(true, -3000.0), (false, 0.5)] {
+        let op = op(16, Activation::Silu, modulate);
+        let inputs = inputs(&[2, 41, 41, 160], modulate, mean, 20.0);
+        Case::new(format!("{op:?} {mean}"), op, inputs, |i| reference(op, i)).forward_only().check();
+    }
+}
+
 #[test]
 fn a_misleading_start_costs_no_digits() {
     // The first rows say nothing of the mean of the rest.
