@@ -3,13 +3,13 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use langevin::Device;
 use langevin::bench::session;
-use langevin::tensor::DType;
+use langevin::methods::forward::Backward;
 use std::time::Duration;
 
 fn networks(c: &mut Criterion) {
     let mut group = c.benchmark_group("networks");
     for case in ["unet", "dit"] {
-        let mut session = session(case, 1, DType::F32, Device::auto()).expect(case);
+        let mut session = session(case, 1, Backward::default(), Device::auto()).expect(case);
         group.bench_function(case, |b| b.iter(|| session.run(&mut |_, _| Ok(()))));
     }
     group.finish();

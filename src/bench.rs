@@ -109,8 +109,8 @@ pub struct KernelTime {
 }
 
 /// What [`measure`] runs: a case of [`CASES`] with small numbers in every buffer.
-pub fn session(case: &str, batch: usize, dtype: DType, device: Device) -> Result<Session> {
-    let schedule = lower(case, batch, dtype, &device)?;
+pub fn session(case: &str, batch: usize, how: Backward, device: Device) -> Result<Session> {
+    let schedule = lower(case, batch, how, &device)?;
     let mut session = Session::new(device, schedule)?;
     fill(&mut session)?;
     Ok(session)
@@ -124,14 +124,14 @@ pub fn session(case: &str, batch: usize, dtype: DType, device: Device) -> Result
 pub fn measure(
     case: &str,
     batch: usize,
-    dtype: DType,
+    how: Backward,
     runs: usize,
     device: Device,
     check: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Measurement> {
     let idle = memory("VmRSS:");
     let start = Instant::now();
-    let mut session = session(case, batch, dtype, device)?;
+    let mut session = session(case, batch, how, device)?;
     let ms_ready = start.elapsed().as_secs_f64() * 1e3;
     let launches = session.schedule().programs.iter().map(|p| p.commands.len()).sum();
     let flops: u64 = session.schedule().programs.iter().map(|p| p.cost().flops).sum();
@@ -163,7 +163,7 @@ pub fn measure(
     Ok(Measurement {
         case: case.into(),
         device: session.device().name(),
-        dtype: dtype.to_string(),
+        dtype: how.dtype.to_string(),
         batch,
         ms_ready,
         ms_first,
@@ -200,11 +200,13 @@ fn add_times(commands: &[crate::schedule::Command], seconds: &[f64], kernels: &m
     }
 }
 
-/// The schedule of a case of [`CASES`], weights and activations in memory as `dtype`.
+/// The schedule of a case of [`CASES`], weights and activations in memory of the type that `how` says; what else it says is for
+/// training steps.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a type that the device does not store.
-pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<Schedule> {
+pub fn lower(case: &str, batch: usize, how: Backward, device: &Device) -> Result<Schedule> {
+    let dtype = how.dtype;
     let (config, size) = match case {
         "unet" | "unet-train" | "unet-w2sd" => (DDPM_CIFAR10, 32),
         "dit" => (DIT_S_2, 32),
@@ -225,18 +227,18 @@ pub fn lower(case: &str, batch: usize, dtype: DType, device: &Device) -> Result<
         let built = network.build(&spec)?.stored(dtype, &device.target())?;
         return forward(&built, None, device.target(), Options::default());
     }
-    let how = TrainLowering {
+    let train_how = TrainLowering {
         target: device.target(),
         optimizer: OptimizerKind::AdamW,
         emas: 0,
         accumulate: 1,
         bucket: None,
-        backward: Backward { dtype, ..Backward::default() },
+        backward: how,
         options: Options::default(),
     };
     let images = TensorType::f32([batch, size, size, network.channels()[0]]);
     let prediction = if case == "unet-train" { Prediction::Epsilon } else { Prediction::Sample };
-    Ok(train(&network.build(&spec.training())?, &images, prediction, how)?.schedule)
+    Ok(train(&network.build(&spec.training())?, &images, prediction, train_how)?.schedule)
 }
 
 /// One step of DDIM with a reflection between two networks of one shape.

@@ -112,7 +112,7 @@ fn forward_agrees_with_pytorch() {
             dir.display()
         );
         let output = if case.starts_with("edm") { "denoised" } else { "sample" };
-        for extra in ["", " --grad", " --grad --recompute"] {
+        for extra in ["", " --grad", " --grad --recompute cheap", " --grad --recompute blocks"] {
             place.run(&format!("{line}{extra}"));
             let out = place.path("out.safetensors");
             let off = distance(&tensor(&out, output), &tensor(&expected, output));
@@ -642,7 +642,8 @@ fn bad_tensors_of_inputs_are_named() {
     place.fail(1, &format!("{good} --device cpu --dtype f16"), &["f16 on this cpu device", "take f32"]);
     place.fail(1, &format!("{good} --grad --device cpu --dtype f16"), &["f16 on this cpu device"]);
     place.fail(1, &format!("{line} --dtype int4"), &["--dtype", "int4"]);
-    place.fail(2, &format!("{line} --recompute"), &["--grad"]);
+    place.fail(2, &format!("{line} --recompute blocks"), &["--grad"]);
+    place.fail(1, &format!("{line} --grad --recompute some"), &["recompute", "off, cheap, blocks"]);
     let inputs = golden("unet2d/inputs.safetensors");
     place.fail(
         1,
@@ -795,7 +796,7 @@ fn training_refuses_what_does_not_fit() {
     place.fail(1, &line(&small, "--batch 2 --steps 0"), &["steps"]);
     place.fail(1, &line(&small, "--batch 2 --lr NaN"), &["lr"]);
     place.fail(2, &line(&small, "--batch two"), &["--batch", "`two` is not a number"]);
-    place.fail(2, &line(&small, "--recompute=maybe"), &["--recompute", "maybe"]);
+    place.fail(1, &line(&small, "--recompute maybe"), &["recompute", "maybe"]);
     place.fail(1, &line(&small, "--save-dtype int8"), &["save_dtype", "int8"]);
     place.fail(1, "train --data data --out run", &["--network"]);
     place.fail(2, "train --data data", &["--out"]);

@@ -6,6 +6,7 @@ use langevin::data::Dataset;
 use langevin::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, SamplerKind, Space, Spacing, Weighting};
 use langevin::nn::{Built, InputSpec};
 use langevin::ops::OptimizerKind;
+use langevin::passes::autodiff::Recompute;
 use langevin::schedule::{Options, Session};
 use langevin::tensor::DType;
 use langevin::trainer::{Ema, TrainConfig, Trainer};
@@ -127,7 +128,9 @@ fn recomputation_changes_nothing_and_the_seed_everything() {
     for network in [EDM, UNET, DIT, DIT_MOE] {
         let plain = losses(config(8), network, &data);
         assert_eq!(plain, losses(config(8), network, &data), "the same seed");
-        let again = losses(TrainConfig { recompute: true, ..config(8) }, network, &data);
+        let cheap = TrainConfig { recompute: Recompute::Cheap, ..config(8) };
+        assert_eq!(plain, losses(cheap, network, &data), "norms and activations made again");
+        let again = losses(TrainConfig { recompute: Recompute::Blocks, ..config(8) }, network, &data);
         for (a, b) in plain.iter().zip(&again) {
             assert!((a - b).abs() <= 1e-5 * a.abs(), "{plain:?} and recomputed {again:?}");
         }
@@ -273,7 +276,8 @@ fn training_on_wgpu_goes_as_on_the_cpu() {
     let dropout = EDM.replace(r#""dropout": 0.0"#, r#""dropout": 0.2"#);
     let emas = vec![Ema::HalfLife(100.0), Ema::Power(0.1)];
     let plain = TrainConfig { emas, flip: 0.5, ..config(10) };
-    let parts = TrainConfig { accumulate: 2, recompute: true, optimizer: OptimizerKind::RAdam, ..plain.clone() };
+    let parts =
+        TrainConfig { accumulate: 2, recompute: Recompute::Blocks, optimizer: OptimizerKind::RAdam, ..plain.clone() };
     for (network, config) in [(&*dropout, &plain), (UNET, &plain), (DIT, &plain), (DIT_MOE, &plain), (UNET, &parts)] {
         let expected = losses(config.clone(), network, &data);
         let mut trainer = trainer_on(device.clone(), config.clone(), network, &data);

@@ -2,6 +2,8 @@
 
 use super::{Output, check_interrupt, choose, storage_type};
 use crate::bench::{CASES, Measurement, lower, measure};
+use crate::methods::forward::Backward;
+use crate::passes::autodiff::Recompute;
 use crate::{Error, Result};
 use clap::Args;
 
@@ -35,9 +37,12 @@ pub struct BenchArgs {
     kernels: bool,
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Type of weights and activations in memory: f32, or f16 or bf16 where the device has it (not for training steps)
+    /// Type of weights and activations in memory: f32, or f16 or bf16 where the device has it
     #[arg(long, default_value = "f32")]
     dtype: String,
+    /// What a training step makes again in its backward pass: off, cheap, blocks; auto: cheap in 16 bits, else off
+    #[arg(long, default_value = "auto")]
+    recompute: String,
 }
 
 pub fn run(args: BenchArgs, output: Output) -> Result<()> {
@@ -49,9 +54,10 @@ pub fn run(args: BenchArgs, output: Output) -> Result<()> {
         return Err(Error::invalid("case", format!("`{unknown}` is none of {}", CASES.join(", "))));
     }
     let dtype = storage_type(&args.dtype)?;
+    let how = Backward { recompute: Recompute::parse(&args.recompute, dtype)?, dtype };
     for name in names {
-        let device = choose(&args.device, output, |device| lower(&name, args.batch, dtype, device).map(drop))?;
-        let m = measure(&name, args.batch, dtype, args.runs, device, &mut check_interrupt)?;
+        let device = choose(&args.device, output, |device| lower(&name, args.batch, how, device).map(drop))?;
+        let m = measure(&name, args.batch, how, args.runs, device, &mut check_interrupt)?;
         let json = serde_json::to_value(&m).map_err(|e| Error::invalid("--json", e.to_string()))?;
         output.result(describe(&m, args.kernels), json);
     }

@@ -42,9 +42,9 @@ pub struct ForwardArgs {
     /// Also write the gradients of sum(output * grad_output)
     #[arg(long)]
     grad: bool,
-    /// Run each block's forward pass again in the backward pass, and keep less
-    #[arg(long, requires = "grad")]
-    recompute: bool,
+    /// What is made again in the backward pass instead of kept for it: off, cheap (norms, activations), blocks (all), or auto
+    #[arg(long, requires = "grad", default_value = "auto")]
+    recompute: String,
 }
 
 pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
@@ -53,7 +53,8 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     let inputs = Weights::open(&args.inputs)?;
     let spec = spec_of(&inputs, &model)?;
     let built = model.build(&spec)?;
-    let grad = args.grad.then_some(Backward { recompute: Recompute::blocks_if(args.recompute), dtype });
+    let recompute = Recompute::parse(&args.recompute, dtype)?;
+    let grad = args.grad.then_some(Backward { recompute, dtype });
     let lower = |device: &Device| {
         // With gradients weights stay f32.
         let built = if args.grad { built.clone() } else { built.clone().stored(dtype, &device.target())? };

@@ -11,7 +11,7 @@ use crate::model::network_text;
 use crate::nn::{Config, InputSpec, Network};
 use crate::ops::OptimizerKind;
 use crate::passes::autodiff::Recompute;
-use crate::schedule::{Options, Report, Schedule};
+use crate::schedule::{Live, Options, Report, Schedule};
 use crate::tensor::{DType, TensorType};
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 /// Examples:
 ///   langevin plan sample --sampler heun --steps 18
 ///   langevin plan sample --model unet/ --guidance 7.5 --json
-///   langevin plan train --network unet/ --batch 8 --recompute
+///   langevin plan train --network unet/ --batch 8 --recompute blocks
 ///   langevin plan train --network unet/ --batch 128 --device ptx:90 --dtype bf16
 ///   langevin plan w2sd --model unet/ --reflect-with weak/ --lambda 25
 ///   langevin plan sample --dot | dot -Tsvg > plan.svg
@@ -69,9 +69,9 @@ enum What {
         network: PathBuf,
         #[arg(long, default_value_t = 64)]
         batch: usize,
-        /// Run each block's forward pass again in the backward pass
-        #[arg(long)]
-        recompute: bool,
+        /// What is made again in the backward pass instead of kept for it: off, cheap (norms, activations), blocks (all); auto: cheap in 16 bits, else off
+        #[arg(long, default_value = "auto")]
+        recompute: String,
         #[command(flatten)]
         target: TargetArgs,
         #[command(flatten)]
@@ -97,6 +97,9 @@ struct View {
     /// Print every launch with its place in the arena
     #[arg(long)]
     launches: bool,
+    /// Print what memory holds where most of it is in use
+    #[arg(long)]
+    peak: bool,
     /// Print what was fused (sample only)
     #[arg(long)]
     fusions: bool,
@@ -128,7 +131,7 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
                 emas: 1,
                 accumulate: 1,
                 bucket: None,
-                backward: Backward { recompute: Recompute::blocks_if(recompute), dtype },
+                backward: Backward { recompute: Recompute::parse(&recompute, dtype)?, dtype },
                 options: Options::default(),
             };
             let edm = matches!(network.config(), Config::Edm(_));
@@ -175,6 +178,8 @@ fn show(schedule: &Schedule, view: &View, output: Output) -> Result<()> {
         output.result(Report::dot(schedule), serde_json::json!({ "dot": Report::dot(schedule) }));
     } else if view.launches {
         output.result(launches(schedule), json);
+    } else if view.peak {
+        output.result(peak(schedule), json);
     } else {
         output.result(report, json);
     }
@@ -190,6 +195,35 @@ fn launches(schedule: &Schedule) -> String {
             let (gflop, kernel) = (c.cost.flops as f64 / 1e9, &c.kernel);
             lines.push(format!("  {kernel:?} [{}] {:?} {gflop:.4} GFLOP  # {}", args.join(" "), c.scalars, c.scope));
         }
+    }
+    lines.join("\n")
+}
+
+/// The buffers, those inside of others left out; then by op and by tensor what scratch holds where the program that needs most of it
+/// does so.
+fn peak(schedule: &Schedule) -> String {
+    let mib = |bytes: usize| bytes as f64 / 1048576.0;
+    let mut lines = Vec::new();
+    let mut end = 0;
+    for buffer in schedule.buffers.all().iter().filter(|b| b.bytes() > 0) {
+        if buffer.offset >= end {
+            end = buffer.offset + buffer.bytes();
+            lines.push(format!("{:>10.3} MiB  buffer {} {}", mib(buffer.bytes()), buffer.name, buffer.ty));
+        }
+    }
+    let Some(program) = schedule.programs.iter().max_by_key(|p| p.lower_bound) else { return lines.join("\n") };
+    let pass = |l: &Live| if l.backward { "backward" } else { "forward" };
+    let what = |l: &Live| if l.ty.is_some() { "" } else { ", scratch" };
+    let mut sums = std::collections::BTreeMap::new();
+    for l in &program.live {
+        *sums.entry(format!("{} of the {} pass{}", l.op, pass(l), what(l))).or_insert(0) += l.bytes;
+    }
+    lines.push(format!("{:>10.3} MiB  scratch of {}", mib(program.lower_bound), program.name));
+    lines.extend(sums.into_iter().map(|(name, bytes)| format!("{:>10.3} MiB  {name}", mib(bytes))));
+    for l in &program.live {
+        let ty = l.ty.as_ref().map_or("scratch".to_string(), |ty| ty.to_string());
+        let [first, last] = l.span;
+        lines.push(format!("{:>10.3} MiB  {} {ty}, nodes {first} to {last}  # {}", mib(l.bytes), l.op, l.scope));
     }
     lines.join("\n")
 }

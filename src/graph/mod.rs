@@ -58,6 +58,8 @@ pub struct Node {
     pub scope: Arc<str>,
     /// The recomputation block it belongs to, see [`Graph::block`].
     pub block: Option<u32>,
+    /// It belongs to the backward pass.
+    pub backward: bool,
 }
 
 /// A static DAG of ops over typed values.
@@ -69,6 +71,7 @@ pub struct Graph {
     scope: Vec<String>,
     block: Option<u32>,
     blocks: u32,
+    backward: bool,
 }
 
 impl Graph {
@@ -194,7 +197,8 @@ impl Graph {
             .map(|(output, ty)| self.value(ty, Origin::Node { node, output }))
             .collect::<Vec<_>>();
         let scope = self.scope.join(".").into();
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), scope, block: self.block });
+        let (block, backward) = (self.block, self.backward);
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), scope, block, backward });
         Ok(outputs)
     }
 
@@ -226,13 +230,23 @@ impl Graph {
         out
     }
 
-    /// Like `nodes` being replayed: appends a node under the scope of another one, in no block.
+    /// Runs `build`; its nodes belong to the backward pass.
+    pub(crate) fn in_backward<T>(&mut self, build: impl FnOnce(&mut Graph) -> T) -> T {
+        let outer = std::mem::replace(&mut self.backward, true);
+        let out = build(self);
+        self.backward = outer;
+        out
+    }
+
+    /// Like `nodes` being replayed: appends a node under the scope of another one, in its block and pass.
     pub(crate) fn replay(&mut self, node: &Node, inputs: &[Value]) -> Result<Vec<Value>> {
         let scope = std::mem::replace(&mut self.scope, vec![node.scope.to_string()]);
         let block = std::mem::replace(&mut self.block, node.block);
+        let backward = std::mem::replace(&mut self.backward, node.backward);
         let out = self.apply_arc(node.op.clone(), inputs);
         self.scope = scope;
         self.block = block;
+        self.backward = backward;
         out
     }
 

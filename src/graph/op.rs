@@ -74,6 +74,12 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// True if it does little more than read its inputs and write its outputs: the backward pass may run it again instead of keeping
+    /// what it made, see [`recompute`](crate::passes::recompute::recompute). On equal inputs it must give equal bits.
+    fn is_cheap(&self) -> bool {
+        false
+    }
+
     /// Which kernels compute it on `target`: names, grids, arguments, scalars. Pure.
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>>;
 

@@ -5,6 +5,7 @@ use crate::graph::{Graph, Target};
 use crate::nn::Built;
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::recompute::recompute;
 use crate::passes::storage::mixed_precision;
 use crate::passes::verify::verify;
 use crate::schedule::{Buffers, Options, Program, Schedule, Step};
@@ -29,10 +30,12 @@ impl Backward {
     pub(super) fn finish(&self, graph: &Graph, target: &Target) -> Result<Graph> {
         verify(graph, "reverse mode")?;
         let (graph, _) = fuse(graph, Purpose::Inference)?;
-        match self.dtype {
-            DType::F32 => Ok(graph),
-            dtype => mixed_precision(&graph, dtype, target),
-        }
+        let graph = match self.dtype {
+            DType::F32 => graph,
+            dtype => mixed_precision(&graph, dtype, target)?,
+        };
+        // After storage, whose casts are cheap too.
+        if self.recompute == Recompute::Cheap { recompute(&graph) } else { Ok(graph) }
     }
 }
 

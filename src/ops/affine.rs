@@ -49,6 +49,10 @@ impl Op for Affine {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let launch = match target {
             Target::Cuda(_) => {

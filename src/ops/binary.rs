@@ -51,6 +51,10 @@ impl Op for Binary {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self) {
             (Target::Cuda(_), _) => {

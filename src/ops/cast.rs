@@ -38,6 +38,10 @@ impl Op for Cast {
         (matches!(target, Target::Cpu) && dtype == DType::F16) || target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match (target, self.0) {
             (Target::Cuda(_), to) => {

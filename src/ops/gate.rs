@@ -63,6 +63,10 @@ impl Op for Gate {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = chunks(&io.inputs[0]);
         Ok(vec![match target {

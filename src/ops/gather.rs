@@ -37,6 +37,10 @@ impl Op for Gather {
         Ok(vec![Some(g.apply(GatherGrad { count }, &[dy, node.inputs[1]])?), None])
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0].shape;
         let sizes = [x[1], x[2..].iter().product()];

@@ -72,6 +72,10 @@ impl Op for Permute {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let axes = self.axes(&io.inputs[0].shape);
         match target {

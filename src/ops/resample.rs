@@ -133,6 +133,10 @@ impl Op for Resample {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         if let Target::Cuda(_) = target {
             return Ok(vec![self.lower_ptx(io, target)?]);

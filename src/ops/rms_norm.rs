@@ -75,6 +75,10 @@ impl Op for RmsNorm {
         target.stores(dtype)
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let x = &io.inputs[0];
         Ok(vec![match target {

@@ -51,6 +51,10 @@ impl Op for TransposeWeight {
         matches!(target, Target::Cuda(_))
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let [taps, c, n] = [self.taps, io.inputs[0].rows() / self.taps, io.inputs[0].cols()];
         let launch = match target {

@@ -2,23 +2,42 @@
 
 use crate::graph::{Graph, Node, Value};
 use crate::ops::Binary;
+use crate::tensor::DType;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
-/// Whether activations are kept for the backward pass or made again.
+/// Whether activations are kept for the backward pass or made again: activation checkpointing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Recompute {
     /// Keep all: fastest.
     #[default]
     Off,
+    /// Make again what is cheap to make, such as norms and activations; keep products, convolutions and attention. The pass
+    /// [`recompute`](super::recompute::recompute) does that with the finished graph; to [`gradients`] it is the same as `Off`.
+    Cheap,
     /// Keep only what crosses the borders of blocks ([`Graph::block`]); run each block's forward again before its backward.
     Blocks,
 }
 
 impl Recompute {
-    /// [`Recompute::Blocks`] if it is asked for.
-    pub fn blocks_if(asked: bool) -> Self {
-        if asked { Recompute::Blocks } else { Recompute::Off }
+    /// What suits a training step whose activations are stored as `dtype`, where nothing is asked for: `Cheap` in 16 bits, on devices
+    /// with time to spare, else `Off`.
+    pub fn auto(dtype: DType) -> Self {
+        if dtype == DType::F32 { Recompute::Off } else { Recompute::Cheap }
+    }
+
+    /// What a setting names; `auto` is [`Recompute::auto`] of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for any other name.
+    pub fn parse(name: &str, dtype: DType) -> Result<Self> {
+        match name {
+            "auto" => Ok(Recompute::auto(dtype)),
+            "off" => Ok(Recompute::Off),
+            "cheap" => Ok(Recompute::Cheap),
+            "blocks" => Ok(Recompute::Blocks),
+            _ => Err(Error::invalid("recompute", format!("`{name}` is none of auto, off, cheap, blocks"))),
+        }
     }
 }
 
@@ -36,6 +55,15 @@ pub fn gradients(
             return Err(Error::shape("gradient", reason));
         }
     }
+    graph.in_backward(|graph| reverse(graph, seeds, wrt, recompute))
+}
+
+fn reverse(
+    graph: &mut Graph,
+    seeds: &[(Value, Value)],
+    wrt: &[Value],
+    recompute: Recompute,
+) -> Result<Vec<Option<Value>>> {
     let forward: Vec<Node> = graph.nodes().to_vec();
     let wanted = depends_on(graph, &forward, wrt);
     let mut pass = Reverse { graph, gradients: HashMap::new(), again: HashMap::new() };
@@ -111,7 +139,7 @@ impl Reverse<'_> {
     fn rerun(&mut self, forward: &[Node], block: u32) -> Result<()> {
         for node in forward.iter().filter(|n| n.block == Some(block)) {
             let inputs: Vec<Value> = node.inputs.iter().map(|v| *self.again.get(v).unwrap_or(v)).collect();
-            let outputs = self.graph.replay(&Node { block: None, ..node.clone() }, &inputs)?;
+            let outputs = self.graph.replay(&Node { block: None, backward: true, ..node.clone() }, &inputs)?;
             self.again.extend(node.outputs.iter().copied().zip(outputs));
         }
         Ok(())

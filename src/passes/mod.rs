@@ -1,7 +1,8 @@
-//! Passes over graphs: reverse mode, simplification and fusion, verification, storage in f16, memory planning.
+//! Passes over graphs: reverse mode, recomputation, simplification and fusion, verification, storage in f16, memory planning.
 
 pub mod autodiff;
 pub mod fuse;
 pub mod plan;
+pub mod recompute;
 pub mod storage;
 pub mod verify;

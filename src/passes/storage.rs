@@ -10,6 +10,7 @@ use crate::ops::Cast;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The graph of an inference with its numbers stored as `dtype`, f16 or bf16, for `target`: parameters too, if all that read one can
 /// take it so.
@@ -60,7 +61,7 @@ impl Pass<'_> {
             pass.add(node)?;
         }
         for (name, value) in graph.outputs() {
-            let value = pass.cast(pass.map[value.index()], graph.ty(*value).dtype)?;
+            let value = pass.cast(pass.map[value.index()], graph.ty(*value).dtype, None)?;
             pass.out.output(name, value);
         }
         verify(&pass.out, "storage in 16 bits")?;
@@ -96,7 +97,7 @@ impl Pass<'_> {
         let dtype = if meets && node.op.takes(self.dtype, self.target) { self.dtype } else { DType::F32 };
         let inputs = node.inputs.iter().enumerate().map(|(i, v)| {
             let dtype = if node.op.stays_f32(i) { DType::F32 } else { dtype };
-            self.cast(self.map[v.index()], dtype)
+            self.cast(self.map[v.index()], dtype, Some(node))
         });
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let outputs = self.out.replay(node, &inputs)?;
@@ -104,8 +105,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// A value as f32 or in 16 bits; whole numbers as they are.
-    fn cast(&mut self, value: Value, dtype: DType) -> Result<Value> {
+    /// A value as f32 or in 16 bits, for `reader` if that is a node; whole numbers as they are.
+    fn cast(&mut self, value: Value, dtype: DType, reader: Option<&Node>) -> Result<Value> {
         let from = self.out.ty(value).dtype;
         if from == dtype || from == DType::I32 {
             return Ok(value);
@@ -113,7 +114,10 @@ impl Pass<'_> {
         if let Some(done) = self.casts.get(&(value, dtype)) {
             return Ok(*done);
         }
-        let cast = self.out.apply(Cast(dtype), &[value])?;
+        let cast = match reader {
+            Some(node) => self.out.replay(&Node { op: Arc::new(Cast(dtype)), ..node.clone() }, &[value])?[0],
+            None => self.out.apply(Cast(dtype), &[value])?,
+        };
         self.casts.insert((value, dtype), cast);
         Ok(cast)
     }

@@ -6,6 +6,7 @@
 use crate::diffusion::{Betas, FlowTimes, Levels, Objective, Prediction, Weighting};
 use crate::nn::{Config, Network};
 use crate::ops::OptimizerKind;
+use crate::passes::autodiff::Recompute;
 use crate::tensor::DType;
 use crate::trainer::{Ema, LoraConfig, LrSchedule, TrainConfig};
 use crate::weights::{Dtype, weight_type};
@@ -60,8 +61,8 @@ settings! {
         network: String = String::new();
         /// Start from this model's weights (a folder or an embedded model) instead of random ones
         from: String = String::new();
-        /// Run each block's forward pass again in the backward pass, and keep less
-        recompute: bool = false;
+        /// What is made again in the backward pass instead of kept for it: off, cheap (norms, activations: equal results), blocks (all but what crosses the borders of blocks); auto: cheap in 16 bits, else off
+        recompute: String = "auto".into();
         /// Type of activations and their gradients in memory: f32, or bf16 where the device has it; weights and what the optimiser keeps are f32
         dtype: String = "f32".into();
     }
@@ -249,6 +250,7 @@ impl Settings {
             "radam" => OptimizerKind::RAdam,
             other => return Err(Error::invalid("optimizer", format!("`{other}` is none of adamw, adam, radam"))),
         };
+        let dtype = self.dtype()?;
         let config = TrainConfig {
             batch: self.batch,
             accumulate: self.accumulate,
@@ -267,8 +269,8 @@ impl Settings {
             class_balanced: self.class_balanced,
             objective: Some(self.objective(network)?),
             lora: self.lora()?,
-            recompute: self.recompute,
-            dtype: self.dtype()?,
+            recompute: Recompute::parse(&self.recompute, dtype)?,
+            dtype,
             check_numerics: self.check_numerics,
             seed: self.seed,
         };

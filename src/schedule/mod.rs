@@ -12,7 +12,7 @@ mod ptx;
 mod report;
 mod session;
 
-pub use program::{Buffer, BufferId, Buffers, Command, Mark, Options, Program, Slice, Space};
+pub use program::{Buffer, BufferId, Buffers, Command, Live, Mark, Options, Program, Slice, Space};
 pub use report::Report;
 pub use session::{Event, Session};
 

@@ -5,7 +5,7 @@ use crate::graph::{
     Arg, Args, Boxes, Cost, Flat, Graph, Kernel, Launch, Node, Origin, Ptx, Scalar, Shader, Signature, Target, Value,
     ptx, wgsl,
 };
-use crate::passes::plan::{Block, Plan, plan};
+use crate::passes::plan::{Block, Lent, Plan, plan};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -152,7 +152,7 @@ pub struct Command {
     pub flat: Option<Flat>,
     /// Arguments that the launch writes and none of its op did before it; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
-    /// Inputs of the op, which the launch only reads. Arguments in neither list are what earlier launches of the op left.
+    /// Inputs of the op, which the launch only reads. Arguments in neither list are what earlier launches of the op left, and counters.
     pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,
@@ -194,6 +194,20 @@ pub struct Mark {
     pub number: usize,
 }
 
+/// What scratch holds where a program needs most of it: an op's output or its own scratch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    pub bytes: usize,
+    pub op: &'static str,
+    pub scope: Arc<str>,
+    /// Made in the backward pass.
+    pub backward: bool,
+    /// None for an op's own scratch.
+    pub ty: Option<TensorType>,
+    /// The first and the last node of the graph that need it.
+    pub span: [usize; 2],
+}
+
 /// A graph lowered for one device: data, printable, comparable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
@@ -204,6 +218,8 @@ pub struct Program {
     /// Scratch bytes that it takes, and that any plan would take.
     pub peak: usize,
     pub lower_bound: usize,
+    /// What is alive where that bound comes from, the largest first.
+    pub live: Vec<Live>,
     /// Network evaluations that a run of it counts for.
     pub nfe: usize,
     pub guard: usize,
@@ -229,10 +245,11 @@ impl Program {
         let options = Options { guard: options.guard.next_multiple_of(ALIGN) };
         let mut c = Compiler::new(graph, target, options)?;
         c.bind(&name, buffers, &bind)?;
-        let plan = c.plan();
-        let commands = c.emit(buffers, &plan)?;
-        let guard = options.guard;
-        Ok(Program { name, commands, marks: vec![], peak: plan.peak, lower_bound: plan.lower_bound, nfe: 0, guard })
+        let places = c.plan(buffers);
+        let commands = c.emit(buffers, &places)?;
+        let Plan { peak, lower_bound, fullest, .. } = places.plan;
+        let (guard, live) = (options.guard, c.live(fullest));
+        Ok(Program { name, commands, marks: vec![], peak, lower_bound, live, nfe: 0, guard })
     }
 
     /// The number of commands after which none reads or writes `buffer` any more.
@@ -276,6 +293,27 @@ enum Home {
     Scratch(usize),
 }
 
+/// Where blocks lie.
+struct Places {
+    plan: Plan,
+    /// Bytes of the memory that buffers lend, in the plan.
+    lent: usize,
+    /// Its pieces, in order: offset in the plan, offset of the buffers that lend it.
+    pieces: Vec<(usize, usize)>,
+}
+
+impl Places {
+    /// `bytes` from the start of a block.
+    fn slice(&self, block: usize, bytes: usize) -> Slice {
+        let offset = self.plan.offsets[block];
+        if offset >= self.lent {
+            return Slice { space: Space::Scratch, offset: offset - self.lent, bytes };
+        }
+        let (start, buffers) = self.pieces[self.pieces.partition_point(|(start, _)| *start <= offset) - 1];
+        Slice { space: Space::Buffers, offset: buffers + offset - start, bytes }
+    }
+}
+
 struct Compiler<'a> {
     graph: &'a Graph,
     target: Target,
@@ -294,6 +332,8 @@ struct Compiler<'a> {
     /// Outputs that are what a buffer held at first, where the program writes over it: value, block that keeps it, buffer.
     kept: Vec<(Value, usize, BufferId)>,
     scratch: HashMap<(usize, usize), Vec<usize>>,
+    /// By node and launch.
+    counters: HashMap<(usize, usize), Slice>,
     /// By node, launch and argument: the block that stands for a view which the launch cannot bind where it lies.
     moved: HashMap<(usize, usize, usize), usize>,
 }
@@ -323,6 +363,7 @@ impl<'a> Compiler<'a> {
             copies: vec![],
             kept: vec![],
             scratch: HashMap::new(),
+            counters: HashMap::new(),
             moved: HashMap::new(),
         })
     }
@@ -355,6 +396,7 @@ impl<'a> Compiler<'a> {
             }
         }
         self.add_blocks();
+        self.add_counters(buffers);
         self.move_views(buffers);
         Ok(())
     }
@@ -498,6 +540,17 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Gives a buffer, which is zero at first, to the counters of every launch.
+    fn add_counters(&mut self, buffers: &mut Buffers) {
+        for (i, _) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
+            for (l, launch) in self.launches[i].iter().enumerate().filter(|(_, launch)| launch.counters > 0) {
+                let id = buffers.declare("counters", TensorType::i32([launch.counters]));
+                let (offset, bytes) = (buffers.get(id).offset, buffers.get(id).bytes());
+                self.counters.insert((i, l), Slice { space: Space::Buffers, offset, bytes });
+            }
+        }
+    }
+
     /// Gives a block to every argument that begins where its launch cannot bind it: a view in the middle of a buffer.
     fn move_views(&mut self, buffers: &Buffers) {
         for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
@@ -507,7 +560,7 @@ impl<'a> Compiler<'a> {
                     let value = match launch.args[a] {
                         Arg::Input(k) => node.inputs[k],
                         Arg::Output(k) => node.outputs[k],
-                        Arg::Scratch(_) | Arg::Left(..) => continue,
+                        Arg::Scratch(_) | Arg::Left(..) | Arg::Counters => continue,
                     };
                     let Home::Buffer(b) = self.home[self.root[value.index()]] else { continue };
                     if !buffers.get(b).offset.is_multiple_of(ALIGN) {
@@ -520,25 +573,99 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn plan(&self) -> Plan {
-        plan(&self.blocks)
+    fn plan(&self, buffers: &Buffers) -> Places {
+        let (lent, pieces) = self.lent(buffers);
+        Places { plan: plan(&self.blocks, &lent), lent: lent.bytes, pieces }
     }
 
-    fn slice(&self, value: Value, buffers: &Buffers, plan: &Plan) -> Result<Slice> {
+    /// The memory of buffers that the program writes and does not read is free until it does: that of gradients, while activations
+    /// are kept. Pieces of it as in [`Places`]. Guard zones lie behind scratch alone, and where a wgpu arena is cut a buffer stays whole,
+    /// not what lies across two.
+    fn lent(&self, buffers: &Buffers) -> (Lent, Vec<(usize, usize)>) {
+        let (mut lent, mut pieces) = (Lent::default(), vec![]);
+        if self.options.guard > 0 || matches!(self.target, Target::Wgpu(_)) {
+            return (lent, pieces);
+        }
+        let end = self.graph.nodes().len();
+        let mut written = self.written(buffers).into_iter().peekable();
+        let mut begins = true;
+        while let Some((from, to, first)) = written.next() {
+            if begins {
+                pieces.push((lent.bytes, from));
+            }
+            lent.taken.push((lent.bytes, Block { first, last: end, bytes: to - from }));
+            lent.bytes += to - from;
+            // Behind what nothing follows there is a wall.
+            begins = written.peek().is_none_or(|next| next.0 != to);
+            if begins {
+                lent.taken.push((lent.bytes, Block { first: 0, last: end, bytes: ALIGN }));
+                lent.bytes += ALIGN;
+            }
+        }
+        (lent, pieces)
+    }
+
+    /// Where the program writes what buffers hold in the end, and reads nothing: offsets of start and end, in their order, and the first
+    /// node that writes there.
+    fn written(&self, buffers: &Buffers) -> Vec<(usize, usize, usize)> {
+        let end = self.graph.nodes().len();
+        let (mut read, mut written) = (vec![], vec![]);
+        for (i, home) in self.home.iter().enumerate() {
+            match (home, &self.graph.values()[i].origin) {
+                (Home::Buffer(b), Origin::Node { .. }) => written.push((*b, self.span[i].0)),
+                (Home::Buffer(b), _) => read.push(*b),
+                _ => {}
+            }
+        }
+        written.extend(self.copies.iter().map(|(_, b)| (*b, end)));
+        written.extend(self.kept.iter().map(|(_, _, b)| (*b, end)));
+        let lone = |(n, (b, _)): &(usize, &(BufferId, usize))| {
+            let others = written.iter().enumerate().filter(|(i, _)| i != n).map(|(_, (b, _))| b);
+            !others.chain(&read).any(|other| buffers.overlap(*b, *other))
+        };
+        let mut places: Vec<(usize, usize, usize)> = written
+            .iter()
+            .enumerate()
+            .filter(lone)
+            .map(|(_, (b, first))| (buffers.get(*b).offset, buffers.get(*b).offset + buffers.get(*b).bytes(), *first))
+            .filter(|(from, to, _)| from.is_multiple_of(ALIGN) && to.is_multiple_of(ALIGN) && from < to)
+            .collect();
+        places.sort_unstable();
+        places
+    }
+
+    /// What is alive at a node.
+    fn live(&self, at: usize) -> Vec<Live> {
+        let of_node = |block: usize, node: &Node, ty: Option<TensorType>| {
+            let Block { first, last, bytes } = self.blocks[block];
+            let (op, scope, backward) = (node.op.name(), node.scope.clone(), node.backward);
+            (first <= at && at <= last).then_some(Live { bytes, op, scope, backward, ty, span: [first, last] })
+        };
+        let values = (0..self.home.len()).filter_map(|i| {
+            let (Home::Scratch(block), value) = (self.home[i], Value(i as u32)) else { return None };
+            of_node(block, self.graph.producer(value)?, Some(self.graph.ty(value).clone()))
+        });
+        let scratch = self.scratch.iter().flat_map(|((node, _), blocks)| blocks.iter().map(|block| (*node, *block)));
+        let scratch = scratch.filter_map(|(node, block)| of_node(block, &self.graph.nodes()[node], None));
+        let mut live: Vec<Live> = values.chain(scratch).collect();
+        live.sort_by_key(|l| (usize::MAX - l.bytes, l.span));
+        live
+    }
+
+    fn slice(&self, value: Value, buffers: &Buffers, places: &Places) -> Result<Slice> {
         let bytes = self.graph.ty(value).bytes();
         match self.home[self.root[value.index()]] {
             Home::Buffer(b) => Ok(Slice { space: Space::Buffers, offset: buffers.get(b).offset, bytes }),
-            Home::Scratch(block) => Ok(Slice { space: Space::Scratch, offset: plan.offsets[block], bytes }),
+            Home::Scratch(block) => Ok(places.slice(block, bytes)),
             Home::Unused => Err(Error::Verify { pass: "memory", reason: format!("%{} has no place", value.0) }),
         }
     }
 
-    fn emit(&self, buffers: &Buffers, plan: &Plan) -> Result<Vec<Command>> {
-        let kept = |block: usize, bytes| Slice { space: Space::Scratch, offset: plan.offsets[block], bytes };
+    fn emit(&self, buffers: &Buffers, places: &Places) -> Result<Vec<Command>> {
         let mut commands = Vec::new();
         for (value, block, _) in &self.kept {
-            let from = self.slice(*value, buffers, plan)?;
-            commands.push(copy(self.target, from, kept(*block, from.bytes)));
+            let from = self.slice(*value, buffers, places)?;
+            commands.push(copy(self.target, from, places.slice(*block, from.bytes)));
         }
         for (i, node) in self.live_nodes() {
             for (l, launch) in self.launches[i].iter().enumerate() {
@@ -548,13 +675,11 @@ impl<'a> Compiler<'a> {
                 let reads = (0..launch.args.len()).filter(is_input).collect();
                 let mut back = Vec::new();
                 let (before, after) = (&self.launches[i][..l], &self.launches[i][l + 1..]);
-                let scratch = |of: usize, k: usize| {
-                    let offset = plan.offsets[self.scratch[&(i, of)][k]];
-                    Slice { space: Space::Scratch, offset, bytes: self.launches[i][of].scratch[k] }
-                };
+                let scratch =
+                    |of: usize, k: usize| places.slice(self.scratch[&(i, of)][k], self.launches[i][of].scratch[k]);
                 for (a, arg) in launch.args.iter().enumerate() {
                     let all = match arg {
-                        Arg::Input(k) => self.slice(node.inputs[*k], buffers, plan)?,
+                        Arg::Input(k) => self.slice(node.inputs[*k], buffers, places)?,
                         Arg::Output(k) => {
                             // Later launches of an op may read what earlier ones wrote.
                             if !before.iter().any(|b| launch.shares(a, b)) {
@@ -563,13 +688,14 @@ impl<'a> Compiler<'a> {
                             if !after.iter().any(|b| launch.shares(a, b)) {
                                 outputs.push((args.len(), self.graph.ty(node.outputs[*k]).dtype));
                             }
-                            self.slice(node.outputs[*k], buffers, plan)?
+                            self.slice(node.outputs[*k], buffers, places)?
                         }
                         Arg::Scratch(k) => {
                             writes.push(args.len());
                             scratch(l, *k)
                         }
                         Arg::Left(of, k) => scratch(*of, *k),
+                        Arg::Counters => self.counters[&(i, l)],
                     };
                     let seen = launch.seen(a).cloned().unwrap_or(0..all.bytes);
                     if seen.end < all.bytes {
@@ -579,7 +705,7 @@ impl<'a> Compiler<'a> {
                 }
                 for (a, slice) in args.iter_mut().enumerate() {
                     let Some(block) = self.moved.get(&(i, l, a)) else { continue };
-                    let there = std::mem::replace(slice, kept(*block, slice.bytes));
+                    let there = std::mem::replace(slice, places.slice(*block, slice.bytes));
                     if matches!(launch.args[a], Arg::Output(_)) {
                         back.push(copy(self.target, *slice, there));
                     }
@@ -606,10 +732,10 @@ impl<'a> Compiler<'a> {
             |buffer: BufferId, bytes| Slice { space: Space::Buffers, offset: buffers.get(buffer).offset, bytes };
         for (value, block, buffer) in &self.kept {
             let bytes = self.graph.ty(*value).bytes();
-            commands.push(copy(self.target, kept(*block, bytes), place(*buffer, bytes)));
+            commands.push(copy(self.target, places.slice(*block, bytes), place(*buffer, bytes)));
         }
         for (value, buffer) in &self.copies {
-            let from = self.slice(*value, buffers, plan)?;
+            let from = self.slice(*value, buffers, places)?;
             let to = place(*buffer, from.bytes);
             if from != to {
                 commands.push(copy(self.target, from, to));

@@ -3,6 +3,7 @@
 use crate::diffusion::Objective;
 use crate::nn::{AdaptableLayer, Adapter, LowRank};
 use crate::ops::{OptimizerKind, power_ema_decay, power_ema_gamma};
+use crate::passes::autodiff::Recompute;
 use crate::tensor::DType;
 use crate::{Error, Result};
 use std::str::FromStr;
@@ -42,8 +43,8 @@ pub struct TrainConfig {
     pub objective: Option<Objective>,
     /// Train a low-rank adapter and leave the network's own weights as they are.
     pub lora: Option<LoraConfig>,
-    /// Run each block's forward pass again in the backward pass, and keep less.
-    pub recompute: bool,
+    /// What is made again in the backward pass instead of kept for it.
+    pub recompute: Recompute,
     /// Type in memory of activations, their gradients and a step's copies of the weights: f32 or bf16. Weights, their gradients and what
     /// the optimiser keeps are f32.
     pub dtype: DType,
@@ -72,7 +73,7 @@ impl Default for TrainConfig {
             class_balanced: false,
             objective: None,
             lora: None,
-            recompute: false,
+            recompute: Recompute::Off,
             dtype: DType::F32,
             check_numerics: false,
             seed: 0,

@@ -16,7 +16,6 @@ use crate::methods::forward::Backward;
 use crate::methods::train::{SUMMED, TrainLowering, Training, drops_label, noise_level, train};
 use crate::model::{Model, ModelTexts, save};
 use crate::nn::{Adapter, Built, InputSpec, Network, Parameter, adapter_parameter};
-use crate::passes::autodiff::Recompute;
 use crate::schedule::{BufferId, Event, Options, Session};
 use crate::tensor::TensorType;
 use crate::weights::{Dtype, LoraSpec, write_lora};
@@ -129,7 +128,7 @@ impl Trainer {
             optimizer: config.optimizer,
             emas: config.emas.len(),
             accumulate: config.accumulate,
-            backward: Backward { recompute: Recompute::blocks_if(config.recompute), dtype: config.dtype },
+            backward: Backward { recompute: config.recompute, dtype: config.dtype },
             bucket: (ranks.size() > 1).then(|| ranks.bucket()),
             options: Options::default(),
         };
