@@ -1,54 +1,12 @@
 // x [B, R, C] -> y = act((n · gamma + beta) · (1 + scale) + shift), the last pair there or not, n = (x - mean) · rstd over each sample's
 // group of C / groups channels; stats [B, groups, 2]: mean, rstd.
-// Floor: x read once, y written once. `whole` reaches it where samples are small: a block has all rows of some groups, in shared
-// memory between the passes. Elsewhere two launches read x twice, the second one mostly from the L2 where x fits it, as it begins with
+// Floor: x read once, y written once. `held` reaches it where samples are small: a block has all rows of some groups, in registers from the
+// first load to the last store. Elsewhere two launches read x twice, the second one mostly from the L2 where x fits it, as it begins with
 // what the first one read last. Both lay tiles over channels and stretches over rows, so that one sample has work for all
 // multiprocessors: `moments` leaves mean and squared differences of every stretch of a group, `apply` joins those of its groups
 // (Chan, Golub & LeVeque 1983).
 #include "lib/activation.cuh"
-#include "lib/copies.cuh"
 #include "lib/norm.cuh"
-
-// What a block's threads have of their channels, by line and channel.
-template <int E, u32 THREADS = FLAT_THREADS>
-using Slots = float[THREADS * E];
-
-template <int E>
-__device__ __forceinline__ void put(float* slots, const float (&v)[E]) {
-    constexpr int P = E < 4 ? E : 4;
-#pragma unroll
-    for (int i = 0; i < E; i += P) {
-        Pack<f32, P> piece;
-#pragma unroll
-        for (int k = 0; k < P; k++) piece.at[k] = v[i + k];
-        *(Pack<f32, P>*)(slots + threadIdx.x * E + i) = piece;
-    }
-}
-
-// The slots of a group, shared by the threads of a team: of `span` neighbouring ones of each line of `pitch`.
-struct GroupSlots {
-    u32 pitch, span, lines;
-    // Of this thread: the line and place of the first, and how far it is to the next.
-    u32 line, at, lines_on, on;
-
-    __device__ __forceinline__ GroupSlots(u32 pitch, u32 width, u32 lines, const RowTeam& teams)
-        : pitch(pitch), span(width < pitch ? width : pitch), lines(lines) {
-        line = teams.lane / span, at = teams.lane % span;
-        lines_on = teams.lanes / span, on = teams.lanes % span;
-    }
-
-    // f(line, slot), `first` being the group's first in a line.
-    template <class F>
-    __device__ __forceinline__ void each(u32 first, F f) const {
-        u32 l = line, i = at, slot = l * pitch + first + i, far = lines_on * pitch + on;
-#pragma unroll 4
-        while (l < lines) {
-            f(l, slot);
-            l += lines_on, i += on, slot += far;
-            if (i >= span) i -= span, slot += pitch - span, l++;
-        }
-    }
-};
 
 // What means of parts are less: the first number of a sample's group, so that large means cost no digits. Numbers of 16 bits have fewer than they
 // would lose.
@@ -57,133 +15,195 @@ __device__ __forceinline__ float origin_of(const T* sample, u32 group, u32 width
     return sizeof(T) == 2 ? 0.0f : widen(sample[u64(group) * width]);
 }
 
-// Mean and squared differences of a thread's rows, channel by channel. Numbers are summed less the first one of their channel: large means
-// cost no digits, and a first number far from n others costs no more than a factor of n of the rounding.
-template <class T, int E, bool ALIGNED>
+// Mean and squared differences of a thread's numbers, two neighbouring channels, which are of one group, in one slot. Numbers are summed less the
+// slot's first one: large means cost no digits, and a first number far from n others costs no more than a factor of n of the rounding.
+template <class T, int E>
 struct Moments {
-    // Loads under way: of 32 numbers.
-    static constexpr int ROWS = !ALIGNED ? 1 : E == 8 ? 4 : 8;
-    float mean[E], square[E];
+    static constexpr int EACH = E == 1 ? 1 : 2, SLOTS = E / EACH;
+    float first[SLOTS], mean[SLOTS], square[SLOTS];
 
-    // Of the rows from `from` on in channels from c on, `rows` of them `step` apart; the mean is less the group's origin.
-    __device__ __forceinline__ Moments(const T* from, u32 rows, u32 step, const T* sample, u32 c, u32 width) {
-        float first[E];
-        widen_all<T>(first, read<T, E, ALIGNED>(from));
+    __device__ __forceinline__ Moments(Pack<T, E> row) {
+        float x[E];
+        widen_all<T>(x, row);
 #pragma unroll
-        for (int k = 0; k < E; k++) mean[k] = square[k] = 0.0f;
-#pragma unroll 1
-        for (u32 row = 0; row < rows; row += ROWS, from += u64(ROWS) * step) {
-            Pack<T, E> v[ROWS];
-#pragma unroll
-            for (int r = 0; r < ROWS; r++)
-                if (row + r < rows) v[r] = read<T, E, ALIGNED>(from + u64(r) * step);
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                if (row + r >= rows) continue;
-                float x[E];
-                widen_all<T>(x, v[r]);
-#pragma unroll
-                for (int k = 0; k < E; k++) {
-                    float d = x[k] - first[k];
-                    mean[k] += d;
-                    square[k] = fmaf(d, d, square[k]);
-                }
-            }
-        }
-        float each = 1.0f / float(rows);
-        each_group<E>(c, width, [&](int k, u32 g) {
-            float own = mean[k] * each;
-            square[k] = fmaxf(fmaf(-own, mean[k], square[k]), 0.0f);
-            mean[k] = (first[k] - origin_of(sample, g, width)) + own;
-        });
+        for (int k = 0; k < SLOTS; k++) first[k] = x[k * EACH], mean[k] = square[k] = 0.0f;
     }
-};
 
-// Moments of weighted parts, of which parts.each(f) calls f(weight, mean, square) for this thread's: mean, and the sum of squares in y. `all` is
-// the sum of weights.
-template <class Parts>
-__device__ __forceinline__ float2 joined(const GroupTeams<>& teams, float all, bool there, const Parts& parts) {
-    float mean = 0.0f, square = 0.0f;
-    if (there) parts.each([&](float n, float m, float) { mean = fmaf(n, m, mean); });
-    mean = teams.total(mean) / all;
-    if (there) parts.each([&](float n, float m, float s) { square += fmaf(n * (m - mean), m - mean, s); });
-    return make_float2(mean, teams.total(square));
-}
-
-// What the lines of a tile have of a group: f(numbers, mean, square) for this thread's slots.
-template <int E>
-struct SlotMoments {
-    const GroupSlots& slots;
-    const Slots<E>&means, &squares;
-    u32 width, group, rows;
-
-    template <class F>
-    __device__ __forceinline__ void each(F f) const {
-        // Rows of the first `more` lines, and of the others.
-        u32 first = group * width, more = rows % slots.lines;
-        float few = float(rows / slots.lines), many = few + 1.0f;
-        slots.each(first, [&](u32 line, u32 slot) {
-            float n = line < more ? many : few;
-            // Of a group wider than a line, some of its channels share a slot.
-            if (width > slots.pitch) n *= float((width - (slot - line * slots.pitch) + slots.pitch - 1) / slots.pitch);
-            f(n, means[slot], squares[slot]);
-        });
-    }
-};
-
-template <bool ALIGNED, class T, int E>
-__device__ __forceinline__ void fill(Slots<E>& means, Slots<E>& squares, const T* sample, u32 width, const Tile<E>& t) {
-    u32 rows = t.own_rows(), visits = 0;
-    float none[E] = {};
-    put<E>(means, none);
-    put<E>(squares, none);
-    // A group wider than a line comes again further right: as many rows join those before.
-#pragma unroll 1
-    for (u32 c = t.col; c < t.end_col && rows > 0; c += t.across * E, visits++) {
-        Moments<T, E, ALIGNED> own(sample + t.at(c), rows, t.step(), sample, c, width);
-        float part = 1.0f / float(visits + 1), weight = float(visits * rows) * part;
+    __device__ __forceinline__ void add(Pack<T, E> row) {
+        float x[E];
+        widen_all<T>(x, row);
 #pragma unroll
         for (int k = 0; k < E; k++) {
-            float before = means[threadIdx.x * E + k], apart = own.mean[k] - before;
-            own.mean[k] = fmaf(apart, part, before);
-            own.square[k] += fmaf(apart * apart, weight, squares[threadIdx.x * E + k]);
+            float d = x[k] - first[k / EACH];
+            mean[k / EACH] += d;
+            square[k / EACH] = fmaf(d, d, square[k / EACH]);
         }
-        put<E>(means, own.mean);
-        put<E>(squares, own.square);
     }
+
+    __device__ __forceinline__ void add(const Rows<T, E>& kept, u32 rows) {
+#pragma unroll
+        for (int r = 0; r < HELD<E>; r++)
+            if (r < rows) add(kept.at[r]);
+    }
+
+    // Means, of `rows` rows in channels from c on, less their groups' origins.
+    __device__ __forceinline__ void finish(u32 rows, const T* sample, u32 c, Divisor width) {
+        float each = 1.0f / float(rows * EACH);
+        each_group<SLOTS, EACH>(c, width, [&](int k, u32 g) {
+            float own = mean[k] * each;
+            square[k] = fmaxf(fmaf(-own, mean[k], square[k]), 0.0f);
+            mean[k] = (first[k] - origin_of(sample, g, width.size)) + own;
+        });
+    }
+
+    // Joins neighbouring slots, of `numbers` each, into the first ones.
+    template <int INTO>
+    __device__ __forceinline__ void join(float numbers) {
+#pragma unroll
+        for (int k = 0; k < INTO; k++) {
+            float apart = mean[2 * k + 1] - mean[2 * k];
+            square[k] = fmaf(apart * apart, 0.5f * numbers, square[2 * k] + square[2 * k + 1]);
+            mean[k] = fmaf(0.5f, apart, mean[2 * k]);
+        }
+    }
+};
+
+// Moments of weighted parts, of which parts.each(f) calls f(weight, mean, square) for this thread's: mean, and the sum of squares in y. `each`
+// is one over the sum of weights.
+template <class Parts>
+__device__ __forceinline__ float2 joined(const GroupTeam& team, float each, bool there, const Parts& parts) {
+    float mean = 0.0f, square = 0.0f;
+    if (there) parts.each([&](float n, float m, float) { mean = fmaf(n, m, mean); });
+    mean = team.total(mean) * each;
+    if (there) parts.each([&](float n, float m, float s) { square += fmaf(n * (m - mean), m - mean, s); });
+    return make_float2(mean, team.total(square));
 }
+
+// The slots of a block's threads in shared memory: neighbours of a group are joined in the thread first, as many as divide both a group and a
+// pack. A plane has one slot of each thread; its lines, an odd number of slots, are in different banks.
+template <class T, int E>
+struct Slots {
+    using Own = Moments<T, E>;
+    const Tile<E>& tile;
+    float *means, *squares;
+    // Channels of a slot and slots of a thread, as powers of two.
+    u32 channels, own, pitch, plane, lines, width;
+
+    __device__ __forceinline__ Slots(float* at, const Tile<E>& t, u32 width) : tile(t), pitch(t.across | 1), width(width) {
+        channels = E == 1 ? 0 : 1;
+        if (E >= 4 && width % 4 == 0) channels = 2;
+        if (E == 8 && width % 8 == 0) channels = 3;
+        own = (E == 1 ? 0 : E == 4 ? 2 : 3) - channels;
+        lines = min(t.down.size, t.end - t.start), plane = pitch * lines;
+        means = at, squares = at + (plane << own);
+    }
+
+    // Slots of `numbers` numbers each.
+    __device__ __forceinline__ void put(Own& v, float numbers) const {
+        if (E >= 4 && channels >= 2) v.template join<E / 4>(numbers);
+        if (E == 8 && channels == 3) v.template join<E / 8>(2.0f * numbers);
+        u32 at = tile.line() * pitch + (tile.col - tile.first_col) / E;
+#pragma unroll
+        for (int k = 0; k < Own::SLOTS; k++, at += plane) {
+            if (k >= 1 << own) continue;
+            means[at] = v.mean[k];
+            squares[at] = v.square[k];
+        }
+    }
+
+    // Those of a group of the tile.
+    struct Group {
+        const Slots& slots;
+        u32 group, shift, lane;
+
+        template <class F>
+        __device__ __forceinline__ void each(F f) const {
+            const Slots& s = slots;
+            u32 line_slots = s.tile.across << s.own, all = s.width >> s.channels, span = min(all, line_slots), first = group * all;
+            // Lanes lie along lines, the more of them than there are lines beside each other.
+            u32 down = min(shift, 32 - __clz(s.lines - 1)), from = lane & ((1 << down) - 1);
+            // Rows of the first `more` lines, and of the others.
+            u32 rows = s.tile.end - s.tile.start, fewer = max(quotient(rows, s.tile.down), 1), more = rows - fewer * s.lines;
+            float few = float(fewer), many = few + 1.0f;
+#pragma unroll 1
+            for (u32 i = lane >> down; i < span; i += 1 << (shift - down)) {
+                u32 slot = first + i, at = (slot & ((1 << s.own) - 1)) * s.plane + from * s.pitch + (slot >> s.own);
+                // Of a group wider than a line, some of its channels share a slot.
+                float numbers = float((all > line_slots ? (all - i + line_slots - 1) / line_slots : 1) << s.channels);
+#pragma unroll 2
+                for (u32 line = from; line < s.lines; line += 1 << down, at += s.pitch << down)
+                    f(numbers * (line < more ? many : few), s.means[at], s.squares[at]);
+            }
+        }
+    };
+
+    __device__ __forceinline__ Group of(u32 group, const GroupTeam& team) const { return Group{*this, group, team.shift, team.lane}; }
+};
 
 // out [B, groups, count, 2]: mean less the origin, sum of squared differences from the mean.
 template <class T, int E>
-__device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Tile<E> t) {
-    __shared__ alignas(16) Slots<E> means, squares;
-    u32 width = t.channels / groups;
+__device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Divisor width, const Tile<E>& t) {
+    extern __shared__ float shared[];
+    u32 own_rows = t.own_rows(), step = t.down.size * t.channels;
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
-    if (E == 1 || packs_are_aligned(x)) fill<true>(means, squares, sample, width, t);
-    else fill<false>(means, squares, sample, width, t);
+    Slots<T, E> slots(shared, t, width.size);
+    if (t.col < t.end_col && own_rows > 0) {
+        bool aligned = packs_are_aligned(x);
+        const T* from = sample + t.at(t.col);
+        Rows<T, E> kept;
+        kept.fetch(from, step, own_rows, aligned);
+        Moments<T, E> own(kept.at[0]);
+        own.add(kept, own_rows);
+        u32 seen = own_rows;
+#pragma unroll 1
+        for (u32 row = HELD<E>; row < own_rows; row += HELD<E>) {
+            kept.fetch(from + u64(row) * step, step, own_rows - row, aligned);
+            own.add(kept, own_rows - row);
+        }
+        // A group wider than a line, which has the tile for itself, comes again further right.
+#pragma unroll 1
+        for (u32 c = t.col + t.across * E; c < t.end_col; c += t.across * E, seen += own_rows) {
+#pragma unroll 1
+            for (u32 row = 0; row < own_rows; row += HELD<E>) {
+                kept.fetch(sample + t.at(c) + u64(row) * step, step, own_rows - row, aligned);
+                own.add(kept, own_rows - row);
+            }
+        }
+        own.finish(seen, sample, t.col, width);
+        slots.put(own, float(seen * Moments<T, E>::EACH));
+    }
     __syncthreads();
-    GroupTeams<> teams((t.end_col - t.first_col) / width);
-    GroupSlots slots(t.across * E, width, t.down, teams);
-    u32 rows = t.end - t.start;
-    teams.each([&](u32 g, bool there) {
-        float2 own = joined(teams, float(rows) * float(width), there, SlotMoments<E>{slots, means, squares, width, g, rows});
-        if (!there || teams.lane > 0) return;
-        u64 group = u64(t.sample) * groups + t.first_col / width + g;
+    u32 first = quotient(t.first_col, width), tile_groups = quotient(t.end_col - t.first_col, width);
+    GroupTeam team(tile_groups);
+    float each = 1.0f / (float(t.end - t.start) * float(width.size));
+    team.each(tile_groups, [&](u32 g, bool there) {
+        float2 own = joined(team, each, there, slots.of(g, team));
+        if (!there || team.lane > 0) return;
+        u64 group = u64(t.sample) * groups + first + g;
         *(float2*)(out + 2 * (group * t.count + t.stretch)) = own;
     });
 }
 
 // What `moments` left of a group: of stretches of `part_rows` rows.
+template <u32 AHEAD>
 struct Parts {
     const float2* moments;
     u32 parts, part_rows, rows, width, lane, lanes;
 
+    // AHEAD at a time: their loads do not wait for each other.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-#pragma unroll 4
-        for (u32 i = lane; i < parts; i += lanes) {
-            float2 m = moments[i];
-            f(float(min(rows - i * part_rows, part_rows)) * float(width), m.x, m.y);
+#pragma unroll 1
+        for (u32 first = lane; first < parts; first += AHEAD * lanes) {
+            float2 m[AHEAD];
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++)
+                if (first + k * lanes < parts) m[k] = moments[first + k * lanes];
+#pragma unroll
+            for (u32 k = 0; k < AHEAD; k++) {
+                u32 i = first + k * lanes;
+                if (i < parts) f(float(min(rows - i * part_rows, part_rows)) * float(width), m[k].x, m[k].y);
+            }
         }
     }
 };
@@ -213,15 +233,20 @@ struct Coefficients {
     static constexpr bool FOLDED = sizeof(T) == 2;
     float mean[N], factor[N], offset[N];
 
-    // `first`: the tile's first group.
+    // `first`: the tile's first group; `times`: a factor of what the activation is of.
     template <int GROUPS>
-    __device__ __forceinline__ Coefficients(const Parameters<T>& p, const GroupStats<GROUPS>& s, u32 c, u32 width, u32 first) {
+    __device__ __forceinline__ Coefficients(const Parameters<T>& p, const GroupStats<GROUPS>& s, u32 c, Divisor width, u32 first,
+                                            float times) {
         p.linear(c, factor, offset);
-        each_group<N>(c, width, [&](int k, u32 g) {
-            mean[k] = s.mean[g - first];
-            factor[k] *= s.rstd[g - first];
-            offset[k] = fmaf(-s.rest[g - first], factor[k], offset[k]);
-            if (FOLDED) offset[k] = fmaf(-mean[k], factor[k], offset[k]);
+        constexpr int EACH = Moments<T, N>::EACH;
+        each_group<N / EACH, EACH>(c, width, [&](int slot, u32 g) {
+            float m = s.mean[g - first], rstd = s.rstd[g - first] * times, less = FOLDED ? m : s.rest[g - first];
+#pragma unroll
+            for (int k = slot * EACH; k < (slot + 1) * EACH; k++) {
+                mean[k] = m;
+                factor[k] *= rstd;
+                offset[k] = fmaf(offset[k], times, -less * factor[k]);
+            }
         });
     }
 
@@ -230,220 +255,135 @@ struct Coefficients {
     }
 };
 
-// y of a thread's rows, ROWS loads under way.
-template <class T, int N, int ROWS, class F>
-__device__ __forceinline__ void apply_rows(const T* from, u32 from_step, T* to, u32 to_step, u32 rows, const Coefficients<T, N>& p,
-                                           F f) {
-#pragma unroll 1
-    for (u32 row = 0; row < rows; row += ROWS, from += u64(ROWS) * from_step, to += u64(ROWS) * to_step) {
-        Pack<T, N> v[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            if (row + r < rows) v[r] = read<T, N, true>(from + u64(r) * from_step);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            if (row + r >= rows) continue;
-            float out[N];
-            widen_all<T>(out, v[r]);
-#pragma unroll
-            for (int k = 0; k < N; k++) out[k] = f(p.of(out[k], k));
-            write<T, N, true>(to + u64(r) * to_step, narrow_all<T>(out));
-        }
-    }
-}
-
-// y of a thread's rows of E channels from c on. Entries of one channel a thread know all activations, whose code is long, the others SiLU
-// and the identity. Channels are taken one after the other where packs do not lie at 16 bytes.
-template <class T, int E, int GROUPS>
-__device__ __forceinline__ void apply_channels(const T* from, u32 from_step, T* to, u32 to_step, u32 rows, const Parameters<T>& p,
-                                               const GroupStats<GROUPS>& s, u32 c, u32 width, u32 first, u32 kind, bool aligned) {
-    Gated gated(kind == SILU);
-    auto frequent = [=](float v) { return gated.value(v); };
-    if constexpr (E == 1) {
-        Coefficients<T, 1> own(p, s, c, width, first);
-        apply_rows<T, 1, 4>(from, from_step, to, to_step, rows, own, [=](float v) { return act(kind, v); });
-    } else if (aligned) {
-        Coefficients<T, E> own(p, s, c, width, first);
-        apply_rows<T, E, 4>(from, from_step, to, to_step, rows, own, frequent);
-    } else {
-#pragma unroll 1
-        for (int k = 0; k < E; k++) {
-            Coefficients<T, 1> own(p, s, c + k, width, first);
-            apply_rows<T, 1, 1>(from + k, from_step, to + k, to_step, rows, own, frequent);
-        }
-    }
-}
-
-// moments [B, groups, parts, 2] of stretches of `part_rows` rows.
+// The activation. Entries of one channel a thread know all of them, whose code is long, the others SiLU and the identity. In 16 bits SiLU takes half
+// of its argument, h / 2 + h / 2 · tanh(h / 2), to 2^-11: one slow instruction in place of two, of which a multiprocessor has time for some
+// two a number.
 template <class T, int E>
-__device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* moments, T* y, f32* stats, u32 groups, u32 kind,
-                                      u32 parts, u32 part_rows, float eps, Tile<E> t) {
-    __shared__ GroupStats<FLAT_THREADS * E> tile;
-    u32 width = t.channels / groups, first = t.first_col / width;
+struct Finish {
+    u32 kind;
+
+    __device__ __forceinline__ float times() const { return E > 1 && sizeof(T) == 2 && kind == SILU ? 0.5f : 1.0f; }
+
+    __device__ __forceinline__ void operator()(float (&v)[E]) const {
+        if constexpr (E == 1) {
+            v[0] = act(kind, v[0]);
+        } else if constexpr (sizeof(T) == 4) {
+            Gated gated(kind == SILU);
+#pragma unroll
+            for (int k = 0; k < E; k++) v[k] = gated.value(v[k]);
+        } else if (opaque(kind == SILU)) {
+#pragma unroll
+            for (int k = 0; k < E; k++) v[k] = fmaf(v[k], tanh_near(v[k]), v[k]);
+        }
+    }
+};
+
+// y of a thread's rows.
+template <class T, int E, bool ALIGNED>
+__device__ __forceinline__ void make(const Rows<T, E>& kept, T* to, u32 step, u32 rows, const Coefficients<T, E>& p, Finish<T, E> finish) {
+#pragma unroll
+    for (int r = 0; r < HELD<E>; r++, to += step) {
+        if (r >= rows) continue;
+        float out[E];
+        widen_all<T>(out, kept.at[r]);
+#pragma unroll
+        for (int k = 0; k < E; k++) out[k] = p.of(out[k], k);
+        finish(out);
+        write<T, E, ALIGNED>(to, narrow_all<T>(out));
+    }
+}
+
+template <class T, int E>
+__device__ __forceinline__ void make(const Rows<T, E>& kept, T* to, u32 step, u32 rows, const Coefficients<T, E>& p, Finish<T, E> finish,
+                                     bool aligned) {
+    if (E == 1 || sizeof(T) == 2 || aligned) make<T, E, true>(kept, to, step, rows, p, finish);
+    else make<T, E, false>(kept, to, step, rows, p, finish);
+}
+
+// moments [B, groups, parts, 2] of stretches of `part_rows` rows. The first rows are on their way while those are joined.
+template <class T, int E>
+__device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* moments, T* y, f32* stats, u32 groups, Divisor width,
+                                      u32 kind, u32 parts, u32 part_rows, float eps, const Tile<E>& t) {
+    __shared__ GroupStats<FLAT_THREADS * (E == 1 ? 1 : E / 2)> tile;
+    u32 first = quotient(t.first_col, width), tile_groups = quotient(t.end_col - t.first_col, width);
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
-    float all = float(t.rows) * float(width);
-    GroupTeams<> teams((t.end_col - t.first_col) / width);
-    teams.each([&](u32 g, bool there) {
+    u32 rows = t.col < t.end_col ? t.own_rows() : 0, step = t.down.size * t.channels;
+    bool reads = packs_are_aligned(x), writes = packs_are_aligned(y);
+    Rows<T, E> kept;
+    kept.fetch(sample + t.at(t.col), step, rows, reads);
+    float each = 1.0f / (float(t.rows) * float(width.size));
+    GroupTeam team(tile_groups);
+    team.each(tile_groups, [&](u32 g, bool there) {
         u64 group = u64(t.sample) * groups + first + g;
-        float origin = there ? origin_of(sample, first + g, width) : 0.0f;
-        Parts of{(const float2*)moments + group * parts, parts, part_rows, t.rows, width, teams.lane, teams.lanes};
-        float2 own = joined(teams, all, there, of);
-        if (there && teams.lane == 0) tile.set(g, origin, own.x, own.y / all, eps, t.stretch == 0 ? stats + 2 * group : nullptr);
+        float origin = there ? origin_of(sample, first + g, width.size) : 0.0f;
+        Parts<sizeof(T) == 2 ? 4 : 2> of{(const float2*)moments + group * parts, parts, part_rows, t.rows, width.size, team.lane, team.lanes};
+        float2 own = joined(team, each, there, of);
+        if (there && team.lane == 0) tile.set(g, origin, own.x, own.y * each, eps, t.stretch == 0 ? stats + 2 * group : nullptr);
     });
     __syncthreads();
-    bool aligned = packs_are_aligned(x, y);
+    Finish<T, E> finish{kind};
+#pragma unroll 1
     for (u32 c = t.col; c < t.end_col; c += t.across * E) {
+        Coefficients<T, E> own(p, tile, c, width, first, finish.times());
         const T* from = sample + t.at(c);
-        apply_channels<T, E>(from, t.step(), y + (from - x), t.step(), t.own_rows(), p, tile, c, width, first, kind, aligned);
+        T* to = y + (from - x);
+        u64 on = u64(HELD<E>) * step;
+#pragma unroll 1
+        for (u32 row = 0; row < rows; row += HELD<E>, from += on, to += on) {
+            if (row > 0 || c > t.col) kept.fetch(from, step, rows - row, reads);
+            make(kept, to, step, rows - row, own, finish, writes);
+        }
     }
 }
 
-// Of `whole`: threads of a block, and groups of a tile at most; `ops/group_norm.rs` has them too.
-constexpr u32 WHOLE_THREADS = 512, WHOLE_GROUPS = 64;
-
-// A thread's rows of a tile in shared memory, `step` units apart. Only this thread reads and writes them.
-template <class T>
-struct KeptRows {
-    static constexpr int E = WIDE<T>;
-    Wide<T>* at;
-    u32 rows, step;
-
-    // Copies the rows from `from` on, in two halves to wait for.
-    __device__ __forceinline__ void fetch(const T* from, u64 from_step, bool aligned) const {
-#pragma unroll 2
-        for (u32 i = 0; i < rows; i++, from += from_step) {
-            if (i == rows / 2) commit_copies();
-            if (aligned) copy_16(shared_address(at + i * step), from, true);
-            else at[i * step] = read<T, E, false>(from);
-        }
-        commit_copies();
-    }
-
-    // f(numbers) for rows from..to
-    template <class F>
-    __device__ __forceinline__ void each(u32 from, u32 to, F f) const {
-#pragma unroll 2
-        for (u32 i = from; i < to; i++) {
-            float v[E];
-            widen_all<T>(v, at[i * step]);
-            f(v);
-        }
-    }
-};
-
-// Sums by channel of the threads of `whole`, neighbours of a group already joined in the thread: as many as divide both a group and a pack.
-template <int E>
-struct JoinedSlots {
-    u32 join, each, pitch;
-
-    __device__ __forceinline__ JoinedSlots(u32 width, u32 across) {
-        join = width % 8 == 0 ? 8 : width % 4 == 0 ? 4 : width % 2 == 0 ? 2 : 1;
-        if (join > E) join = E;
-        each = E / join;
-        // An odd number: lines below each other are in different banks.
-        pitch = across * each | 1;
-    }
-
-    __device__ __forceinline__ void put(float* slots, float (&v)[E], u32 line, u32 column) const {
-#pragma unroll
-        for (int n = 2; n <= E; n *= 2) {
-            if (join < n) continue;
-#pragma unroll
-            for (int k = 0; k < E / n; k++) v[k] = v[2 * k] + v[2 * k + 1];
-        }
-#pragma unroll
-        for (int k = 0; k < E; k++)
-            if (k < each) slots[line * pitch + column * each + k] = v[k];
-    }
-};
-
-// All rows of a tile in one block, which keeps them in shared memory between the passes: mean, then the squared differences from it, then y.
+// All rows of a tile in one block, HELD of them a thread.
 template <class T, int E>
-__device__ __forceinline__ void whole(const T* x, Parameters<T> p, T* y, f32* stats, u32 groups, u32 kind, float eps,
-                                      Tile<E, WHOLE_THREADS> t) {
-    // What rounding leaves of the mean, without which large means would cost digits, is more than nothing to numbers of 32 bits only.
-    constexpr int SUMS = sizeof(T) == 4 ? 2 : 1;
-    extern __shared__ uint4 held[];
-    // Of lines of an odd pitch.
-    __shared__ float slots[SUMS][WHOLE_THREADS * (E + 1)];
-    __shared__ GroupStats<WHOLE_GROUPS> tile;
-    bool there = t.col < t.end_col;
-    KeptRows<T> kept{(Wide<T>*)held + threadIdx.x, there ? t.own_rows() : 0, t.across * t.down};
-    const T* from = x + u64(t.sample) * t.rows * t.channels + t.at(t.col);
-    kept.fetch(from, t.step(), packs_are_aligned(x));
-    if (there) p.prefetch(t.col);
-
-    u32 width = t.channels / groups, first = t.first_col / width, line = t.row - t.start, column = (t.col - t.first_col) / E;
-    GroupTeams<WHOLE_THREADS> teams((t.end_col - t.first_col) / width);
-    JoinedSlots<E> joined(width, t.across);
-    GroupSlots of(joined.pitch, width / joined.join, t.down, teams);
-    float each = 1.0f / (float(t.rows) * float(width)), sum[E], square[E], mean[E];
-#pragma unroll
-    for (int k = 0; k < E; k++) sum[k] = square[k] = mean[k] = 0.0f;
-    auto add = [&](const float (&v)[E]) {
-#pragma unroll
-        for (int k = 0; k < E; k++) sum[k] += v[k];
-    };
-    wait_copies<1>();
-    kept.each(0, kept.rows / 2, add);
-    wait_copies<0>();
-    kept.each(kept.rows / 2, kept.rows, add);
-    if (there) joined.put(slots[0], sum, line, column);
+__device__ __forceinline__ void held(const T* x, Parameters<T> p, T* y, f32* stats, u32 groups, Divisor width, u32 kind,
+                                     float eps, const Tile<E>& t) {
+    extern __shared__ float shared[];
+    __shared__ GroupStats<HELD_GROUPS> tile;
+    u32 rows = t.col < t.end_col ? t.own_rows() : 0, step = t.down.size * t.channels;
+    const T *sample = x + u64(t.sample) * t.rows * t.channels, *from = sample + t.at(t.col);
+    Rows<T, E> kept;
+    kept.fetch(from, step, rows, packs_are_aligned(x));
+    if (rows > 0) p.prefetch(t.col);
+    u32 first = quotient(t.first_col, width), tile_groups = quotient(t.end_col - t.first_col, width);
+    Slots<T, E> slots(shared, t, width.size);
+    GroupTeam team(tile_groups);
+    float each = 1.0f / (float(t.rows) * float(width.size));
+    if (rows > 0) {
+        Moments<T, E> own(kept.at[0]);
+        own.add(kept, rows);
+        own.finish(rows, sample, t.col, width);
+        slots.put(own, float(rows * Moments<T, E>::EACH));
+    }
     __syncthreads();
-    teams.each([&](u32 g, bool there) {
-        float own = 0.0f;
-        if (there) of.each(g * of.span, [&](u32, u32 slot) { own += slots[0][slot]; });
-        own = teams.total(own);
-        if (there && teams.lane == 0) tile.mean[g] = own * each;
-    });
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < E; k++) sum[k] = 0.0f;
-    if (there) each_group<E>(t.col, width, [&](int k, u32 g) { mean[k] = tile.mean[g - first]; });
-    kept.each(0, kept.rows, [&](const float (&v)[E]) {
-#pragma unroll
-        for (int k = 0; k < E; k++) {
-            float d = v[k] - mean[k];
-            if (SUMS == 2) sum[k] += d;
-            square[k] = fmaf(d, d, square[k]);
-        }
-    });
-    if (there) joined.put(slots[0], square, line, column);
-    if (there && SUMS == 2) joined.put(slots[SUMS - 1], sum, line, column);
-    __syncthreads();
-    teams.each([&](u32 g, bool there) {
-        float squares = 0.0f, left = 0.0f;
-        if (there)
-            of.each(g * of.span, [&](u32, u32 slot) {
-                squares += slots[0][slot];
-                if (SUMS == 2) left += slots[SUMS - 1][slot];
-            });
-        squares = teams.total(squares);
-        if (SUMS == 2) left = teams.total(left) * each;
-        float variance = fmaxf(fmaf(-left, left, squares * each), 0.0f);
+    team.each(tile_groups, [&](u32 g, bool there) {
+        float origin = there ? origin_of(sample, first + g, width.size) : 0.0f;
+        float2 own = joined(team, each, there, slots.of(g, team));
         f32* out = stats + 2 * (u64(t.sample) * groups + first + g);
-        if (there && teams.lane == 0) tile.set(g, tile.mean[g], left, variance, eps, out);
+        if (there && team.lane == 0) tile.set(g, origin, own.x, own.y * each, eps, out);
     });
     __syncthreads();
-    if (!there) return;
-    T* to = y + (from - x);
-    apply_channels<T, E>((const T*)kept.at, kept.step * E, to, t.step(), kept.rows, p, tile, t.col, width, first, kind,
-                         packs_are_aligned(y));
+    if (rows == 0) return;
+    Finish<T, E> finish{kind};
+    Coefficients<T, E> own(p, tile, t.col, width, first, finish.times());
+    make(kept, y + (from - x), step, rows, own, finish, packs_are_aligned(y));
 }
 
 #define NORM_KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 #define ENTRY(T, E)                                                                                                    \
-    NORM_KERNEL(FLAT_THREADS, 3) group_norm_moments_##E##_##T(const T* x, f32* out, TILE, u32 groups) {                                 \
-        moments<T, E>(x, out, groups, AS_TILE(E, false));                                                              \
+    NORM_KERNEL(FLAT_THREADS, 3) group_norm_moments_##E##_##T(const T* x, f32* out, TILE, u32 groups, DIVISOR(width)) {\
+        moments<T, E>(x, out, groups, AS_DIVISOR(width), AS_TILE(E, false));                                                              \
     }                                                                                                                  \
-    NORM_KERNEL(FLAT_THREADS, 4) group_norm_apply_##E##_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift,  \
-                                           const f32* moments, T* y, f32* stats, TILE, u32 groups, u32 kind,           \
-                                           u32 modulate, u32 parts, u32 part_rows, float eps) {                        \
+    NORM_KERNEL(FLAT_THREADS, 3) group_norm_apply_##E##_##T(const T* x, const T* gamma, const T* beta, const T* scale, \
+                                           const T* shift, const f32* moments, T* y, f32* stats, TILE, u32 groups,     \
+                                           DIVISOR(width), u32 kind, u32 modulate, u32 parts, u32 part_rows, float eps) {              \
         Tile<E> t = AS_TILE(E, true);                                                                                  \
         u64 sample = u64(t.sample) * channels;                                                                         \
         Parameters<T> p{gamma, beta, scale + sample, shift + sample, true, modulate != 0};                             \
-        apply<T, E>(x, p, moments, y, stats, groups, kind, parts, part_rows, eps, t);                                  \
+        apply<T, E>(x, p, moments, y, stats, groups, AS_DIVISOR(width), kind, parts, part_rows, eps, t);                                  \
     }
 ENTRY(f32, 4)
 ENTRY(f32, 1)
@@ -452,12 +392,13 @@ ENTRY(f16, 1)
 ENTRY(bf16, 8)
 ENTRY(bf16, 1)
 
-#define WHOLE(T)                                                                                                       \
-    NORM_KERNEL(WHOLE_THREADS, 2) group_norm_whole_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift, T* y,  \
-                                     f32* stats, TILE, u32 groups, u32 kind, u32 modulate, float eps) {                \
-        Tile<WIDE<T>, WHOLE_THREADS> t(rows, channels, cols, across, tiles, count, per, false);                                                                     \
+// Of 16 bits, two blocks of 512 threads fit a multiprocessor.
+#define ALONE(T)                                                                                                       \
+    NORM_KERNEL(sizeof(T) == 2 ? 1024 : 768, 1) group_norm_held_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift,\
+                                             T* y, f32* stats, TILE, u32 groups, DIVISOR(width), u32 kind, u32 modulate, float eps) {  \
+        Tile<WIDE<T>> t = AS_TILE(WIDE<T>, false);                                    \
         u64 sample = u64(t.sample) * channels;                                                                         \
         Parameters<T> p{gamma, beta, scale + sample, shift + sample, true, modulate != 0};                             \
-        whole<T, WIDE<T>>(x, p, y, stats, groups, kind, eps, t);                                                       \
+        held<T, WIDE<T>>(x, p, y, stats, groups, AS_DIVISOR(width), kind, eps, t);                                                        \
     }
-FOR_TYPES(WHOLE)
+FOR_TYPES(ALONE)

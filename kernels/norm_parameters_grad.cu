@@ -1,10 +1,11 @@
 // Gradients of a normalisation's parameters from the sums over each sample's rows of e and of e · n, where e is the gradient of
 // n · gamma · (1 + scale) + ..: sums [samples, 2, C] -> dgamma, dbeta [C] if `affine`, dscale, dshift [samples, C] if `modulate`. The latter
 // are of the type of what they are gradients of; all other results are f32.
-// Floor: the sums, small beside x. A block has 32 channels, its eight warps share the samples.
+// Floor: the sums, small beside x. A block has 32 channels, its 32 warps share the samples: there are few blocks, and each
+// waits for memory as often as a warp has four of them.
 #include "lib/types.cuh"
 
-constexpr u32 WARPS = 8;
+constexpr u32 WARPS = 32;
 
 template <class T>
 __device__ __forceinline__ void gradients(const f32* sums, const T* gamma, const T* beta, const T* scale, f32* dgamma, f32* dbeta, T* dscale,

@@ -15,59 +15,96 @@ __device__ __forceinline__ void rows(const T* x, f32* y, u32 rows, u32 n, u32 co
     if (row < rows && team.lane == 0) y[team.row] = scale * sum;
 }
 
-template <int E>
-__device__ __forceinline__ void add(Pack<f32, E>& sum, Pack<f32, E> v) {
-#pragma unroll
-    for (int k = 0; k < E; k++) sum.at[k] += v.at[k];
-}
+// N numbers, of which a thread adds up columns.
+template <int N>
+struct Sums {
+    float at[N];
 
-template <int E, class T>
-__device__ __forceinline__ Pack<f32, E> widened(const T* from) {
-    Pack<T, E> v = load<T, E>(from);
-    Pack<f32, E> out;
+    __device__ __forceinline__ void add(const Sums& other) {
 #pragma unroll
-    for (int k = 0; k < E; k++) out.at[k] = widen(v.at[k]);
+        for (int k = 0; k < N; k++) at[k] += other.at[k];
+    }
+};
+
+// From one access, if ALIGNED. The choice is made outside of loops, or else loads would wait for each other.
+template <int N, bool ALIGNED, class T>
+__device__ __forceinline__ Sums<N> widened(const T* from) {
+    Sums<N> out;
+    Pack<T, N> v;
+    if (ALIGNED) v = *(const Pack<T, N>*)from;
+#pragma unroll
+    for (int k = 0; k < N; k++) out.at[k] = widen(ALIGNED ? v.at[k] : from[k]);
     return out;
 }
 
+// Of rows `step` apart, four under way.
+template <int N, bool ALIGNED, class T>
+__device__ __forceinline__ Sums<N> down(const T* from, u32 rows, u64 step) {
+    Sums<N> sum = {};
+    u32 row = 0;
+#pragma unroll 1
+    for (; row + 3 < rows; row += 4, from += 4 * step) {
+        Sums<N> a = widened<N, ALIGNED>(from), b = widened<N, ALIGNED>(from + step);
+        Sums<N> c = widened<N, ALIGNED>(from + 2 * step), d = widened<N, ALIGNED>(from + 3 * step);
+        a.add(b);
+        c.add(d);
+        a.add(c);
+        sum.add(a);
+    }
+#pragma unroll 1
+    for (; row < rows; row++, from += step) sum.add(widened<N, ALIGNED>(from));
+    return sum;
+}
+
 // A block is `across` lanes along packs of columns, 256 / across down the rows of a stretch. y [outer, count, cols].
-template <int E, class T>
+template <int N, class T>
 __device__ __forceinline__ void columns(const T* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles, u32 across,
                                         float scale) {
-    __shared__ Pack<f32, E> lines[FLAT_THREADS];
-    u32 tile = blockIdx.x % tiles, stretch = blockIdx.x / tiles;
-    u32 down = FLAT_THREADS / across, lane = threadIdx.x % across, line = threadIdx.x / across;
-    u32 col = (tile * across + lane) * E;
-    u32 start = stretch % count * per, end = start + per < rows ? start + per : rows;
-    Pack<f32, E> sum;
-#pragma unroll
-    for (int k = 0; k < E; k++) sum.at[k] = 0.0f;
-    if (col < cols) {
-        const T* from = x + (u64(stretch / count) * rows + start + line) * cols + col;
-        u64 step = u64(down) * cols;
-        u32 row = start + line;
-        for (; row + 3 * down < end; row += 4 * down, from += 4 * step) {
-            Pack<f32, E> a = widened<E>(from), b = widened<E>(from + step);
-            Pack<f32, E> c = widened<E>(from + 2 * step), d = widened<E>(from + 3 * step);
-            add(a, b);
-            add(c, d);
-            add(a, c);
-            add(sum, a);
-        }
-        for (; row < end; row += down, from += step) add(sum, widened<E>(from));
+    // Sixteen bytes of neighbouring threads beside each other.
+    constexpr int P = N < 4 ? N : 4;
+    __shared__ Pack<f32, P> lines[N / P][FLAT_THREADS];
+    u32 tile = blockIdx.x % tiles, stretch = blockIdx.x / tiles, shift = 31 - __clz(across);
+    u32 lane = threadIdx.x & (across - 1), line = threadIdx.x >> shift, lines_down = FLAT_THREADS >> shift;
+    u32 col = (tile * across + lane) * N;
+    u32 start = stretch % count * per + line, end = min(stretch % count * per + per, rows);
+    Sums<N> sum = {};
+    if (col < cols && start < end) {
+        const T* from = x + (u64(stretch / count) * rows + start) * cols + col;
+        u32 own = (end - start + lines_down - 1) >> (8 - shift);
+        u64 step = u64(lines_down) * cols;
+        if (N == 1 || sizeof(T) == 2 || is_aligned(x, sizeof(T) * N)) sum = down<N, true>(from, own, step);
+        else sum = down<N, false>(from, own, step);
     }
-    lines[threadIdx.x] = sum;
-    for (u32 rest = down / 2; rest > 0; rest /= 2) {
-        __syncthreads();
-        if (line < rest) {
-            add(sum, lines[threadIdx.x + rest * across]);
-            lines[threadIdx.x] = sum;
+    auto put = [&] {
+#pragma unroll
+        for (int i = 0; i < N / P; i++) {
+            Pack<f32, P> piece;
+#pragma unroll
+            for (int k = 0; k < P; k++) piece.at[k] = sum.at[i * P + k];
+            lines[i][threadIdx.x] = piece;
         }
+    };
+    put();
+#pragma unroll 1
+    for (u32 rest = lines_down / 2; rest > 0; rest /= 2) {
+        __syncthreads();
+        if (line >= rest) continue;
+#pragma unroll
+        for (int i = 0; i < N / P; i++) {
+            Pack<f32, P> other = lines[i][threadIdx.x + rest * across];
+#pragma unroll
+            for (int k = 0; k < P; k++) sum.at[i * P + k] += other.at[k];
+        }
+        put();
     }
     if (line > 0 || col >= cols) return;
 #pragma unroll
-    for (int k = 0; k < E; k++) sum.at[k] *= scale;
-    store<f32, E>(y + u64(stretch) * cols + col, sum);
+    for (int i = 0; i < N / P; i++) {
+        Pack<f32, P> piece;
+#pragma unroll
+        for (int k = 0; k < P; k++) piece.at[k] = scale * sum.at[i * P + k];
+        store<f32, P>(y + u64(stretch) * cols + col + i * P, piece);
+    }
 }
 
 #define ENTRIES(T)                                                                                                     \
@@ -76,13 +113,17 @@ __device__ __forceinline__ void columns(const T* x, f32* y, u32 rows, u32 cols, 
     }                                                                                                                  \
     FLAT_KERNEL reduce_8_##T(const T* x, f32* y, u32 n_rows, u32 n, u32 count, u32 per, float scale) {                 \
         rows<8>(x, y, n_rows, n, count, per, scale);                                                                   \
-    }                                                                                                                  \
-    FLAT_KERNEL reduce_columns_4_##T(const T* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles, u32 across,\
-                                     float scale) {                                                                    \
-        columns<4>(x, y, rows, cols, count, per, tiles, across, scale);                                                \
-    }                                                                                                                  \
-    FLAT_KERNEL reduce_columns_1_##T(const T* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles, u32 across,\
-                                     float scale) {                                                                    \
-        columns<1>(x, y, rows, cols, count, per, tiles, across, scale);                                                \
     }
 FOR_TYPES(ENTRIES)
+
+#define COLUMNS(T, N)                                                                                                  \
+    FLAT_KERNEL reduce_columns_##N##_##T(const T* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles,        \
+                                         u32 across, float scale) {                                                    \
+        columns<N>(x, y, rows, cols, count, per, tiles, across, scale);                                                \
+    }
+COLUMNS(f32, 4)
+COLUMNS(f32, 1)
+COLUMNS(f16, 8)
+COLUMNS(f16, 1)
+COLUMNS(bf16, 8)
+COLUMNS(bf16, 1)

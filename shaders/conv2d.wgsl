@@ -1,5 +1,5 @@
 // y = epilogue(x * W), an implicit matrix product   x [B, H, W, C], W [taps * C, N] in panels -> y [B, H', W', N]
-// After: lib/activation, lib/epilogue, lib/product, lib/window.
+// After: lib/activation, lib/epilogue, lib/corners, lib/window.
 
 struct Scalars {
     height: u32,
@@ -25,8 +25,6 @@ struct Scalars {
 @group(0) @binding(2) var<storage, read_write> w: array<vec4<real>>;
 @group(0) @binding(6) var<storage, read_write> y: array<real>;
 
-var<workgroup> corners: array<vec3<u32>, TILE_ROWS>;
-
 fn weight(i: u32) -> vec4<f32> {
     return vec4<f32>(w[i]);
 }
@@ -40,59 +38,6 @@ fn store(row: u32, col: u32, value: vec4<f32>) {
         if col + j < s.n {
             y[row * s.n + col + j] = real(epilogue(value[j], row, col + j, s.n, per_sample, s.scale));
         }
-    }
-}
-
-@compute @workgroup_size(ROW_LANES * COL_LANES)
-fn tiled(
-    @builtin(workgroup_id) wg: vec3<u32>,
-    @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let lanes = ROW_LANES * COL_LANES;
-    // In units of four columns.
-    let quads = (s.n + 15u) / 16u * 4u;
-    let across = (quads + COL_LANES - 1u) / COL_LANES;
-    let number = wg.x + wg.y * wgs.x;
-    let first_row = number / across * TILE_ROWS;
-    let first_quad = number % across * COL_LANES;
-    if first_row >= s.pixels {
-        return;
-    }
-    let depths = s.terms;
-    for (var i = lane; i < TILE_ROWS; i += lanes) {
-        corners[i] = corner(first_row + i);
-    }
-    workgroupBarrier();
-
-    var sums = Sums();
-    for (var k = 0u; k < depths; k += TILE_DEPTH) {
-        // Neighbours read neighbouring channels.
-        let depth = lane % TILE_DEPTH;
-        let column_tap = tap(k + depth);
-        for (var quad = lane / TILE_DEPTH; quad < 2u * ROW_LANES; quad += lanes / TILE_DEPTH) {
-            left_tile[left_at(depth, quad)] = vec4<f32>(
-                column(corners[4u * quad], column_tap),
-                column(corners[4u * quad + 1u], column_tap),
-                column(corners[4u * quad + 2u], column_tap),
-                column(corners[4u * quad + 3u], column_tap),
-            );
-        }
-        for (var i = lane; i < RIGHT_QUADS; i += lanes) {
-            let quad = first_quad + i % COL_LANES;
-            let row = k + i / COL_LANES;
-            var v = vec4<f32>();
-            if quad < quads && row < depths {
-                v = weight((quad / 4u * depths + row) * 4u + quad % 4u);
-            }
-            right_tile[i] = v;
-        }
-        workgroupBarrier();
-        multiply_tiles(&sums, lane);
-        workgroupBarrier();
-    }
-    for (var r = 0u; r < 8u; r++) {
-        store(first_row + tile_row(lane, r), 4u * (first_quad + lane % COL_LANES), sums[r]);
     }
 }
 

@@ -15,17 +15,6 @@ struct Scalars {
 @group(0) @binding(2) var<storage, read_write> w: array<vec4<real>>;
 @group(0) @binding(6) var<storage, read_write> y: array<real>;
 
-// Invocations of a workgroup along rows and columns; each makes 8 rows of 4 columns.
-override ROW_LANES: u32 = 16u;
-override COL_LANES: u32 = 16u;
-
-const EACH: u32 = 8u;
-// Stretch of K that workgroup memory holds.
-const DEPTH: u32 = 16u;
-
-var<workgroup> x_tile: array<f32, ROW_LANES * EACH * DEPTH>;
-var<workgroup> w_tile: array<vec4<f32>, DEPTH * COL_LANES>;
-
 fn weight(i: u32) -> vec4<f32> {
     return vec4<f32>(w[i]);
 }
@@ -38,53 +27,6 @@ fn store(row: u32, col: u32, value: vec4<f32>) {
         if col + j < s.n {
             y[row * s.n + col + j] = real(epilogue(value[j], row, col + j, s.n, s.per_sample, s.scale));
         }
-    }
-}
-
-// Tiles through workgroup memory; a grid of (column tiles, row tiles).
-@compute @workgroup_size(ROW_LANES * COL_LANES)
-fn tiled(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let lanes = ROW_LANES * COL_LANES;
-    let rows = ROW_LANES * EACH;
-    let first_row = wg.y * rows;
-    // In units of four columns.
-    let first_quad = wg.x * COL_LANES;
-    let quads = (s.n + 15u) / 16u * 4u;
-    let lane_row = lane / COL_LANES;
-    let lane_col = lane % COL_LANES;
-
-    var sum = array<vec4<f32>, EACH>();
-    for (var k = 0u; k < s.k; k += DEPTH) {
-        for (var i = lane; i < rows * DEPTH; i += lanes) {
-            let row = first_row + i / DEPTH;
-            let depth = k + i % DEPTH;
-            var v = 0.0;
-            if row < s.m && depth < s.k {
-                v = f32(x[row * s.k + depth]);
-            }
-            x_tile[(i % DEPTH) * rows + i / DEPTH] = v;
-        }
-        for (var i = lane; i < DEPTH * COL_LANES; i += lanes) {
-            // Neighbours read neighbouring columns of one row of a panel.
-            let quad = first_quad + i % COL_LANES;
-            let depth = k + i / COL_LANES;
-            var v = vec4<f32>();
-            if quad < quads && depth < s.k {
-                v = weight((quad / 4u * s.k + depth) * 4u + quad % 4u);
-            }
-            w_tile[i] = v;
-        }
-        workgroupBarrier();
-        for (var d = 0u; d < DEPTH; d++) {
-            let v = w_tile[d * COL_LANES + lane_col];
-            for (var r = 0u; r < EACH; r++) {
-                sum[r] += x_tile[d * rows + r * ROW_LANES + lane_row] * v;
-            }
-        }
-        workgroupBarrier();
-    }
-    for (var r = 0u; r < EACH; r++) {
-        store(first_row + r * ROW_LANES + lane_row, 4u * (first_quad + lane_col), sum[r]);
     }
 }
 

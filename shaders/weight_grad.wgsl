@@ -1,6 +1,7 @@
 // dW = A^T dy   A the column matrix of x, [pixels, taps * C], dy [pixels, N] -> dW in panels [ceil(N/16), taps * C, 16].
 // A workgroup sums over one part of the pixels; where there are several, y is [parts, dW] and another launch adds them up.
-// A linear layer is a convolution of 1 x 1 images. After: lib/product, lib/window.
+// A linear layer is a convolution of 1 x 1 images. After: lib/product, lib/corners,
+// lib/window.
 
 struct Scalars {
     height: u32,

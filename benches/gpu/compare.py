@@ -41,7 +41,8 @@ def kernel_keys(line):
     return []
 
 
-NETWORKS = {"unet": "ddpm-cifar10 forward bf16", "dit-xl-2": "dit-xl-2 forward bf16", "sd15": "sd15 forward bf16", "unet-train": "ddpm-cifar10 training step"}
+NETWORKS = {"unet": "ddpm-cifar10 forward bf16", "dit-xl-2": "dit-xl-2 forward bf16", "sd15": "sd15 forward bf16", "unet-train": "ddpm-cifar10 training step",
+            "edm-train": "edm-ddpmpp training step"}
 
 
 def main():

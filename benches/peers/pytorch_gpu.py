@@ -11,6 +11,7 @@ import statistics
 import sys
 
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -107,6 +108,8 @@ def norms():
 # What `langevin bench` calls them; the batches that both run.
 NETWORKS = {"ddpm-cifar10": (1, 64), "dit-xl-2": (1, 64), "sd15": (1, 4)}
 COMPILED = ["reduce-overhead", "max-autotune"]
+# Tuning Triton's convolutions takes many minutes: products are tuned, convolutions are cuDNN's.
+torch._inductor.config.max_autotune_conv_backends = "ATEN"
 
 
 def network(name):
@@ -142,30 +145,102 @@ def forward(name):
                 report(f"{name} forward bf16", [batch], lambda: run(*given), mode=mode)
 
 
-def training():
-    """A step of ddpm-cifar10: autocast to bf16, AdamW."""
-    made, _ = network("ddpm-cifar10")
+class Block(torch.nn.Module):
+    """A block of DDPM++ (Song et al. 2021; Karras et al. 2022, table 7): norm, SiLU and convolution twice, an embedding between, attention if asked for."""
+
+    def __init__(self, inputs, outputs, embedding=512, change=None, attention=False, dropout=0.13):
+        super().__init__()
+        norm = lambda c: torch.nn.GroupNorm(min(32, c // 4), c, eps=1e-6)
+        self.change, self.dropout = change, dropout
+        self.norm0, self.norm1 = norm(inputs), norm(outputs)
+        self.conv0, self.conv1 = torch.nn.Conv2d(inputs, outputs, 3, padding=1), torch.nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.affine = torch.nn.Linear(embedding, outputs)
+        self.skip = torch.nn.Conv2d(inputs, outputs, 1) if change or inputs != outputs else torch.nn.Identity()
+        if attention:
+            self.norm2, self.qkv, self.proj = norm(outputs), torch.nn.Conv2d(outputs, 3 * outputs, 1), torch.nn.Conv2d(outputs, outputs, 1)
+        self.attention = attention
+
+    def resample(self, x):
+        return {None: lambda: x, "down": lambda: F.avg_pool2d(x, 2), "up": lambda: F.interpolate(x, scale_factor=2)}[self.change]()
+
+    def forward(self, x, embedding):
+        h = self.conv0(self.resample(F.silu(self.norm0(x)))) + self.affine(embedding)[:, :, None, None]
+        h = self.conv1(F.dropout(F.silu(self.norm1(h)), self.dropout, self.training))
+        x = (h + self.skip(self.resample(x))) * 0.5**0.5
+        if self.attention:
+            q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in self.qkv(self.norm2(x)).chunk(3, 1))
+            h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+            x = (self.proj(h) + x) * 0.5**0.5
+        return x
+
+
+class DdpmPlusPlus(torch.nn.Module):
+    """EDM's DDPM++ for CIFAR-10 with its preconditioning: 55.7 M parameters (Karras et al. 2022, tables 1 and 7)."""
+
+    def __init__(self, c=128, mults=(2, 2, 2), blocks=4):
+        super().__init__()
+        self.map0, self.map1 = torch.nn.Linear(c, 4 * c), torch.nn.Linear(4 * c, 4 * c)
+        self.stem = torch.nn.Conv2d(3, c, 3, padding=1)
+        self.encoder, self.decoder, skips, x = torch.nn.ModuleList(), torch.nn.ModuleList(), [c], c
+        for level, mult in enumerate(mults):
+            for outputs, change in ([(x, "down")] if level else []) + [(c * mult, None)] * blocks:
+                self.encoder.append(Block(x, outputs, change=change, attention=level == 1 and change is None))
+                skips.append(x := outputs)
+        for level in reversed(range(len(mults))):
+            for change, attention in [("up", False)] if level < len(mults) - 1 else [(None, True), (None, False)]:
+                self.decoder.append(Block(x, x, change=change, attention=attention))
+            for i in range(blocks + 1):
+                block = Block(x + skips.pop(), c * mults[level], attention=level == 1 and i == blocks)
+                block.joins, x = True, c * mults[level]
+                self.decoder.append(block)
+        self.norm, self.last = torch.nn.GroupNorm(32, x, eps=1e-6), torch.nn.Conv2d(x, 3, 3, padding=1)
+
+    def forward(self, x, sigma):
+        c_skip, c_out, c_in = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / (sigma**2 + 0.25) ** 0.5, 1 / (sigma**2 + 0.25) ** 0.5
+        angles = sigma.log().flatten()[:, None] / 4 * 10000 ** (-torch.arange(64, device=x.device) / 63)
+        embedding = F.silu(self.map1(F.silu(self.map0(torch.cat([angles.sin(), angles.cos()], 1)))))
+        h = self.stem(c_in * x)
+        skips = [h]
+        for block in self.encoder:
+            skips.append(h := block(h, embedding))
+        for block in self.decoder:
+            h = block(torch.cat([h, skips.pop()], 1) if getattr(block, "joins", False) else h, embedding)
+        return c_skip * x + c_out * self.last(F.silu(self.norm(h)))
+
+
+def training(name):
+    """A step of training: autocast to bf16, AdamW."""
+    batch = {"ddpm-cifar10": 64, "edm-ddpmpp": 128}[name]
+    x = torch.randn(batch, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
+    if name == "ddpm-cifar10":
+        made, t = network(name)[0], torch.full((batch,), 500, device=DEVICE)
+        output = lambda run: run(x, t).sample
+    else:
+        made, sigma = DdpmPlusPlus().to(DEVICE).to(memory_format=torch.channels_last), torch.full((batch, 1, 1, 1), 1.5, device=DEVICE)
+        output = lambda run: run(x, sigma)
+    print(json.dumps({"peer": "pytorch", "what": f"{name} parameters", "count": sum(p.numel() for p in made.parameters())}), flush=True)
     optimizer = torch.optim.AdamW(made.parameters(), fused=True)
-    x, t = torch.randn(64, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last), torch.full((64,), 500, device=DEVICE)
     for mode in ["eager", *COMPILED]:
         torch.compiler.reset()
         run = made if mode == "eager" else torch.compile(made, mode=mode, dynamic=False)
 
         def step():
             with torch.autocast(DEVICE, BF16):
-                loss = F.mse_loss(run(x, t).sample, x)
+                loss = F.mse_loss(output(run), x)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        report("ddpm-cifar10 training step", [64], step, mode=mode)
-        print(json.dumps({"peer": "pytorch", "what": "peak memory of the training step", "mode": mode, "bytes": torch.cuda.max_memory_allocated()}), flush=True)
+        report(f"{name} training step", [batch], step, mode=mode)
+        peak = {"peer": "pytorch", "what": f"peak memory of the training step of {name}", "mode": mode, "bytes": torch.cuda.max_memory_allocated()}
+        print(json.dumps(peak), flush=True)
 
 
-PARTS = {"products": products, "convolutions": convolutions, "attention": attention, "norms": norms, "training": training}
+PARTS = {"products": products, "convolutions": convolutions, "attention": attention, "norms": norms}
 PARTS |= {name: lambda name=name: forward(name) for name in NETWORKS}
+PARTS |= {f"training-{name}": lambda name=name: training(name) for name in ("ddpm-cifar10", "edm-ddpmpp")}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

@@ -19,6 +19,13 @@ __device__ __forceinline__ float reciprocal_near(float x) {
     return y;
 }
 
+// To 2^-11, of it.
+__device__ __forceinline__ float tanh_near(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // To 2e-7.
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal_near(1.0f + exp2_near(-1.44269504f * x)); }
 

@@ -24,10 +24,22 @@ constexpr u32 PANEL_ROW = 128;
                      : SUMS                                                                                                              \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                                      \
     }
+// Begins s = Aᵀ · B of 16 rows of A and of B, or s += if `adds`, with 64 columns of A and N of B in shared memory.
+#define CROSS(T, TYPE, N, NAMES, SUMS, A, B, ADDS)                                                                                       \
+    __device__ __forceinline__ void cross(float (&d)[N / 2], u64 a, u64 b, u32 adds, T) {                                                \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ADDS ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" \
+                     NAMES "}, %" #A ", %" #B ", p, 1, 1, 1, 1;\n}"                                                                      \
+                     : SUMS                                                                                                              \
+                     : "l"(a), "l"(b), "r"(adds));                                                                                       \
+    }
 #define PRODUCTS(T, TYPE)                                                                                          \
     SCORE(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34)                                                     \
     SCORE(T, TYPE, 96, NAMES_48, THIRTY_TWO(d, 0) COMMA SIXTEEN(d, 32), 48, 49, 50)                                \
     SCORE(T, TYPE, 128, NAMES_64, SIXTY_FOUR(d, 0), 64, 65, 66)                                                    \
+    SCORE(T, TYPE, 160, NAMES_80, SIXTY_FOUR(d, 0) COMMA SIXTEEN(d, 64), 80, 81, 82)                               \
+    SCORE(T, TYPE, 192, NAMES_96, SIXTY_FOUR(d, 0) COMMA THIRTY_TWO(d, 64), 96, 97, 98)                            \
+    CROSS(T, TYPE, 32, NAMES_16, SIXTEEN(d, 0), 16, 17, 18)                                                        \
+    CROSS(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34)                                                     \
     WEIGH(T, TYPE, 40, NAMES_20, SIXTEEN(d, 0) COMMA FOUR(d, 16), 20, 21, 22, 23, 24, 25)                          \
     WEIGH(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34, 35, 36, 37)                                         \
     WEIGH(T, TYPE, 72, NAMES_36, THIRTY_TWO(d, 0) COMMA FOUR(d, 32), 36, 37, 38, 39, 40, 41)                       \
@@ -38,6 +50,16 @@ constexpr u32 PANEL_ROW = 128;
 #define COMMA ,
 PRODUCTS(f16, "f16")
 PRODUCTS(bf16, "bf16")
+
+// A ring of places in shared memory: which is next, and the parity of its phase.
+template <u32 STAGES>
+struct Ring {
+    u32 stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
 
 // Registers that a product has under way, or is to have, are not touched across this.
 template <u32 N>

@@ -27,6 +27,11 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Has this thread arrive at a barrier of `boxes.cuh` when all its copies have come, as one of those that it was told to wait for.
+__device__ __forceinline__ void arrive_behind_copies(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // W floats of shared memory in one access, as below of global memory. Packs that are put together where they are written, or taken apart where
 // they are read, may become several accesses. Reads stay between barriers.
 template <int W>

@@ -19,22 +19,20 @@
 
 constexpr int HOPPER_ROWS = 128, HOPPER_DEPTH = 64, HOPPER_THREADS = 384;
 
-// Begins d = A B, or d += A B if it `adds`, of 64 rows, 128 or 256 columns and 16 terms.
-#define MULTIPLY_MATRICES(T, TYPE)                                                                                                        \
-    __device__ __forceinline__ void multiply_matrices(float (&d)[64], u64 a, u64 b, u32 adds, T) {                                        \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" NAMES_64 \
-                     "}, %64, %65, p, 1, 1, 0, 1;\n}"                                                                                     \
-                     : SIXTY_FOUR(d, 0)                                                                                                   \
-                     : "l"(a), "l"(b), "r"(adds));                                                                                        \
-    }                                                                                                                                     \
-    __device__ __forceinline__ void multiply_matrices(float (&d)[128], u64 a, u64 b, u32 adds, T) {                                       \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE              \
-                     " {" NAMES_128 "}, %128, %129, p, 1, 1, 0, 1;\n}"                                                                    \
-                     : SIXTY_FOUR(d, 0), SIXTY_FOUR(d, 64)                                                                                \
-                     : "l"(a), "l"(b), "r"(adds));                                                                                        \
+// Begins d += A B, of 64 rows, twice as many columns as a thread has sums, and 16 terms.
+#define MULTIPLY_MATRICES(T, TYPE, COLUMNS, SUMS, NAMES, A, B, ...)                                                                        \
+    __device__ __forceinline__ void multiply_matrices(float (&d)[SUMS], u64 a, u64 b, T) {                                                 \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32." TYPE "." TYPE " {" NAMES "}, " A ", " B ", 1, 1, 1, 0, 1;" \
+                     : __VA_ARGS__                                                                                                         \
+                     : "l"(a), "l"(b));                                                                                                    \
     }
-MULTIPLY_MATRICES(f16, "f16")
-MULTIPLY_MATRICES(bf16, "bf16")
+#define MULTIPLY_ALL(T, TYPE)                                                                                                    \
+    MULTIPLY_MATRICES(T, TYPE, "128", 64, NAMES_64, "%64", "%65", SIXTY_FOUR(d, 0))                                              \
+    MULTIPLY_MATRICES(T, TYPE, "160", 80, NAMES_80, "%80", "%81", SIXTY_FOUR(d, 0), SIXTEEN(d, 64))                              \
+    MULTIPLY_MATRICES(T, TYPE, "192", 96, NAMES_96, "%96", "%97", SIXTY_FOUR(d, 0), THIRTY_TWO(d, 64))                           \
+    MULTIPLY_MATRICES(T, TYPE, "256", 128, NAMES_128, "%128", "%129", SIXTY_FOUR(d, 0), SIXTY_FOUR(d, 64))
+MULTIPLY_ALL(f16, "f16")
+MULTIPLY_ALL(bf16, "bf16")
 
 // The images that rows of y are pixels of, and the patches that they are cut into: 2^`wide` columns, 2^`high` rows, and images up to 128 pixels.
 struct Patches {
@@ -64,9 +62,9 @@ struct Patch {
     }
 };
 
-// The window of a convolution of stride 1; how many channels a tap has, and how many steps there are to them; the lines of a panel, channels of all taps.
+// The window of a convolution; how many channels a tap has, and how many steps there are to them; the lines of a panel, channels of all taps.
 struct Taps {
-    u32 columns, pad_top, pad_left, steps, channels, lines;
+    u32 columns, stride, pad_top, pad_left, steps, channels, lines;
 };
 
 // Trades one of two registers with the lane that differs in a bit: who has the bit gives its first for the other's second.
@@ -84,40 +82,50 @@ __device__ __forceinline__ void transpose(u32 (&r)[4]) {
     trade<1>(r[0], r[1]), trade<1>(r[2], r[3]);
 }
 
+// The two numbers of a register.
+__device__ __forceinline__ void widen_both(u32 two, float (&v)[2], bf16) {
+    v[0] = __uint_as_float(two << 16), v[1] = __uint_as_float(two & 0xffff0000);
+}
+__device__ __forceinline__ void widen_both(u32 two, float (&v)[2], f16) {
+    Pack<f16, 2> pair;
+    pair.whole = two;
+    v[0] = widen(pair.at[0]), v[1] = widen(pair.at[1]);
+}
+
 // An end for the sums of a patch: lane i knows the pixel of the warp's row i, of which there are 16 or twice 16.
 template <class T>
 struct PatchStore {
-    using Operands = typename Finish<T>::Operands;
+    using Operands = typename Epilogue<T>::Operands;
 
-    Finish<T> finish;
+    const Epilogue<T>& epilogue;
     u32 pixel;
 
     __device__ __forceinline__ u32 of(u32 row) const { return __shfl_sync(~0u, pixel, row); }
-    __device__ __forceinline__ bool wide() const { return finish.wide(); }
-    __device__ __forceinline__ bool activates() const { return finish.activates(); }
-    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { finish.activated(of(row), col, v); }
+    __device__ __forceinline__ bool wide() const { return epilogue.wide(); }
+    __device__ __forceinline__ bool activates() const { return epilogue.activates(); }
+    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { epilogue.activated(of(row), col, v); }
 
     template <bool WIDE>
     __device__ __forceinline__ Operands operands(u32 row, u32 col) const {
-        return finish.template operands<WIDE>(of(row), col);
+        return epilogue.template operands<WIDE>(of(row), col);
     }
 
     template <bool WIDE>
     __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4], const Operands& operands) const {
-        finish.template store<WIDE>(of(row), col, v, operands);
+        epilogue.template store<WIDE>(of(row), col, v, operands);
     }
 };
 
-// All tiles of a block. Tiles of 256 columns are of both warpgroups, 64 rows each. Those of 128 columns are of one warpgroup, and while it sends its sums the other
+// All tiles of a block. Tiles of 256 columns are of both warpgroups, 64 rows each. Narrower ones are of one warpgroup, and while it sends its sums the other
 // has the tensor cores.
 template <class T, int COLUMNS>
 struct Wgmma {
-    static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : 6, BARRIERS = 2 * STAGES + 2;
+    static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : COLS > 128 ? 5 : 6, BARRIERS = 2 * STAGES + 2;
     static constexpr int A_BYTES = HOPPER_ROWS * 128, STAGE = A_BYTES + COLS * 128;
-    // Panels of a tile, the bytes that a step takes of one, and how many steps are on their way while the next ones are asked for.
-    static constexpr int PANELS = COLS / 16, PANEL_BYTES = HOPPER_DEPTH * 32, AHEAD = STAGES / 2;
+    // Panels of a tile, and the bytes that a step takes of one.
+    static constexpr int PANELS = COLS / 16, PANEL_BYTES = HOPPER_DEPTH * 32;
     // Columns of sums that a warp sends at a time, of 8 rows, with a gap so that they meet 32 banks.
-    static constexpr int PART = 64, PITCH = PART + 8;
+    static constexpr int PART = 32, PITCH = PART + 8;
     // Rows of tiles in a band.
     static constexpr u32 TALL = COLS == 256 ? 16 : 8;
     // A warpgroup's sums: of 64 rows, or twice of them.
@@ -125,8 +133,11 @@ struct Wgmma {
 
     const Patches& patches;
     u32 n;
-    // Steps of the block's part of k.
+    // Steps of the block's part of k, and where parts of sums go: [tiles, parts, threads' sums by four, threads, 4], and how many of a tile's have come, by
+    // warp, which is zero before and after the launch.
     Terms steps;
+    f32* parts;
+    u32* arrivals;
     // Shared memory: stages; a barrier of each that says that it is full; those that say that it is empty; those that give a warpgroup its turn.
     u32 base, full, empty = full + 8 * STAGES, turns = empty + 8 * STAGES;
     // The stage that is next, and the parity of its phase.
@@ -135,8 +146,8 @@ struct Wgmma {
     __device__ __forceinline__ void make_barriers() const {
 #pragma unroll 1
         for (int i = 0; i < STAGES; i++) {
-            // A lane of each warp that copies, and the thread that asks for boxes.
-            make_barrier(full + 8 * i, 5);
+            // Every thread that copies, and the one that asks for boxes.
+            make_barrier(full + 8 * i, 129);
             // A lane of each warp that multiplies.
             make_barrier(empty + 8 * i, 8 / TEAMS);
         }
@@ -158,9 +169,10 @@ struct Wgmma {
         parity ^= next / STAGES & 1;
     }
 
-    // Brings the operands of all steps of all tiles, by a warpgroup: a box of x, and a chunk of each panel by each of its threads.
+    // Brings the operands of all steps of all tiles, by a warpgroup: a box of x, and a chunk of each panel by each of its threads. Nobody waits for what is on
+    // its way: when a thread's copies have come, they arrive at the stage's barrier by themselves.
     __device__ __forceinline__ void bring(const TensorMap& x, const T* w, const Taps& taps) {
-        u32 thread = threadIdx.x % 128, line = thread / 2, come = 0, coming = 0;
+        u32 thread = threadIdx.x % 128, line = thread / 2;
         // Halves of a line change places in every other four lines.
         u32 room = base + A_BYTES + (thread ^ thread / 8 % 2) * 16;
         u64 panel = u64(taps.lines) * 32;
@@ -174,19 +186,18 @@ struct Wgmma {
             const char* of_tap = (const char*)w + at.col * PANELS * panel + u64(tap) * taps.channels * 32 + thread * 16;
 #pragma unroll 1
             for (u32 i = steps.first; i < steps.end; i++) {
-                if (coming == AHEAD) deliver<AHEAD - 1>(come);
-                else coming++;
                 u32 barrier = full + 8 * stage, channel = step * HOPPER_DEPTH;
                 await(empty + 8 * stage, parity ^ 1);
                 if (thread == 0) {
                     arrive_and_announce(barrier, A_BYTES);
-                    copy_box(base + stage * STAGE, x, channel, patch.x + kx - taps.pad_left, patch.y + ky - taps.pad_top, patch.image, barrier);
+                    copy_box(base + stage * STAGE, x, channel, patch.x * taps.stride + kx - taps.pad_left, patch.y * taps.stride + ky - taps.pad_top,
+                             patch.image, barrier);
                 }
                 const char* from = of_tap + channel * 32;
                 u32 there = channel + line < taps.channels ? left : 0;
 #pragma unroll
                 for (int p = 0; p < PANELS; p++, from += panel) copy_16(room + stage * STAGE + p * PANEL_BYTES, from, p < there);
-                commit_copies();
+                arrive_behind_copies(barrier);
                 if (++step == taps.steps) {
                     step = 0, of_tap += taps.channels * 32;
                     if (++kx == taps.columns) kx = 0, ky++;
@@ -194,28 +205,18 @@ struct Wgmma {
                 advance();
             }
         }
-#pragma unroll 1
-        for (; coming > 0; coming--) deliver<0>(come);
-    }
-
-    // Says of the oldest stage that it has what this warp copies to it; `LEFT` younger ones need not.
-    template <int LEFT>
-    __device__ __forceinline__ void deliver(u32& stage) const {
-        wait_copies<LEFT>();
-        // Tensor cores see what was copied before this.
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        __syncwarp();
-        if (lane_id() == 0) arrive(full + 8 * stage);
-        if (++stage == STAGES) stage = 0;
     }
 
     // Makes a warpgroup's sums and sends them; `room` is the warp's own, for sums on their way out.
-    __device__ __forceinline__ void multiply(f32* room, const Finish<T>& finish) {
+    __device__ __forceinline__ void multiply(f32* room, const Epilogue<T>& epilogue) {
         u32 lane = lane_id(), group = warp_id() / 4, tile = blockIdx.x, turn = group ^ 1;
-        Sums sums = {};
         if (TEAMS == 2 && group == 1) tile += gridDim.x, skip();
 #pragma unroll 1
         for (; tile < tiles(); tile += TEAMS * gridDim.x) {
+            TilePlace at = place(tile);
+            PatchStore<T> out = store_of(at, epilogue);
+            Sums sums = {};
+            if (blockIdx.y == 0) fetch_added(at.col * COLS, out);
             // Who waits for a stage must have seen the one before it, or a phase that ended long ago would do.
             if (TEAMS == 2) await(turns + 8 * group, turn), turn ^= 1;
             u32 last = 0;
@@ -224,12 +225,13 @@ struct Wgmma {
                 u32 from = base + stage * STAGE, rows = TEAMS == 2 ? 0 : group * 8192;
                 u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
                 await(full + 8 * stage, parity);
+                // Tensor cores see what was copied. Not by who copied it, who would wait for all that is still on its way.
+                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
                 asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
                 for (int k = 0; k < HOPPER_DEPTH / 16; k++)
 #pragma unroll
-                    for (int r = 0; r < TEAMS; r++)
-                        multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), k > 0 || i > steps.first, T{});
+                    for (int r = 0; r < TEAMS; r++) multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), T{});
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
                 // The products of the step before have ended, and its stage may be filled again.
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
@@ -240,41 +242,72 @@ struct Wgmma {
             if (TEAMS == 2 && lane == 0) arrive(turns + 8 * (group ^ 1));
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             if (lane == 0) arrive(last);
-            send(room, sums, place(tile), finish);
+            if (gridDim.y == 1 || join(sums, tile)) send(room, sums, at.col * COLS, out);
             if (TEAMS == 2) skip();
         }
     }
 
-    __device__ __forceinline__ void send(f32* room, Sums& sums, const TilePlace& at, const Finish<T>& finish) const {
+    // The end of a tile, with the pixels of this warp.
+    __device__ __forceinline__ PatchStore<T> store_of(const TilePlace& at, const Epilogue<T>& epilogue) const {
         u32 lane = lane_id(), first = TEAMS == 2 ? lane / 16 * 64 : warp_id() / 4 * 64;
         Patch patch(patches, at.row);
-        PatchStore<T> out{finish, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, finish.epilogue.m)};
-        if (gridDim.y > 1 && n % 2 == 0) {
-            send_part(sums, at.col * COLS, out);
-        } else if (gridDim.y == 1 && finish.epilogue.whole()) {
-            send_whole(sums, at.col * COLS, out);
+        return {epilogue, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, epilogue.m)};
+    }
+
+    // Leaves a warp's sums of a part of k. True for the warp that comes last of those that have the same rows of the tile: it has the sums of all parts then,
+    // added up in their order.
+    __device__ __forceinline__ bool join(Sums& sums, u32 tile) const {
+        constexpr u32 THREADS = 256 / TEAMS;
+        f32* own = part_of(tile, blockIdx.y);
+#pragma unroll
+        for (int i = 0; i < TEAMS * COLS / 8; i++) *(Wide<f32>*)(own + i * THREADS * 4) = four_of(sums, i);
+        __threadfence();
+        __syncwarp();
+        u32 *arrived = arrivals + tile * 8 + warp_id() % (THREADS / 32), before = 0;
+        if (lane_id() == 0) before = atomicAdd(arrived, 1);
+        if (__shfl_sync(~0u, before, 0) + 1 < gridDim.y) return false;
+        __threadfence();
+        if (lane_id() == 0) *arrived = 0;
+#pragma unroll
+        for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = 0.0f;
+#pragma unroll 1
+        for (u32 part = 0; part < gridDim.y; part++) {
+            const f32* from = part_of(tile, part);
+#pragma unroll
+            for (int i = 0; i < TEAMS * COLS / 8; i++) {
+                float4 four = __ldcg((const float4*)(from + i * THREADS * 4));
+                float* to = sums[i / (COLS / 8)] + i % (COLS / 8) * 4;
+                to[0] += four.x, to[1] += four.y, to[2] += four.z, to[3] += four.w;
+            }
+        }
+        return true;
+    }
+
+    // A thread's place in a part of a tile's sums.
+    __device__ __forceinline__ f32* part_of(u32 tile, u32 part) const {
+        return parts + u64(tile * gridDim.y + part) * (HOPPER_ROWS * COLS) + threadIdx.x % (256 / TEAMS) * 4;
+    }
+
+    static __device__ __forceinline__ Wide<f32> four_of(const Sums& sums, int i) {
+        Wide<f32> four;
+#pragma unroll
+        for (int j = 0; j < 4; j++) four.at[j] = sums[i / (COLS / 8)][i % (COLS / 8) * 4 + j];
+        return four;
+    }
+
+    __device__ __forceinline__ void send(f32* room, Sums& sums, u32 first, const PatchStore<T>& out) const {
+        if (out.epilogue.whole()) {
+            send_whole(sums, first, out);
+        } else if constexpr (COLS == 128) {
+            send_rounds(room, sums, first, out);
         } else {
-            send_rounds(room, sums, at.col * COLS, out);
+            // `ops/hopper.rs` does not ask for it.
+            __trap();
         }
     }
 
     // The row of y of sums `half` of team `team`: a lane has two neighbouring columns of every eight, of the warp's rows lane / 4 and 8 behind.
     static __device__ __forceinline__ u32 row_of(const PatchStore<T>& out, int team, int half) { return out.of(16 * team + 8 * half + lane_id() / 4); }
-
-    // Sums of a part of k: four lanes store 32 bytes, a sector.
-    __device__ __forceinline__ void send_part(const Sums& sums, u32 first, const PatchStore<T>& out) const {
-        u32 m = out.finish.epilogue.m, col = first + lane_id() % 4 * 2;
-#pragma unroll
-        for (int r = 0; r < TEAMS; r++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                u32 row = row_of(out, r, h);
-                f32* to = out.finish.parts + (u64(blockIdx.y) * m + row) * n + col;
-#pragma unroll
-                for (int j = 0; j < COLS / 8; j++)
-                    if (row < m && col + 8 * j < n) *(Pack<f32, 2>*)(to + 8 * j) = pair_of(sums, r, h, j);
-            }
-    }
 
     static __device__ __forceinline__ Pack<f32, 2> pair_of(const Sums& sums, int team, int half, int j) {
         Pack<f32, 2> pair;
@@ -282,46 +315,60 @@ struct Wgmma {
         return pair;
     }
 
+    // Has what will be added to a tile's sums near before they are made.
+    __device__ __forceinline__ void fetch_added(u32 first, const PatchStore<T>& out) const {
+        const Epilogue<T>& e = out.epilogue;
+        u32 lane = lane_id(), col = first + lane * 16;
+        if (e.has_bias && lane < COLS / 16 && col < n) fetch_line(e.bias + col);
+        if (!e.has_residual) return;
+        // A lane has a row, or half of one.
+        for (u32 i = TEAMS == 2 ? 0 : lane / 16 * 64; i < COLS; i += TEAMS == 2 ? 64 : 128)
+            if (e.has(out.pixel, first + i)) fetch_line(e.residual + u64(out.pixel) * n + first + i);
+    }
+
+    static __device__ __forceinline__ void fetch_line(const T* from) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)) : "memory");
+    }
+
     // Rows of whole accesses of eight columns, straight from registers: four lanes trade what they have of 32 columns, so that each has eight beside each
     // other. Whatever is added to the sums comes before the stores that it would have to wait for.
     __device__ __forceinline__ void send_whole(Sums& sums, u32 first, const PatchStore<T>& out) const {
-        const Epilogue<T>& e = out.finish.epilogue;
-        u32 rows[TEAMS][2], col = first + lane_id() % 4 * 8;
-        Pack<u32, 4> residual[TEAMS][2];
-#pragma unroll
-        for (int r = 0; r < TEAMS; r++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                rows[r][h] = row_of(out, r, h);
-                residual[r][h] = residual_of(e, rows[r][h], col);
-            }
-        add_biases(sums, first, rows, e);
+        const Epilogue<T>& e = out.epilogue;
+        add_biases(sums, first, out);
         activate(sums, e.activation);
+        // Rows that are sent at a time.
+        constexpr int ROWS = COLS == 192 ? 1 : 2 * TEAMS;
 #pragma unroll
-        for (int part = 0; part < COLS / 32; part++, col += 32) {
-            Pack<u32, 4> added[TEAMS][2];
+        for (int first_row = 0; first_row < 2 * TEAMS; first_row += ROWS) {
+            u32 rows[ROWS], col = first + lane_id() % 4 * 8;
+            Pack<u32, 4> residual[ROWS];
 #pragma unroll
-            for (int r = 0; r < TEAMS; r++)
+            for (int i = 0; i < ROWS; i++) {
+                rows[i] = row_of(out, (first_row + i) / 2, (first_row + i) % 2);
+                residual[i] = residual_of(e, rows[i], col);
+            }
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    added[r][h] = residual[r][h];
-                    if (part + 1 < COLS / 32) residual[r][h] = residual_of(e, rows[r][h], col + 32);
+            for (int part = 0; part < COLS / 32; part++, col += 32) {
+                Pack<u32, 4> added[ROWS];
+#pragma unroll
+                for (int i = 0; i < ROWS; i++) {
+                    added[i] = residual[i];
+                    if (part + 1 < COLS / 32) residual[i] = residual_of(e, rows[i], col + 32);
                 }
 #pragma unroll
-            for (int r = 0; r < TEAMS; r++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
+                for (int i = 0; i < ROWS; i++) {
                     Pack<u32, 4> quad;
-                    if (e.has_residual) transpose(added[r][h].at);
+                    if (e.has_residual) transpose(added[i].at);
 #pragma unroll
                     for (int q = 0; q < 4; q++) {
-                        Pack<f32, 2> v = pair_of(sums, r, h, 4 * part + q);
-                        if (e.has_residual) add_pair(v.at, added[r][h].at[q]);
-                        quad.at[q] = pack<T>(v.at[0] * e.scale, v.at[1] * e.scale);
+                        float* v = sums[(first_row + i) / 2] + 16 * part + 4 * q + (first_row + i) % 2 * 2;
+                        if (e.has_residual) add_pair(v, added[i].at[q]);
+                        quad.at[q] = pack<T>(v[0] * e.scale, v[1] * e.scale);
                     }
                     transpose(quad.at);
-                    if (e.has(rows[r][h], col)) *(Pack<u32, 4>*)(e.y + u64(rows[r][h]) * n + col) = quad;
+                    if (e.has(rows[i], col)) *(Pack<u32, 4>*)(e.y + u64(rows[i]) * n + col) = quad;
                 }
+            }
         }
     }
 
@@ -329,41 +376,44 @@ struct Wgmma {
         return e.has_residual && e.has(row, col) ? *(const Pack<u32, 4>*)(e.residual + u64(row) * e.n + col) : Pack<u32, 4>::zeros();
     }
 
-    // Adds the two numbers of a register.
-    static __device__ __forceinline__ void add_pair(float (&v)[2], u32 two) {
-        Pack<T, 2> pair;
-        pair.whole = two;
-        v[0] += widen(pair.at[0]), v[1] += widen(pair.at[1]);
+    // Adds the two numbers of a register to two neighbours.
+    static __device__ __forceinline__ void add_pair(float* v, u32 two) {
+        float pair[2];
+        widen_both(two, pair, T{});
+        v[0] += pair[0], v[1] += pair[1];
     }
 
-    static __device__ __forceinline__ void add_biases(Sums& sums, u32 first, const u32 (&rows)[TEAMS][2], const Epilogue<T>& e) {
-        auto add = [&](float* pair, const T* from) { add_pair(*(float(*)[2])pair, *(const u32*)from); };
+    static __device__ __forceinline__ void add_biases(Sums& sums, u32 first, const PatchStore<T>& out) {
+        const Epilogue<T>& e = out.epilogue;
         u32 col = first + lane_id() % 4 * 2;
         if (e.has_bias)
 #pragma unroll
             for (int j = 0; j < COLS / 8; j++)
-                if (col + 8 * j < e.n)
+                if (col + 8 * j < e.n) {
+                    u32 bias = *(const u32*)(e.bias + col + 8 * j);
 #pragma unroll
-                    for (int i = 0; i < 2 * TEAMS; i++) add(sums[i / 2] + 4 * j + i % 2 * 2, e.bias + col + 8 * j);
+                    for (int i = 0; i < 2 * TEAMS; i++) add_pair(sums[i / 2] + 4 * j + i % 2 * 2, bias);
+                }
         if (e.has_sample_bias)
 #pragma unroll
             for (int i = 0; i < 2 * TEAMS; i++) {
-                u32 row = rows[i / 2][i % 2];
+                u32 row = row_of(out, i / 2, i % 2);
                 const T* from = e.sample_bias + u64(row / e.per_sample) * e.n + col;
 #pragma unroll
                 for (int j = 0; j < COLS / 8; j++)
-                    if (e.has(row, col + 8 * j)) add(sums[i / 2] + 4 * j + i % 2 * 2, from + 8 * j);
+                    if (e.has(row, col + 8 * j)) add_pair(sums[i / 2] + 4 * j + i % 2 * 2, *(const u32*)(from + 8 * j));
             }
     }
 
-    // Those activations that `whole` allows.
+    // Those activations that `whole` allows, which are a number by a gate: one code for both, so that there is less of it.
     static __device__ __forceinline__ void activate(Sums& sums, u32 activation) {
-        if (activation == SILU) {
+        if (activation == IDENTITY) return;
+        constexpr float RATE = -1.44269504f, GELU_RATE = 2.0f * SQRT_2_OVER_PI * RATE;
+        float linear = activation == SILU ? RATE : GELU_RATE, cubic = activation == SILU ? 0.0f : 0.044715f * GELU_RATE;
 #pragma unroll
-            for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = act(SILU, sums[i / (COLS / 2)][i % (COLS / 2)]);
-        } else if (activation == GELU_TANH) {
-#pragma unroll
-            for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = act(GELU_TANH, sums[i / (COLS / 2)][i % (COLS / 2)]);
+        for (int i = 0; i < TEAMS * COLS / 2; i++) {
+            float& x = sums[i / (COLS / 2)][i % (COLS / 2)];
+            x *= reciprocal_near(1.0f + exp2_near(x * fmaf(cubic * x, x, linear)));
         }
     }
 

@@ -88,10 +88,11 @@ template <class T, int FOURS>
 struct HeldRow {
     static constexpr int EACH = WIDE<T>, HELD = 4 * FOURS / EACH;
     Wide<T> packs[HELD];
+    const T* from;
     RowTeam team;
     u32 n;
 
-    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : team(team), n(n) {
+    __device__ __forceinline__ HeldRow(const T* from, RowTeam team, u32 n) : from(from), team(team), n(n) {
 #pragma unroll
         for (int k = 0; k < HELD; k++)
             if (place(k) < n) packs[k] = *(const Wide<T>*)(from + place(k));
@@ -157,6 +158,12 @@ __device__ __forceinline__ bool opaque(bool flag) {
     return bits != 0;
 }
 
+// A number of which the compiler knows nothing: what it made of it before is not kept in registers, but made again.
+__device__ __forceinline__ u32 afresh(u32 n) {
+    asm("" : "+r"(n));
+    return n;
+}
+
 // What follows a normalisation: n -> (n · gamma + beta) · (1 + scale) + shift, each pair there or not.
 template <class T>
 struct Parameters {
@@ -181,20 +188,32 @@ struct Parameters {
     // v of N neighbouring channels from c on.
     template <int N>
     __device__ __forceinline__ void follow(float (&v)[N], u32 c) const {
+        follow((float (&)[1][N])v, c);
+    }
+
+    // Of ROWS rows.
+    template <int ROWS, int N>
+    __device__ __forceinline__ void follow(float (&v)[ROWS][N], u32 c) const {
         using P = Pack<T, N>;
         if (opaque(affine)) {
             float g[N], b[N];
             widen_all<T>(g, *(const P*)(gamma + c));
             widen_all<T>(b, *(const P*)(beta + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], g[k], b[k]);
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int k = 0; k < N; k++) v[r][k] = fmaf(v[r][k], g[k], b[k]);
         }
         if (opaque(modulate)) {
             float g[N], b[N];
             widen_all<T>(g, *(const P*)(scale + c));
             widen_all<T>(b, *(const P*)(shift + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) v[k] = fmaf(v[k], 1.0f + g[k], b[k]);
+            for (int k = 0; k < N; k++) g[k] += 1.0f;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int k = 0; k < N; k++) v[r][k] = fmaf(v[r][k], g[k], b[k]);
         }
     }
 
@@ -208,15 +227,13 @@ struct Parameters {
             widen_all<T>(offset, channels<N>(beta + c));
         }
         if (modulate) {
-            float g[N], b[N];
-            widen_all<T>(g, channels<N>(scale + c));
-            widen_all<T>(b, channels<N>(shift + c));
+            float v[N];
+            widen_all<T>(v, channels<N>(scale + c));
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                float more = 1.0f + g[k];
-                factor[k] *= more;
-                offset[k] = fmaf(offset[k], more, b[k]);
-            }
+            for (int k = 0; k < N; k++) factor[k] = fmaf(factor[k], v[k], factor[k]), offset[k] = fmaf(offset[k], v[k], offset[k]);
+            widen_all<T>(v, channels<N>(shift + c));
+#pragma unroll
+            for (int k = 0; k < N; k++) offset[k] += v[k];
         }
     }
 
@@ -228,14 +245,15 @@ struct Parameters {
     }
 };
 
-// f(k, g) for N neighbouring channels from c on, g being the group of channel c + k.
-template <int N, class F>
-__device__ __forceinline__ void each_group(u32 c, u32 width, F f) {
-    u32 g = c / width, left = (g + 1) * width - c;
+// f(k, g) for N neighbouring channels from c on, or N times EACH of which all are of one group, g being the group of k.
+template <int N, int EACH = 1, class F>
+__device__ __forceinline__ void each_group(u32 c, Divisor width, F f) {
+    u32 g = quotient(c, width), left = (g + 1) * width.size - c;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         f(k, g);
-        if (--left == 0) g++, left = width;
+        left -= EACH;
+        if (left == 0) g++, left = width.size;
     }
 }
 
@@ -273,38 +291,46 @@ struct GroupTeams : RowTeam {
 };
 
 // A part of x [B, rows, channels] for a block: tile of `cols` channels, stretch of `per` rows of a sample. `across` threads lie beside
-// each other, E channels each, the others on lines below. Where a tile has more channels than they take, they come again further right.
-template <int E, u32 THREADS = FLAT_THREADS>
+// each other, E channels each, the others on `down` lines. Where a tile has more channels than they take, they come again further right.
+template <int E>
 struct Tile {
-    u32 rows, channels, across, down, count;
+    u32 rows, channels, across, count;
+    Divisor down;
     u32 sample, stretch, first_col, end_col, start, end;
     // The first row and channel of this thread; threads that fill no line have no channels.
     u32 row, col;
 
     // `backwards`: later blocks have earlier stretches.
-    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per, bool backwards)
-        : rows(rows), channels(channels), across(across), down(THREADS / across), count(count) {
-        u32 block = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-        first_col = block % tiles * cols;
+    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, Divisor across, Divisor down, Divisor tiles, Divisor count, u32 per,
+                                    bool backwards)
+        : rows(rows), channels(channels), across(across.size), count(count.size), down(down) {
+        Divided tile = divide(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x, tiles), part = divide(tile.quotient, count);
+        first_col = tile.rest * cols;
         end_col = first_col + cols < channels ? first_col + cols : channels;
-        stretch = block / tiles % count;
-        sample = block / tiles / count;
+        stretch = part.rest;
+        sample = part.quotient;
         start = stretch * per;
         end = start + per < rows ? start + per : rows;
-        u32 line = threadIdx.x / across;
-        row = start + line;
-        col = line < down ? first_col + threadIdx.x % across * E : end_col;
+        Divided line = divide(threadIdx.x, across);
+        row = start + line.quotient;
+        col = line.quotient < down.size ? first_col + line.rest * E : end_col;
     }
 
-    __device__ __forceinline__ u32 own_rows() const { return row < end ? (end - row + down - 1) / down : 0; }
+    __device__ __forceinline__ u32 line() const { return row - start; }
+    __device__ __forceinline__ u32 rows_of(u32 line) const {
+        return start + line < end ? quotient(end - start - line + down.size - 1, down) : 0;
+    }
+    __device__ __forceinline__ u32 own_rows() const { return rows_of(line()); }
     // Elements from one of its rows to the next.
-    __device__ __forceinline__ u64 step() const { return u64(down) * channels; }
+    __device__ __forceinline__ u64 step() const { return u64(down.size) * channels; }
     // Its first row in channel c, from the sample's first number on.
     __device__ __forceinline__ u64 at(u32 c) const { return u64(row) * channels + c; }
 };
 
-#define TILE u32 rows, u32 channels, u32 cols, u32 across, u32 tiles, u32 count, u32 per
-#define AS_TILE(E, backwards) Tile<E>(rows, channels, cols, across, tiles, count, per, backwards)
+#define TILE                                                                                                                           \
+    u32 rows, u32 channels, u32 cols, DIVISOR(across), DIVISOR(down), DIVISOR(tiles), DIVISOR(count), u32 per
+#define AS_TILE(E, backwards)                                                                                                          \
+    Tile<E>(rows, channels, cols, AS_DIVISOR(across), AS_DIVISOR(down), AS_DIVISOR(tiles), AS_DIVISOR(count), per, backwards)
 
 // Whether packs of E numbers may be read at once from all of these: numbers of 16 bits, of which views begin at multiples of 256 bytes,
 // always.
@@ -326,6 +352,13 @@ __device__ __forceinline__ Pack<T, E> read(const T* p) {
     return out;
 }
 
+// Sixteen bytes in one access, also where the compiler would rather store what it has made of them piece by piece.
+template <class T>
+__device__ __forceinline__ void write_whole(T* p, Wide<T> v) {
+    uint4 w = v.whole;
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w));
+}
+
 template <class T, int E, bool ALIGNED>
 __device__ __forceinline__ void write(T* p, Pack<T, E> v) {
     if constexpr (ALIGNED) {
@@ -335,6 +368,55 @@ __device__ __forceinline__ void write(T* p, Pack<T, E> v) {
         for (int k = 0; k < E; k++) p[k] = v.at[k];
     }
 }
+
+// Rows of a thread that are under way at once; `HELD` of `ops/group_norm.rs`. Entries of one channel a thread, whose code is long, have fewer.
+template <int E>
+constexpr int HELD = E == 1 ? 2 : 8;
+
+// Groups of a tile of which a block has all rows, at most; `ops/group_norm.rs` has it too.
+constexpr u32 HELD_GROUPS = 64;
+
+// E neighbouring channels of HELD rows of a thread, in registers.
+template <class T, int E>
+struct Rows {
+    Pack<T, E> at[HELD<E>];
+
+    // The first `rows` of them, from `from` on.
+    __device__ __forceinline__ void fetch(const T* from, u32 step, u32 rows, bool aligned) {
+        if (E == 1 || sizeof(T) == 2 || aligned) read_all<true>(from, step, rows);
+        else read_all<false>(from, step, rows);
+    }
+
+    template <bool ALIGNED>
+    __device__ __forceinline__ void read_all(const T* from, u32 step, u32 rows) {
+#pragma unroll
+        for (int r = 0; r < HELD<E>; r++, from += step)
+            if (r < rows) at[r] = read<T, E, ALIGNED>(from);
+    }
+};
+
+// Threads of a block that join the parts of a group: a power of two of them, a warp at most.
+struct GroupTeam {
+    u32 shift, lanes, teams, team, lane;
+
+    __device__ __forceinline__ GroupTeam(u32 groups) : shift(5) {
+        while (shift > 0 && blockDim.x >> shift < groups) shift--;
+        lanes = 1 << shift, teams = blockDim.x >> shift, team = threadIdx.x >> shift, lane = threadIdx.x & (lanes - 1);
+    }
+
+    // f(g, there) for this team's groups; all threads come to it as often.
+    template <class F>
+    __device__ __forceinline__ void each(u32 groups, F f) const {
+#pragma unroll 1
+        for (u32 first = 0; first < groups; first += teams) f(first + team, first + team < groups);
+    }
+
+    __device__ __forceinline__ float total(float v) const {
+        float all[1] = {v};
+        sum_in_warp(all, lanes);
+        return all[0];
+    }
+};
 
 // f(i, x, dy) for a column's rows i = 0.. of x and dy, `step` apart. ROWS loads of both are under way, also while f runs: where a row was,
 // the one that is ROWS further is on its way.
@@ -376,19 +458,21 @@ struct ColumnSums {
             for (int k = 0; k < E; k++) at[v][k] = 0.0f;
     }
 
-    // Those of all lines, joined in pairs -> out [samples, count, VALUES, channels]. All threads of the block must come here.
-    __device__ __forceinline__ void store(f32* out, const Tile<E>& t) {
-        // A thread's numbers in pieces of 16 bytes, neighbours' beside each other.
-        constexpr int P = E < 4 ? E : 4;
-        __shared__ alignas(16) f32 lines[VALUES][E / P][FLAT_THREADS * P];
-        u32 line = threadIdx.x / t.across, half;
-        for (u32 rest = t.down; rest > 1; rest = half) {
+    // In shared memory a thread's numbers are in pieces of 16 bytes, neighbours' beside each other.
+    static constexpr int P = E < 4 ? E : 4;
+
+    // Those of all lines, joined in pairs, become those of the first line. All threads of the block must come here. `lines`: VALUES · E floats
+    // a thread.
+    __device__ __forceinline__ void join(f32* lines, const Tile<E>& t) {
+        u32 line = t.line(), half, piece_floats = blockDim.x * P;
+        f32* own = lines + threadIdx.x * P;
+        for (u32 rest = t.down.size; rest > 1; rest = half) {
             half = (rest + 1) / 2;
             if (line >= half && line < rest) {
 #pragma unroll
                 for (int v = 0; v < VALUES; v++)
 #pragma unroll
-                    for (int i = 0; i < E / P; i++) *(Pack<f32, P>*)(lines[v][i] + threadIdx.x * P) = piece<P>(v, i);
+                    for (int i = 0; i < E / P; i++) *(Pack<f32, P>*)(own + (v * (E / P) + i) * piece_floats) = piece(v, i);
             }
             __syncthreads();
             if (line + half < rest) {
@@ -396,23 +480,34 @@ struct ColumnSums {
                 for (int v = 0; v < VALUES; v++) {
 #pragma unroll
                     for (int i = 0; i < E / P; i++) {
-                        Pack<f32, P> other = *(const Pack<f32, P>*)(lines[v][i] + (threadIdx.x + half * t.across) * P);
+                        const f32* from = own + (v * (E / P) + i) * piece_floats + half * t.across * P;
+                        Pack<f32, P> other = *(const Pack<f32, P>*)from;
 #pragma unroll
                         for (int k = 0; k < P; k++) at[v][i * P + k] += other.at[k];
                     }
                 }
             }
         }
-        if (line > 0 || t.col >= t.end_col) return;
+    }
+
+    // Those of all lines -> out [samples, count, VALUES, channels]. All threads of the block must come here.
+    __device__ __forceinline__ void store(f32* out, const Tile<E>& t) {
+        __shared__ alignas(16) f32 lines[VALUES * E * FLAT_THREADS];
+        join(lines, t);
+        put(out, t);
+    }
+
+    // Those of the first line.
+    __device__ __forceinline__ void put(f32* out, const Tile<E>& t) const {
+        if (t.line() > 0 || t.col >= t.end_col) return;
         // Scratch memory begins at a multiple of 16 bytes; of gradients that are views this is not sure.
         f32* to = out + (u64(t.sample) * t.count + t.stretch) * VALUES * t.channels + t.col;
 #pragma unroll
         for (int v = 0; v < VALUES; v++)
 #pragma unroll
-            for (int i = 0; i < E / P; i++) ::store<f32, P>(to + u64(v) * t.channels + i * P, piece<P>(v, i));
+            for (int i = 0; i < E / P; i++) ::store<f32, P>(to + u64(v) * t.channels + i * P, piece(v, i));
     }
 
-    template <int P>
     __device__ __forceinline__ Pack<f32, P> piece(int v, int i) const {
         Pack<f32, P> out;
 #pragma unroll

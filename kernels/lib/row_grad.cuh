@@ -78,8 +78,8 @@ struct RowGrad {
         float mean, rstd;
     };
 
-    // The next row is on its way while one is computed with, where registers are enough.
-    static constexpr bool AHEAD = sizeof(T) == 2;
+    // Rows that are on their way while one is computed with, where registers are enough; where its numbers are kept it makes room for the next.
+    static constexpr int AHEAD = sizeof(T) == 2 ? 2 : 1;
 
     __device__ __forceinline__ u32 place(const RowTeams<VALUES>& t, int k) const { return (k * t.lanes + t.lane) * E; }
 
@@ -136,41 +136,55 @@ struct RowGrad {
         if (affine) multiply(by, gamma, 0.0f, team);
         if (modulate) multiply(by, scale, 1.0f, team);
         u32 row = first + team.team, turn = 0;
-        Row ahead;
-        read(ahead, row, team);
+        Row rows[AHEAD];
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) read(rows[r], row + r * team.teams, team);
 #pragma unroll 1
-        for (u32 next = first; next < end; next += team.teams, row += team.teams, turn ^= 1) {
-            Row own = ahead;
-            bool there = row < end;
-            float m = own.mean, s = own.rstd, sum[VALUES] = {};
-            float d[NUMBERS], g[NUMBERS];
-            if (AHEAD) read(ahead, row + team.teams, team);
-            each(own, there, team, [&](int i, const float (&x)[E], const float (&dy)[E]) {
+        for (u32 next = first; next < end;) {
 #pragma unroll
-                for (int e = 0; e < E; e++) {
-                    int c = i * E + e;
-                    d[c] = x[e] - m, g[c] = dy[e] * by[c];
-                    float n = d[c] * s;
-                    sum[VALUES - 1] = fmaf(g[c], n, sum[VALUES - 1]);
-                    total[VALUES - 1][c] = fmaf(dy[e], n, total[VALUES - 1][c]);
-                    if (VALUES == 1) continue;
-                    sum[0] += g[c];
-                    total[0][c] += dy[e];
-                }
-            });
-            team.sum(sum, turn);
-            finish(sum, s, part);
-            T* to = dx + u64(row) * channels;
-            each(own, there, team, [&](int i, const float (&x)[E], const float (&dy)[E]) {
-                float out[E];
+            for (int r = 0; r < AHEAD; r++, next += team.teams, row += team.teams, turn ^= 1) {
+                // The same for all teams.
+                if (r > 0 && next >= end) break;
+                Row& own = rows[r];
+                bool there = row < end;
+                float m = own.mean, s = own.rstd, sum[VALUES] = {};
+                float d[NUMBERS], g[NUMBERS];
+                each(own, there, team, [&](int i, const float (&x)[E], const float (&dy)[E]) {
 #pragma unroll
-                for (int e = 0; e < E; e++) {
-                    int c = i * E + e;
-                    out[e] = KEPT ? made(g[c], d[c], sum, s) : made(dy[e] * by[c], x[e] - m, sum, s);
+                    for (int e = 0; e < E; e++) {
+                        int c = i * E + e;
+                        d[c] = x[e] - m, g[c] = dy[e] * by[c];
+                        float n = d[c] * s;
+                        sum[VALUES - 1] = fmaf(g[c], n, sum[VALUES - 1]);
+                        total[VALUES - 1][c] = fmaf(dy[e], n, total[VALUES - 1][c]);
+                        if (VALUES == 1) continue;
+                        sum[0] += g[c];
+                        total[0][c] += dy[e];
+                    }
+                });
+                if (KEPT) read(own, row + AHEAD * team.teams, team);
+                team.sum(sum, turn);
+                finish(sum, s, part);
+                T* to = dx + u64(row) * channels;
+                if (KEPT) {
+#pragma unroll
+                    for (int i = 0; i < HELD; i++) {
+                        if (!there || place(team, i) >= channels) continue;
+                        float out[E];
+#pragma unroll
+                        for (int e = 0; e < E; e++) out[e] = made(g[i * E + e], d[i * E + e], sum, s);
+                        *(Wide<T>*)(to + place(team, i)) = narrow_all<T>(out);
+                    }
+                } else {
+                    each(own, there, team, [&](int i, const float (&x)[E], const float (&dy)[E]) {
+                        float out[E];
+#pragma unroll
+                        for (int e = 0; e < E; e++) out[e] = made(dy[e] * by[i * E + e], x[e] - m, sum, s);
+                        *(Wide<T>*)(to + place(team, i)) = narrow_all<T>(out);
+                    });
+                    read(own, row + AHEAD * team.teams, team);
                 }
-                *(Wide<T>*)(to + place(team, i)) = narrow_all<T>(out);
-            });
-            if (!AHEAD) read(ahead, row + team.teams, team);
+            }
         }
         if (summed) store(total, team);
     }

@@ -9,17 +9,21 @@
 //   instructions of warps, 4             905  1091  1143  1175   944
 //   shared memory, 128 bytes             736  1024  1280  1344  1792
 //
-// A block has two warpgroups, or where that leaves multiprocessors idle one, each with 64 queries of a head, and goes over all keys. Scores are products of what is in shared memory; weights are
-// the left operand of the second product in the registers in which the first one left them. The softmax of a tile of keys runs beside the second product
-// of the tile before it, and, in heads of 80 columns at most, beside what another block does, as registers let two share a multiprocessor.
+// A block has two warpgroups, or where that leaves multiprocessors idle one, each with 64 queries of a head, which go over all keys, and one of which a thread brings
+// what they need and all give their registers to the others. Scores are products of what is in shared memory; weights are the left operand of the second product in
+// the registers in which the first one left them. The softmax of a tile of keys runs beside the second product of the tile before it, and beside both products
+// of the other warpgroup: they begin them in turns.
 //
-// One thread brings Q, K and V in boxes, which are panels of 64 columns: rows of 128 bytes with chunks exchanged by the row's number, zeros where a head has no more
-// columns or there are no more rows. Heads are padded to 16 columns in the first product, to 8 in the second. Warpgroups do not wait for each other, but for
-// what comes: one may be a turn behind the other.
+// Q, K and V come in boxes of panels of 64 columns: rows of 128 bytes with chunks exchanged by the row's number, zeros where a head has no more
+// columns or there are no more rows. Heads are padded to 16 columns in the first product, to 8 in the second.
 #include "lib/attention_hopper.cuh"
 
 // The maximum that exponentials refer to may lag, in powers of two; see `kernels/attention.cu`.
 constexpr float LAG = 8.0f;
+
+// Warpgroups begin their products in turns: each waits for its own, and passes on the next one's.
+__device__ __forceinline__ void await_turn(u32 group) { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); }
+__device__ __forceinline__ void pass_turn(u32 group) { asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory"); }
 
 // A thread's part of 64 queries: rows `group` and `group` + 8 of its warp's 16, and columns 2 · member and the next of every 8.
 template <class T, u32 DV, u32 KEYS, u32 QUERIES>
@@ -105,37 +109,73 @@ struct Softmax {
     }
 };
 
-// Heads of at most DK columns of q and k, and DV of v. There is room for Q, and two tiles of K and of V each.
-template <class T, u32 DK, u32 DV, u32 KEYS, u32 QUERIES>
+// Rows of a box.
+constexpr u32 BOX = 32;
+
+// `bring` by boxes of fewer rows.
+template <u32 ROWS, u32 PANELS>
+__device__ __forceinline__ void bring_boxes(u32 to, const TensorMap& x, u32 head, u32 first, u32 sample, u32 barrier) {
+#pragma unroll 1
+    for (u32 row = 0; row < ROWS; row += BOX) {
+#pragma unroll
+        for (u32 p = 0; p < PANELS; p++) copy_box(to + (p * ROWS + row) * PANEL_ROW, x, 64 * p, head, first + row, sample, barrier);
+    }
+}
+
+// Heads of at most DK columns of q and k, and DV of v, by GROUPS warpgroups and a warp that brings Q, and tiles of K and of V, for which there are STAGES places each.
+template <class T, u32 DK, u32 DV, u32 KEYS, u32 GROUPS, u32 STAGES, u32 REGISTERS>
 __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k, const TensorMap& v, T* y, float* lse, u32 queries, u32 keys, u32 heads,
                                           u32 dv, u32 blocks, float scale) {
-    constexpr u32 K_PANELS = (DK + 63) / 64, V_PANELS = (DV + 63) / 64, WARPS = QUERIES / 16;
+    constexpr u32 K_PANELS = (DK + 63) / 64, V_PANELS = (DV + 63) / 64, QUERIES = 64 * GROUPS;
     constexpr u32 Q_TILE = K_PANELS * QUERIES * PANEL_ROW, K_TILE = K_PANELS * KEYS * PANEL_ROW, V_TILE = V_PANELS * KEYS * PANEL_ROW;
     static_assert(DV <= DK);
     extern __shared__ __align__(1024) unsigned char room[];
-    __shared__ u64 barriers[4];
+    __shared__ u64 barriers[4 * STAGES];
     // Patterns of the swizzle begin at multiples of 1024 bytes, whatever stands before the room.
-    u32 place = (shared_address(room) + 1023) & ~1023u, k_place = place + Q_TILE, v_place = k_place + 2 * K_TILE;
-    // What a turn needs is there; all have done with it. Of two turns each.
-    u32 there = shared_address(barriers), done = there + 16;
+    u32 place = (shared_address(room) + 1023) & ~1023u, k_place = place + Q_TILE, v_place = k_place + STAGES * K_TILE;
+    // A tile of K is there, one of V; all have done with it.
+    u32 k_full = shared_address(barriers), v_full = k_full + 8 * STAGES, k_empty = v_full + 8 * STAGES, v_empty = k_empty + 8 * STAGES;
     u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = threadIdx.x / 128;
     u32 tiles = (keys + KEYS - 1) / KEYS;
-    // The K of one turn and the V of the one before it come together. The first turn's tile is the last, which alone may have fewer keys.
-    auto load = [&](u32 t) {
-        u32 barrier = there + t % 2 * 8, key = (tiles - 1 - t) * KEYS, head = pair % heads, sample = pair / heads;
-        arrive_and_announce(barrier, (t == 0 ? Q_TILE : V_TILE) + (t < tiles ? K_TILE : 0));
-        if (t == 0) bring<QUERIES, K_PANELS>(place, q, head, first, sample, barrier);
-        if (t < tiles) bring<KEYS, K_PANELS>(k_place + t % 2 * K_TILE, k, head, key, sample, barrier);
-        if (t > 0) bring<KEYS, V_PANELS>(v_place + (t - 1) % 2 * V_TILE, v, head, key + KEYS, sample, barrier);
-    };
-    auto finish = [&](u32 t) {
-        if (threadIdx.x % 32 == 0) arrive(done + t % 2 * 8);
-    };
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+        for (u32 i = 0; i < 2 * STAGES; i++) make_barrier(k_full + 8 * i, 1), make_barrier(k_empty + 8 * i, 4 * GROUPS);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    if (warpgroup == GROUPS) {
+        if constexpr (REGISTERS > 0) give_registers<24>();
+        if (threadIdx.x % 128 != 0) return;
+        fetch_map(q), fetch_map(k), fetch_map(v);
+        u32 head = pair % heads, sample = pair / heads;
+        Ring<STAGES> ring, late;
+        // The first tile is the last one, which alone may have fewer keys. V of a tile comes after K of the next, in the order in which they are needed.
+#pragma unroll 1
+        for (u32 t = 0; t <= tiles; t++) {
+            u32 key = (tiles - 1 - t) * KEYS;
+            if (t < tiles) {
+                await(k_empty + 8 * ring.stage, ring.parity ^ 1);
+                arrive_and_announce(k_full + 8 * ring.stage, K_TILE + (t == 0 ? Q_TILE : 0));
+                if (t == 0) bring_boxes<QUERIES, K_PANELS>(place, q, head, first, sample, k_full);
+                bring_boxes<KEYS, K_PANELS>(k_place + ring.stage * K_TILE, k, head, key, sample, k_full + 8 * ring.stage);
+                ring.advance();
+            }
+            if (t > 0) {
+                await(v_empty + 8 * late.stage, late.parity ^ 1);
+                arrive_and_announce(v_full + 8 * late.stage, V_TILE);
+                bring_boxes<KEYS, V_PANELS>(v_place + late.stage * V_TILE, v, head, key + KEYS, sample, v_full + 8 * late.stage);
+                late.advance();
+            }
+        }
+        return;
+    }
+    if constexpr (REGISTERS > 0) take_registers<REGISTERS>();
+    Ring<STAGES> scores, values;
     float s[KEYS / 2];
     u64 q_matrix = matrix_descriptor<128, 16, 1024>(place + warpgroup * 64 * PANEL_ROW);
-    // Begins the scores of a turn's tile.
-    auto multiply = [&](u32 t) {
-        u64 k_matrix = matrix_descriptor<128, 16, 1024>(k_place + t % 2 * K_TILE);
+    // Begins the scores of the next tile.
+    auto multiply = [&] {
+        u64 k_matrix = matrix_descriptor<128, 16, 1024>(k_place + scores.stage * K_TILE);
 #pragma unroll
         for (u32 i = 0; i < DK / 16; i++) {
             u32 in_panel = i % 4 * (32 >> 4);
@@ -143,81 +183,76 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
         }
         commit_products();
     };
-
     u32 p[KEYS / 16][4];
     Softmax<T, DV, KEYS, QUERIES> rows;
     rows.clear();
-    // Begins the sums over the values of a turn's tile.
-    auto sum = [&](u32 t) {
-        u64 v_matrix = matrix_descriptor<128, KEYS * PANEL_ROW, 1024>(v_place + t % 2 * V_TILE);
+    // Begins the sums over the values of the tile before.
+    auto sum = [&] {
+        u64 v_matrix = matrix_descriptor<128, KEYS * PANEL_ROW, 1024>(v_place + values.stage * V_TILE);
 #pragma unroll
         for (u32 i = 0; i < KEYS / 16; i++) weigh(rows.o, p[i], v_matrix + i * (16 * PANEL_ROW >> 4), T{});
         commit_products();
     };
-
-    if (threadIdx.x == 0) {
-        fetch_map(q), fetch_map(k), fetch_map(v);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) make_barrier(there + i * 8, 1), make_barrier(done + i * 8, WARPS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        load(0);
-        load(1);
-    }
-    __syncthreads();
+    // Says that this warp has done with a place.
+    auto leave = [&](u32 empty, Ring<STAGES>& ring) {
+        if (threadIdx.x % 32 == 0) arrive(empty + 8 * ring.stage);
+        ring.advance();
+    };
     float factor = scale * LOG2_E;
-    await(there, 0);
+    await(k_full, 0);
     begin_products();
-    multiply(0);
+    multiply();
     wait_products<0>(s);
+    leave(k_empty, scores);
     rows.mask(s, keys - (tiles - 1) * KEYS);
     rows.soften(s, p, factor, true);
-    finish(0);
+    if (GROUPS > 1 && warpgroup + 1 == GROUPS) pass_turn(0);
     // No product is under way from one turn to the next, and none is left out of a turn: assemblers would put a wait behind each.
 #pragma unroll 1
     for (u32 t = 1; t < tiles; t++) {
-        await(there + t % 2 * 8, t / 2 % 2);
+        await(k_full + 8 * scores.stage, scores.parity);
+        await(v_full + 8 * values.stage, values.parity);
+        if (GROUPS > 1) await_turn(warpgroup);
         begin_products();
-        multiply(t);
-        sum(t - 1);
-        if (threadIdx.x == 0) {
-            // Behind this all have done with the K of t - 1 and the V of t - 2.
-            await(done + (t - 1) % 2 * 8, (t - 1) / 2 % 2);
-            load(t + 1);
-        }
-        __syncwarp();
+        multiply();
+        sum();
+        if (GROUPS > 1) pass_turn(warpgroup + 1 == GROUPS ? 0 : warpgroup + 1);
         wait_products<1>(s);
+        leave(k_empty, scores);
         rows.soften(s, p, factor, false);
-        finish(t);
+        leave(v_empty, values);
     }
-    await(there + tiles % 2 * 8, tiles / 2 % 2);
+    await(v_full + 8 * values.stage, values.parity);
+    if (GROUPS > 1) await_turn(warpgroup);
     begin_products();
-    sum(tiles - 1);
+    sum();
+    if (GROUPS > 1 && warpgroup + 1 < GROUPS) pass_turn(warpgroup + 1);
     wait_products<0>(rows.o);
-    // No warp's place is read any more.
-    __syncthreads();
+    // The warpgroup's place is not read any more.
+    asm volatile("bar.sync %0, 128;" ::"r"(8 + warpgroup) : "memory");
     rows.put(Head<T>(y, pair, heads, queries, dv), lse + u64(pair) * queries, place, threadIdx.x / 32 * 16, first, queries);
 }
 
 // q, k, v: maps of [B, rows, heads, columns] in boxes of 64 columns of a head, of a block's queries or a tile's keys. blocks: of the queries of a head.
-#define ATTENTION(T, NAME, DK, DV, KEYS, QUERIES, BLOCKS)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(2 * QUERIES, BLOCKS)                                                                                \
+#define ATTENTION(T, NAME, DK, DV, KEYS, GROUPS, STAGES, BLOCKS, REGISTERS)                                                                          \
+    extern "C" __global__ void __launch_bounds__(128 * GROUPS + 128, BLOCKS)                                                                         \
         attention_##NAME##_##T(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, T* y, \
                                float* lse, u32 queries, u32 keys, u32 heads, u32 dv, u32 blocks, float scale) {                                      \
-        attention<T, DK, DV, KEYS, QUERIES>(q, k, v, y, lse, queries, keys, heads, dv, blocks, scale);                                               \
+        attention<T, DK, DV, KEYS, GROUPS, STAGES, REGISTERS>(q, k, v, y, lse, queries, keys, heads, dv, blocks, scale);                             \
     }
-// `few`: one warpgroup. Registers are for two blocks on a multiprocessor where shared memory is, or where there are few blocks at all.
-#define HALVES(T)                            \
-    ATTENTION(T, 40, 48, 40, 96, 128, 2)     \
-    ATTENTION(T, 64, 64, 64, 64, 128, 2)     \
-    ATTENTION(T, 72, 80, 72, 64, 128, 2)     \
-    ATTENTION(T, 80, 80, 80, 64, 128, 2)     \
-    ATTENTION(T, 128, 128, 128, 128, 128, 1) \
-    ATTENTION(T, 160, 160, 160, 64, 128, 1)  \
-    ATTENTION(T, few_40, 48, 40, 96, 64, 2)  \
-    ATTENTION(T, few_64, 64, 64, 64, 64, 2)  \
-    ATTENTION(T, few_80, 80, 80, 64, 64, 2)  \
-    ATTENTION(T, few_128, 128, 128, 64, 64, 1) \
-    ATTENTION(T, few_160, 160, 160, 64, 64, 1) \
-    ATTENTION(T, few_256, 256, 256, 64, 64, 1)
+// `few`: one warpgroup. REGISTERS of a thread that multiplies are what BLOCKS on a multiprocessor leave.
+#define HALVES(T)                                   \
+    ATTENTION(T, 40, 48, 40, 192, 2, 2, 1, 240)     \
+    ATTENTION(T, 64, 64, 64, 192, 2, 2, 1, 240)     \
+    ATTENTION(T, 72, 80, 72, 160, 2, 2, 1, 240)     \
+    ATTENTION(T, 80, 80, 80, 160, 2, 2, 1, 240)     \
+    ATTENTION(T, 128, 128, 128, 160, 2, 2, 1, 240) \
+    ATTENTION(T, 160, 160, 160, 96, 2, 2, 1, 240)   \
+    ATTENTION(T, few_40, 48, 40, 96, 1, 2, 2, 0)    \
+    ATTENTION(T, few_64, 64, 64, 64, 1, 2, 2, 0)    \
+    ATTENTION(T, few_80, 80, 80, 64, 1, 2, 2, 0)    \
+    ATTENTION(T, few_128, 128, 128, 64, 1, 2, 1, 0) \
+    ATTENTION(T, few_160, 160, 160, 64, 1, 2, 1, 0) \
+    ATTENTION(T, few_256, 256, 256, 64, 1, 2, 1, 0)
 HALVES(f16)
 HALVES(bf16)

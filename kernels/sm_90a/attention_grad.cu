@@ -14,45 +14,10 @@
 // first products stay in shared memory, others come in tiles of 64, all in boxes that one thread asks for. Warpgroups do not wait for each other, but for
 // what comes: one may be most of a turn behind the other. Scores lie with rows as rows, so P and dS are the left operands of the sums in the registers
 // in which the first products left them: dP is made beside the exponentials, the sums of P beside dS.
-#include "lib/attention_hopper.cuh"
-#include "lib/boxes.cuh"
+#include "lib/attention_grad_hopper.cuh"
 
-constexpr u32 OTHERS = 64;
 // Bytes of a tile's terms.
 constexpr u32 TERM_BYTES = OTHERS * 8;
-
-// Scores or dP of what is in two panelled tiles, `a` of 64 rows in panels of ROWS and `b` of OTHERS, over K columns.
-template <u32 K, u32 ROWS, class T>
-__device__ __forceinline__ void begin_scores(float (&s)[OTHERS / 2], u32 a, u32 b, T type) {
-    u64 left = matrix_descriptor<128, 16, 1024>(a), right = matrix_descriptor<128, 16, 1024>(b);
-#pragma unroll
-    for (u32 i = 0; i < K / 16; i++) {
-        u32 in_panel = i % 4 * (32 >> 4);
-        score(s, left + (i / 4 * (ROWS * PANEL_ROW >> 4) + in_panel), right + (i / 4 * (OTHERS * PANEL_ROW >> 4) + in_panel), i > 0, type);
-    }
-    commit_products();
-}
-
-// o += W · X, with X a tile of others.
-template <u32 N, class T>
-__device__ __forceinline__ void begin_sums(float (&o)[N / 2], const u32 (&w)[OTHERS / 16][4], u32 x, T type) {
-    u64 matrix = matrix_descriptor<128, OTHERS * PANEL_ROW, 1024>(x);
-#pragma unroll
-    for (u32 i = 0; i < OTHERS / 16; i++) weigh(o, w[i], matrix + i * (16 * PANEL_ROW >> 4), type);
-    commit_products();
-}
-
-template <class T>
-__device__ __forceinline__ void narrow_weights(u32 (&w)[OTHERS / 16][4], const float (&s)[OTHERS / 2]) {
-#pragma unroll
-    for (u32 k = 0; k < OTHERS / 16; k++) {
-#pragma unroll
-        for (u32 r = 0; r < 4; r++) {
-            w[k][r] = pack<T>(s[8 * k + 2 * r], s[8 * k + 2 * r + 1]);
-            asm volatile("" : "+r"(w[k][r])::"memory");
-        }
-    }
-}
 
 // What scores and dP of a thread are compared with: lse in powers of two, and rowsum(dy ∘ y), `terms` of `attention_grad_terms`. They go with
 // rows that are queries, or with others that are: then they are in shared memory.

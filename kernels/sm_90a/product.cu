@@ -1,4 +1,4 @@
-// y = epilogue(x * W) on Hopper: `linear`, x [m, k], and `conv2d` of stride 1, x [B, H, W, C]; W [taps * C, n] in panels -> y [m, n]
+// y = epilogue(x * W) on Hopper: `linear`, x [m, k], and `conv2d` of stride 1 or 2, x [B, H, W, C]; W [taps * C, n] in panels -> y [m, n]
 //
 // Floor: 2 m n k FLOPs, by the tensor cores that only `wgmma` keeps busy; `lib/gemm_hopper.cuh`. For sizes that give every multiprocessor a tile, or a part of
 // one; what is smaller has the kernels of sm_80, and so has f32.
@@ -7,38 +7,38 @@
 #include "lib/gemm_hopper.cuh"
 
 template <class T, int COLS>
-__device__ __forceinline__ void product(const TensorMap& x, const T* w, const Patches& patches, const Taps& taps, Terms steps,
-                                        const Finish<T>& finish) {
+__device__ __forceinline__ void product(const TensorMap& x, const T* w, const Patches& patches, const Taps& taps, Terms steps, f32* parts,
+                                        u32* arrivals, const Epilogue<T>& epilogue) {
     using Tiles = Wgmma<T, COLS>;
     extern __shared__ __align__(1024) char room[];
     __shared__ u64 barriers[Tiles::BARRIERS];
     // Patterns of the swizzles begin at multiples of 1024 bytes, whatever stands before the room.
     char* shared = room + (-u32(__cvta_generic_to_shared(room)) & 1023);
-    Tiles tiles{patches, finish.epilogue.n, steps, u32(__cvta_generic_to_shared(shared)), u32(__cvta_generic_to_shared(barriers))};
+    Tiles tiles{patches, epilogue.n, steps, parts, arrivals, u32(__cvta_generic_to_shared(shared)), u32(__cvta_generic_to_shared(barriers))};
     if (threadIdx.x == 0) tiles.make_barriers();
     __syncthreads();
     // Threads begin with 168 registers.
     if (warp_id() >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        await_launches();
         tiles.bring(x, w, taps);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         f32* sums = (f32*)(shared + Tiles::STAGES * Tiles::STAGE) + warp_id() * 8 * Tiles::PITCH;
-        tiles.multiply(sums, finish);
+        tiles.multiply(sums, epilogue);
     }
 }
 
 #define PRODUCT(T, COLS)                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) product_##COLS##_##T(                                                   \
-        const __grid_constant__ TensorMap x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, f32* parts,          \
-        u32 width, u32 height, u32 images, u32 wide, u32 high, u32 tap_columns, u32 pad_top, u32 pad_left, u32 tap_steps, u32 tap_channels, \
+        const __grid_constant__ TensorMap x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, f32* parts, u32* arrivals, \
+        u32 width, u32 height, u32 images, u32 wide, u32 high, u32 tap_columns, u32 stride, u32 pad_top, u32 pad_left, u32 tap_steps, u32 tap_channels, \
         u32 lines, u32 m, u32 n, u32 steps, u32 per_sample, u32 part, u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation,  \
         f32 scale) {                                                                                                                        \
         Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);        \
-        Taps taps{tap_columns, pad_top, pad_left, tap_steps, tap_channels, lines};                                                          \
-        product<T, COLS>(x, w, {width, height, images, wide, high}, taps, terms_of(steps, part), {e, parts});                               \
+        Taps taps{tap_columns, stride, pad_top, pad_left, tap_steps, tap_channels, lines};                                                          \
+        product<T, COLS>(x, w, {width, height, images, wide, high}, taps, terms_of(steps, part), parts, arrivals, e);                               \
     }
-PRODUCT(f16, 256)
-PRODUCT(f16, 128)
-PRODUCT(bf16, 256)
-PRODUCT(bf16, 128)
+#define PRODUCTS(T) PRODUCT(T, 256) PRODUCT(T, 192) PRODUCT(T, 160) PRODUCT(T, 128)
+PRODUCTS(f16)
+PRODUCTS(bf16)

@@ -181,7 +181,10 @@ fn bind(entry: &Entry, arguments: &[String], memory: &mut Memory, launch: &mut L
             None => memory.allocate(name, elements * dtype.bitsize() / 8)?,
         };
         launch.arguments.push(match extent {
-            Some(extent) => tensor_map(address, &Boxes { dtype: stored(dtype), shape, extent }).encode()?.to_vec(),
+            Some(extent) => {
+                let boxes = Boxes { dtype: stored(dtype), shape, extent, steps: vec![] };
+                tensor_map(address, &boxes).encode()?.to_vec()
+            }
             None => address.to_le_bytes().to_vec(),
         });
         arrays.push(Array { index, name: name.clone(), dtype, elements, address });

@@ -64,14 +64,17 @@ pub fn tensor_map(address: u64, boxes: &Boxes) -> TensorMap {
         DType::I32 => Element::I32,
     };
     let shape: Vec<u64> = boxes.shape.iter().map(|n| *n as u64).collect();
-    let extent: Vec<u32> = boxes.extent.iter().map(|n| *n as u32).collect();
+    let step = |axis: usize| boxes.steps.get(axis).map_or(1, |step| *step as u32);
+    // In a map, a box is as long as what it steps over.
+    let extent: Vec<u32> = boxes.extent.iter().enumerate().map(|(axis, n)| *n as u32 * step(axis)).collect();
     let swizzle = match boxes.extent.first().map_or(0, |n| n * boxes.dtype.size()) {
         32 => Swizzle::B32,
         64 => Swizzle::B64,
         128 => Swizzle::B128,
         _ => Swizzle::None,
     };
-    TensorMap::dense(element, address, &shape, &extent, swizzle)
+    let steps = (0..shape.len()).map(step).collect();
+    TensorMap { steps, ..TensorMap::dense(element, address, &shape, &extent, swizzle) }
 }
 
 /// The bytes of each parameter of an entry, as its declaration in the text has them; `None` if there is no such entry.

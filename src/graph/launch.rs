@@ -224,6 +224,8 @@ pub enum Arg {
     Scratch(usize),
     /// What an earlier launch of the same op left in its scratch memory: the launch's number, the piece.
     Left(usize, usize),
+    /// The launch's [counters](Launch::counters).
+    Counters,
 }
 
 /// A dense tensor, which a PTX kernel does not address but has brought to shared memory box by box (`cp.async.bulk.tensor`); zeros
@@ -236,6 +238,8 @@ pub struct Boxes {
     /// Numbers of a box along each axis, at most 256. Along the first axis they are 32, 64 or 128 bytes, within which chunks of 16 are
     /// swizzled.
     pub extent: Vec<usize>,
+    /// Of every axis each so many-th number is taken: 1 for the first axis, 8 at most for the others. All if there are none.
+    pub steps: Vec<usize>,
 }
 
 /// A number handed to a kernel.
@@ -398,6 +402,9 @@ pub struct Launch {
     pub scalars: Vec<Scalar>,
     /// Sizes in bytes of the scratch pieces that `Arg::Scratch` names.
     pub scratch: Vec<usize>,
+    /// How many numbers of 4 bytes `Arg::Counters` names, by which blocks tell one another how far they are. They are zero before the launch, which
+    /// leaves them so; nobody else touches them.
+    pub counters: usize,
     /// How it may be cut into several launches, each over a stretch of its arrays.
     pub flat: Option<Flat>,
     /// Arguments that may begin anywhere, not only at a multiple of [`ALIGN`](crate::device::ALIGN) bytes as views of a row
@@ -434,6 +441,7 @@ impl Launch {
             args,
             scalars: vec![],
             scratch: vec![],
+            counters: 0,
             flat: None,
             anywhere: vec![],
             parts: vec![],
@@ -444,16 +452,16 @@ impl Launch {
     /// A launch of a WGSL shader over `args`. The workgroup's size is the shader's own.
     pub fn wgsl(shader: Shader, grid: [u32; 3], args: impl IntoIterator<Item = Arg>) -> Self {
         let (kernel, args) = (Kernel::Wgsl(shader), args.into_iter().collect());
-        let (scalars, scratch, flat, anywhere, parts, boxes) = Default::default();
-        Launch { kernel, grid, block: [1; 3], args, scalars, scratch, flat, anywhere, parts, boxes }
+        let (scalars, scratch, counters, flat, anywhere, parts, boxes) = Default::default();
+        Launch { kernel, grid, block: [1; 3], args, scalars, scratch, counters, flat, anywhere, parts, boxes }
     }
 
     /// A launch of a PTX kernel over `args`: blocks, threads of a block.
     pub fn ptx(kernel: Ptx, grid: [usize; 3], block: usize, args: impl IntoIterator<Item = Arg>) -> Self {
         let (kernel, args) = (Kernel::Ptx(kernel), args.into_iter().collect());
-        let (scalars, scratch, flat, anywhere, parts, boxes) = Default::default();
+        let (scalars, scratch, counters, flat, anywhere, parts, boxes) = Default::default();
         let (grid, block) = (grid.map(|n| n as u32), [block as u32, 1, 1]);
-        Launch { kernel, grid, block, args, scalars, scratch, flat, anywhere, parts, boxes }
+        Launch { kernel, grid, block, args, scalars, scratch, counters, flat, anywhere, parts, boxes }
     }
 
     /// A launch of an elementwise PTX kernel over `args`, whose arrays have `elements` numbers of `dtype`. Its first scalar is
@@ -553,6 +561,12 @@ impl Launch {
         self.args.push(Arg::Scratch(self.scratch.len()));
         self.scratch.push(elements * 4);
         self
+    }
+
+    /// Adds so many counters as the last argument.
+    pub fn with_counters(mut self, counters: usize) -> Self {
+        self.args.push(Arg::Counters);
+        Launch { counters, ..self }
     }
 }
 

@@ -4,13 +4,13 @@
 //! along vector lanes, and what it leaves is a packed right-hand side of the next product as it lies. K and V are only
 //! copied, a block at a time.
 
+use super::hopper_attention::{HopperOnce, HopperSums, HopperTile};
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
 use crate::graph::{
-    Arg, Args, Boxes, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget,
-    ptx, wgsl,
+    Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, PANEL, TensorType};
@@ -42,14 +42,14 @@ pub struct Attention {
 
 /// Sizes of one attention.
 #[derive(Clone, Copy, Debug)]
-struct Sizes {
-    batch: usize,
-    queries: usize,
-    keys: usize,
-    heads: usize,
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub heads: usize,
     /// Columns of a head of q and k, and of v.
-    d: usize,
-    dv: usize,
+    pub d: usize,
+    pub dv: usize,
 }
 
 impl Attention {
@@ -84,18 +84,13 @@ impl Sizes {
     }
 
     /// Samples × heads.
-    fn pairs(&self) -> usize {
+    pub fn pairs(&self) -> usize {
         self.batch * self.heads
     }
 
     /// Elements of q·kᵀ.
     fn scores(&self) -> u64 {
         self.pairs() as u64 * self.queries as u64 * self.keys as u64
-    }
-
-    /// On Hopper: an operand of `width` columns a head, in boxes of 64 columns of `extent` rows of one head.
-    fn boxes(&self, dtype: DType, rows: usize, width: usize, extent: usize) -> Boxes {
-        Boxes { dtype, shape: vec![width, self.heads, rows, self.batch], extent: vec![64, 1, extent, 1] }
     }
 
     /// Rows in a block, see [`QUERIES`].
@@ -311,61 +306,6 @@ impl ForwardTile {
     }
 }
 
-/// An instance of the forward in `kernels/sm_90a/attention.cu`.
-struct HopperTile {
-    entry: String,
-    /// Queries of a block: 64 for each warpgroup.
-    queries: usize,
-    /// Keys of a tile.
-    keys: usize,
-    shared_bytes: usize,
-    /// Nanoseconds, about, that it takes.
-    time: usize,
-}
-
-impl HopperTile {
-    /// Columns of an instance, and keys of its tiles: of blocks of 128 queries, and of 64.
-    const MANY: [(usize, usize); 6] = [(40, 96), (64, 64), (72, 64), (80, 64), (128, 128), (160, 64)];
-    const FEW: [(usize, usize); 6] = [(40, 96), (64, 64), (80, 64), (128, 64), (160, 64), (256, 64)];
-    /// Nanoseconds of a block for a key.
-    const KEY_TIME: usize = 20;
-
-    /// The instance for such heads, if there is one that may be quicker than what every GPU has: PTX for `wgmma` is for compute capability 9.0 alone,
-    /// rows are copied 16 bytes at a time, and two thirds of the products are of columns that there are, about as much as `mma` gets
-    /// out of the tensor cores.
-    fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
-        let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
-        let (width, processors) = (s.d.max(s.dv), target.multiprocessors as usize);
-        let blocks = |queries: usize| s.pairs() * s.queries.div_ceil(queries);
-        let fits = |instances: [(usize, usize); 6]| instances.into_iter().find(|(columns, _)| width <= *columns);
-        // Blocks of half as many queries only where those of 128 leave half of the multiprocessors idle, or half of their own rows.
-        let many = s.queries > 64 && 2 * blocks(128) > processors;
-        let (name, queries, (columns, keys)) = match fits(Self::MANY).filter(|_| many) {
-            Some(instance) => ("", 128, instance),
-            None => ("few_", 64, fits(Self::FEW)?),
-        };
-        let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
-        // Two tiles of K and two of V, in panels of 64 columns that begin at a multiple of 1024 bytes.
-        let shared_bytes = (queries + 4 * keys) * columns.div_ceil(64) * 128 + 1024;
-        let at_once = processors * if columns <= 80 { 2 } else { 1 };
-        let time = blocks(queries).div_ceil(at_once) * s.keys * Self::KEY_TIME;
-        let entry = format!("attention_{name}{columns}_{dtype}");
-        chosen.then_some(HopperTile { entry, queries, keys, shared_bytes, time })
-    }
-
-    fn launch(&self, op: &Attention, s: &Sizes, dtype: DType) -> Launch {
-        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention"), dtype);
-        let kernel = kernel.entry(self.entry.clone()).shared(self.shared_bytes);
-        let blocks = s.queries.div_ceil(self.queries);
-        let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
-        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.queries, args);
-        let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
-        let launch = launch.in_boxes(0, boxes(s.queries, s.d, self.queries));
-        let launch = launch.in_boxes(1, boxes(s.keys, s.d, self.keys)).in_boxes(2, boxes(s.keys, s.dv, self.keys));
-        launch.scalars([s.queries, s.keys, s.heads, s.dv, blocks]).scalar(op.scale)
-    }
-}
-
 /// The backward of [`Attention`]: q, k, v, y, lse, dy → dq, dk, dv. With P = exp(scale·q·kᵀ − lse), made again block by block:
 /// dv = Pᵀ·dy, dS = scale · P ∘ (dy·vᵀ − rowsum(dy ∘ y)), dq = dS·k, dk = dSᵀ·q.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -487,6 +427,9 @@ impl AttentionGrad {
     /// (dk, dv) or queries (dq): on Hopper by kernels of its own. Where there are too few blocks the others are cut into parts, whose sums more
     /// launches add.
     fn half_launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
+        if let Some(once) = HopperOnce::of(s, dtype, target) {
+            return once.launches(self, s, dtype);
+        }
         let kernel = |entry: String| {
             Ptx::new(self.name(), ptx!("attention_grad_half"), dtype).entry(format!("attention_grad_{entry}_{dtype}"))
         };
@@ -574,56 +517,6 @@ impl HalfSum {
         let part = self.outputs.len() * s.pairs() * rows * tile.width(width);
         let each = Each { row: row_time(dtype, 0) * 3 / 2, part };
         cuts(s.pairs() * rows.div_ceil(tile.rows) * width.div_ceil(tile.columns), others, each, target)
-    }
-}
-
-/// An instance of `kernels/sm_90a/attention_grad.cu`, by keys for dk and dv, or by queries for dq.
-struct HopperSums {
-    by_query: bool,
-    columns: usize,
-    /// Rows of a block: 64 for each warpgroup.
-    rows: usize,
-    shared_bytes: usize,
-    /// Nanoseconds, about, that it takes.
-    time: usize,
-}
-
-impl HopperSums {
-    /// Columns of an instance, warpgroups of a block by keys, and blocks by queries that share a multiprocessor.
-    const INSTANCES: [(usize, usize, usize); 4] = [(40, 3, 2), (64, 2, 2), (80, 2, 1), (128, 2, 1)];
-
-    /// The instance for such heads, if there is one: as [`HopperTile::of`].
-    fn of(s: &Sizes, by_query: bool, dtype: DType, target: &CudaTarget) -> Option<Self> {
-        let (columns, groups, blocks) = Self::INSTANCES.into_iter().find(|(columns, ..)| s.d.max(s.dv) <= *columns)?;
-        let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
-        let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
-        let (own, others, rows, at_once) =
-            if by_query { (s.queries, s.keys, 128, blocks) } else { (s.keys, s.queries, 64 * groups, 1) };
-        // Rows of both first products, and two tiles of 64 others of both and their terms, from a multiple of 1024 bytes on.
-        let shared_bytes = (2 * rows + 4 * 64) * columns.div_ceil(64) * 128 + 2 * 64 * 8 + 1024;
-        let rounds = (s.pairs() * own.div_ceil(rows)).div_ceil(at_once * target.multiprocessors as usize);
-        let time = rounds * others * HopperTile::KEY_TIME;
-        chosen.then_some(HopperSums { by_query, columns, rows, shared_bytes, time })
-    }
-
-    fn launch(&self, op: &AttentionGrad, s: &Sizes, dtype: DType) -> Launch {
-        let [q, k, v, dy, terms] = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Input(5), Arg::Left(0, 0)];
-        let (name, rows, others, args) = if self.by_query {
-            ("by_query", s.queries, s.keys, vec![q, dy, k, v, terms, Arg::Output(0)])
-        } else {
-            ("by_key", s.keys, s.queries, vec![k, v, q, dy, terms, Arg::Output(1), Arg::Output(2)])
-        };
-        let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention_grad"), dtype);
-        let kernel = kernel.entry(format!("attention_grad_{name}_{}_{dtype}", self.columns)).shared(self.shared_bytes);
-        let blocks = rows.div_ceil(self.rows);
-        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 2 * self.rows, args);
-        // Operands of scores and of dP: the rows', then the others'.
-        let operands =
-            [(0, rows, s.d, self.rows), (1, rows, s.dv, self.rows), (2, others, s.d, 64), (3, others, s.dv, 64)];
-        let in_boxes =
-            |launch: Launch, (i, rows, width, extent)| launch.in_boxes(i, s.boxes(dtype, rows, width, extent));
-        let launch = operands.into_iter().fold(launch, in_boxes);
-        launch.scalars([rows, others, s.heads, s.d, s.dv, blocks]).scalar(op.0.scale)
     }
 }
 
@@ -969,36 +862,6 @@ mod tests {
         CudaTarget { compute: (9, 0), multiprocessors: 132, shared_bytes: 227 * 1024, software: false };
 
     #[test]
-    fn hopper_for_heads_that_fit() {
-        let sizes = |queries, d, dv| Sizes { batch: 2, queries, keys: 77, heads: 16, d, dv };
-        let tile = |s: Sizes, target: &CudaTarget| HopperTile::of(&s, DType::Bf16, target).map(|t| t.entry);
-        let entry = |s| tile(s, &HOPPER).unwrap();
-        assert_eq!(entry(sizes(4096, 40, 40)), "attention_40_bf16");
-        assert_eq!(entry(sizes(1024, 72, 72)), "attention_72_bf16");
-        assert_eq!(entry(sizes(1024, 88, 88)), "attention_128_bf16");
-        assert_eq!(entry(sizes(1024, 160, 160)), "attention_160_bf16");
-        // Too few blocks, half a block's queries, too wide for the larger blocks.
-        assert_eq!(entry(sizes(256, 72, 72)), "attention_few_80_bf16");
-        assert_eq!(entry(Sizes { batch: 100, ..sizes(64, 64, 64) }), "attention_few_64_bf16");
-        assert_eq!(entry(sizes(1024, 256, 256)), "attention_few_256_bf16");
-        // Three quarters of the columns would be padding; rows of 30 columns begin anywhere; too wide.
-        assert_eq!(tile(sizes(4096, 16, 16), &HOPPER), None);
-        assert_eq!(tile(sizes(4096, 64, 30), &HOPPER), None);
-        assert_eq!(tile(sizes(4096, 320, 320), &HOPPER), None);
-        // Another GPU, f32.
-        assert_eq!(tile(sizes(4096, 64, 64), &CudaTarget { compute: (10, 0), ..HOPPER }), None);
-        assert!(HopperTile::of(&sizes(4096, 64, 64), DType::F32, &HOPPER).is_none());
-        // As many blocks share a multiprocessor's 228 KiB, of which each has two more, as registers allow for.
-        for columns in [40, 64, 72, 80, 128, 160, 256] {
-            for queries in [64, 4096] {
-                let tile = HopperTile::of(&sizes(queries, columns, columns), DType::F16, &HOPPER).unwrap();
-                let blocks = if columns <= 80 { 2 } else { 1 };
-                assert!(blocks * (tile.shared_bytes + 2048) <= 228 * 1024, "{}", tile.entry);
-            }
-        }
-    }
-
-    #[test]
     fn keys_are_cut_where_that_pays_for_a_launch() {
         let each = |part| Each { row: 100, part };
         // 256 keys: 25.6 µs; two parts take 12.8 and their sums, those of 16 million floats 67 µs more.
@@ -1036,12 +899,5 @@ mod tests {
         // Few keys, which go over thousands of queries.
         assert_eq!(grad([1, 8192, 77, 1, 64]), ["terms", "both_64", "sum", "sum", "by_query_64"]);
         assert_eq!(grad([4, 1024, 1024, 8, 160]), ["terms", "256", "256", "256"]);
-        for columns in [40, 64, 80, 128] {
-            for by_query in [false, true] {
-                let s = Sizes { batch: 2, queries: 256, keys: 256, heads: 8, d: columns, dv: columns };
-                let sums = HopperSums::of(&s, by_query, DType::F16, &HOPPER).unwrap();
-                assert!(sums.shared_bytes <= HOPPER.shared_bytes as usize);
-            }
-        }
     }
 }

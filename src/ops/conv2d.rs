@@ -2,11 +2,13 @@
 
 use super::hopper_weight_grad;
 use super::linear::expect_weight;
-use super::product::{BUSY, Blocks, DIRECT_LANES, PlainProduct, Product, Tiling, by_matrices};
+use super::product::{
+    BUSY, Blocks, DIRECT_LANES, PlainProduct, Product, ShaderBlocks, Tiling, by_matrices, in_parts, shader_parts,
+};
 use super::{Activation, Epilogue, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Im2col, Matrix, Window, gemm};
 use crate::graph::{
-    Arg, Args, Cost, CudaTarget, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value,
+    Arg, Args, Cost, CudaTarget, FLAT_GROUP, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value,
     WgpuTarget, ptx, wgsl, wgsl_with_matrices,
 };
 use crate::tensor::{DType, Layout, PANEL, TensorType};
@@ -120,7 +122,7 @@ fn window_of(args: &Args, at: usize) -> Window {
 
 const WINDOW_SCALARS: usize = 11;
 
-/// The scalars of `shaders/lib/window.wgsl`; there are `pixels` in the output.
+/// The scalars of `shaders/lib/corners.wgsl`; there are `pixels` in the output.
 fn window_words(launch: Launch, w: &Window, pixels: usize) -> Launch {
     let sizes = [w.height, w.width, w.channels, w.out_height, w.out_width, w.kernel[0], w.kernel[1]];
     launch.scalars(sizes).scalars([w.stride, w.pad_top, w.pad_left, pixels, w.taps() * w.channels])
@@ -191,7 +193,10 @@ impl Op for Conv2d {
                 };
                 match self.has_phases() && product.sizes[0] * n > 0 {
                     true => product.by(ptx!("conv2d_phases"), phases(&w, product.sizes, target), None),
-                    false => product.launches(target),
+                    false => match self.thin(&product, target) {
+                        Some(launch) => vec![launch],
+                        None => product.launches(target),
+                    },
                 }
             }
             Target::Cpu => {
@@ -201,28 +206,61 @@ impl Op for Conv2d {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let dtype = io.inputs[0].dtype;
-                let matrices = target.matrices(dtype);
-                let text = match matrices {
-                    Some(edge) => wgsl_with_matrices!(
-                        edge, dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d",
-                        "lib/matrix_product", "lib/matrix_panels", "conv2d_cooperative"
-                    ),
-                    None => wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/product", "lib/window", "conv2d"),
-                };
-                let shader = self.epilogue.shader(Shader::new(self.name(), text));
-                let shader = shader.constant("DILATION", w.dilation as u32);
+                let (samples, dtype) = (io.inputs[0].shape[0], io.inputs[0].dtype);
                 // Bands are counted in numbers of 4 bytes.
-                let samples = io.inputs[0].shape[0];
-                let launch = |band| self.shader_launch(shader.clone(), target, matrices.is_some(), &w, n, band);
                 if dtype == DType::F16 {
                     let all = Band { samples: 0..samples, rows: 0..w.out_height };
-                    return Ok(vec![launch(all).see_all()]);
+                    let launches = self.shader_launches(dtype, target, &w, n, all, true);
+                    return Ok(launches.into_iter().map(Launch::see_all).collect());
                 }
-                self.bands(&w, samples, n, target).into_iter().map(launch).collect()
+                let bands = self.bands(&w, samples, n, target);
+                let whole = bands.len() == 1;
+                let launches = |band| self.shader_launches(dtype, target, &w, n, band, whole);
+                bands.into_iter().flat_map(launches).collect()
             }
         })
     }
+}
+
+impl Conv2d {
+    /// The launch for images that have a few channels on one side, in 16 bits: `kernels/conv2d_thin.cu`.
+    fn thin(&self, product: &Product, target: &CudaTarget) -> Option<Launch> {
+        let (w, [pixels, n, k]) = (product.window, product.sizes);
+        if product.dtype == DType::F32 || pixels * n == 0 || product.scalars.is_empty() {
+            return None;
+        }
+        let launch = |entry: &str, shared: usize, grid: [usize; 3], threads: usize, more: &[usize]| {
+            let kernel = Ptx::new(self.name(), ptx!("conv2d_thin"), product.dtype);
+            let kernel = kernel.entry(format!("conv2d_{entry}_{}", product.dtype)).shared(shared);
+            let launch = Launch::ptx(kernel, grid, threads, self.epilogue.arguments()).scalars(window_sizes(w));
+            let sizes = [pixels, n, k, product.rows_per_sample];
+            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()))
+        };
+        let square = w.kernel == [3, 3] && w.stride == 1 && w.dilation == 1;
+        if n <= 4 && square && w.channels.is_multiple_of(32) && w.channels <= 512 {
+            let tiles = product.images * w.out_height.div_ceil(8) * w.out_width.div_ceil(16);
+            return Some(launch("to", w.channels / 32 * 2560, [tiles, 1, 1], 384, &[]));
+        }
+        if w.channels <= 8 && k <= 96 {
+            let blocks = pixels.div_ceil(64);
+            // Two blocks a multiprocessor or more, and no more weights than fit.
+            let parts = (2 * target.multiprocessors as usize / blocks).max(n.div_ceil(320));
+            let columns = n.div_ceil(parts).next_multiple_of(32);
+            let shared = columns.min(n).div_ceil(16) * k.div_ceil(16) * 16 * 32;
+            return Some(launch("from", shared, [blocks, n.div_ceil(columns), 1], 128, &[columns]));
+        }
+        None
+    }
+}
+
+/// The text of `conv2d` for hardware: these files with what they have in common.
+macro_rules! conv2d_text {
+    ($dtype:expr; $($file:literal),+) => {
+        wgsl!(
+            $dtype; "lib/activation", "lib/parts", "lib/product_sizes", "lib/panels", "lib/corners", "lib/blocks", "conv2d_blocks",
+            $($file),+
+        )
+    };
 }
 
 /// What a launch makes of a convolution: samples of the batch, and rows of the output of each of them.
@@ -260,16 +298,16 @@ impl Conv2d {
         plain.then_some(reach.min(written))
     }
 
-    /// The launch for a band: a convolution of the rows of x that it reads; by cooperative matrices if `matrices`.
-    fn shader_launch(
+    /// The launches for a band: a convolution of the rows of x that it reads. It is cut into parts only if it is the `whole`.
+    fn shader_launches(
         &self,
-        shader: Shader,
+        dtype: DType,
         target: &WgpuTarget,
-        matrices: bool,
         w: &Window,
         n: usize,
         band: Band,
-    ) -> Launch {
+        whole: bool,
+    ) -> Vec<Launch> {
         let Band { samples, rows } = band;
         let read = if rows.len() == w.out_height {
             0..w.height
@@ -279,29 +317,77 @@ impl Conv2d {
         };
         let pad_top = w.pad_top + read.start - rows.start * w.stride;
         let own = Window { height: read.len(), out_height: rows.len(), pad_top, ..*w };
-        let pixels = samples.len() * own.out_height * own.out_width;
-
-        let arguments = self.epilogue.arguments();
-        let launch = if matrices {
-            by_matrices(shader, target, [1, pixels, n], arguments)
-        } else if target.software && w.channels.is_multiple_of(4) {
-            let groups = (pixels.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES);
-            Launch::wgsl(shader.entry("direct"), target.grid(groups), arguments)
-        } else {
-            let tiles = Tiling::new(1, pixels, n.next_multiple_of(PANEL));
-            Launch::wgsl(tiles.shader(shader).entry("tiled"), target.grid(tiles.count), arguments)
-        };
-        let launch = window_words(launch, &own, pixels).scalar(n).scalar(self.epilogue.scale);
+        let launches = self.band_launches(dtype, target, &own, [samples.len(), n], whole);
         // Where they lie among all rows of all samples.
         let among = |rows: &Range<usize>, height: usize, line: usize| {
             (samples.start * height + rows.start) * line..((samples.end - 1) * height + rows.end) * line
         };
         let (x, y) = (among(&read, w.height, w.width * w.channels), among(&rows, w.out_height, w.out_width * n));
-        let launch = self.epilogue.part(launch, x, y);
-        match self.epilogue.sample_bias {
-            true => launch.part(arguments[3], samples.start * n..samples.end * n),
-            false => launch,
+        let part = |launch| {
+            let launch = self.epilogue.part(launch, x.clone(), y.clone());
+            match self.epilogue.sample_bias {
+                true => launch.part(self.epilogue.arguments()[3], samples.start * n..samples.end * n),
+                false => launch,
+            }
+        };
+        launches.into_iter().map(part).collect()
+    }
+
+    /// The launches for a window over so many samples, with `n` columns.
+    fn band_launches(
+        &self,
+        dtype: DType,
+        target: &WgpuTarget,
+        w: &Window,
+        [samples, n]: [usize; 2],
+        whole: bool,
+    ) -> Vec<Launch> {
+        let pixels = samples * w.out_height * w.out_width;
+        let shader = |text| {
+            let shader = self.epilogue.shader(Shader::new(self.name(), text));
+            shader.constant("DILATION", w.dilation as u32)
+        };
+        let (fours, columns) = (w.channels.is_multiple_of(4), n.is_multiple_of(4));
+        let words = |launch| window_words(launch, w, pixels).scalar(n);
+        if target.software && fours {
+            let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/corners", "lib/window", "conv2d");
+            let grid = target.grid((pixels.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
+            let launch = Launch::wgsl(shader(text).entry("direct"), grid, self.epilogue.arguments());
+            return vec![words(launch).scalar(self.epilogue.scale)];
         }
+        let sizes = [pixels, n, w.taps() * w.channels];
+        let parts = if whole { shader_parts(sizes, target) } else { 1..=1 };
+        let rows = [pixels, n, w.out_height * w.out_width];
+        let scalars = |blocks: ShaderBlocks| {
+            let scale = self.epilogue.scale;
+            move |launch| window_words(launch, w, pixels).scalars([n, blocks.part, blocks.parts]).scalar(scale)
+        };
+        let eights = w.channels.is_multiple_of(8) && columns;
+        let by_matrix_blocks = ShaderBlocks::by_matrices(sizes, parts.clone(), dtype, target);
+        if let Some(blocks) = by_matrix_blocks.filter(|_| eights) {
+            let text = wgsl_with_matrices!(
+                16, dtype; "lib/activation", "lib/parts", "lib/product_sizes", "lib/panels", "lib/corners", "conv2d_blocks",
+                "lib/x_fours", "lib/y_fours", "lib/matrix_blocks", "conv2d_matrices"
+            );
+            let shader = blocks.shader(shader(text));
+            return in_parts(shader, target, &self.epilogue, rows, &blocks, dtype, scalars(blocks));
+        }
+        if let Some(edge) = target.matrices(dtype) {
+            let text = wgsl_with_matrices!(
+                edge, dtype; "lib/activation", "lib/epilogue", "lib/corners", "lib/window", "conv2d",
+                "lib/matrix_product", "lib/matrix_panels", "conv2d_cooperative"
+            );
+            let launch = by_matrices(shader(text), target, [1, pixels, n], self.epilogue.arguments());
+            return vec![words(launch).scalar(self.epilogue.scale)];
+        }
+        let text = match (fours, columns) {
+            (true, true) => conv2d_text!(dtype; "lib/x_fours", "conv2d_fours", "lib/y_fours"),
+            (true, false) => conv2d_text!(dtype; "lib/x_fours", "conv2d_fours", "lib/epilogue", "lib/y_ones"),
+            (false, true) => conv2d_text!(dtype; "lib/window", "conv2d_ones", "lib/y_fours"),
+            (false, false) => conv2d_text!(dtype; "lib/window", "conv2d_ones", "lib/epilogue", "lib/y_ones"),
+        };
+        let blocks = ShaderBlocks::new(1, sizes, parts, target);
+        in_parts(blocks.shader(shader(text)), target, &self.epilogue, rows, &blocks, dtype, scalars(blocks))
     }
 
     /// dx: dy, with stride − 1 zeros between its pixels, convolved with the turned kernel.
@@ -420,8 +506,6 @@ const PART: [usize; 2] = [512, 8192];
 /// Most bytes of all parts of a weight gradient.
 const PART_BYTES: usize = 1 << 26;
 
-const WEIGHT_GRAD: &str = wgsl!("lib/product", "lib/window", "weight_grad");
-
 /// x, dy → dW on the wgpu device: sums over parts of the pixels, so that there are enough workgroups, and then over the parts.
 pub(super) fn weight_grad_launches(name: &'static str, io: &Signature, w: &Window, target: &WgpuTarget) -> Vec<Launch> {
     let (pixels, n, elements) = (io.inputs[1].rows(), io.inputs[1].cols(), io.outputs[0].stored());
@@ -429,22 +513,31 @@ pub(super) fn weight_grad_launches(name: &'static str, io: &Signature, w: &Windo
         return vec![];
     }
     let terms = w.taps() * w.channels;
-    let shader = Shader::new(name, WEIGHT_GRAD).constant("DILATION", w.dilation as u32);
-    let four = [w.channels, n, terms].into_iter().all(|n| n.is_multiple_of(4));
-    let direct = target.software && four && w.dilation == 1;
-    let invocations = terms / 4 * n.div_ceil(PANEL) * 2;
-    let tiles = Tiling::new(1, terms, n.next_multiple_of(PANEL));
-    let groups = if direct { invocations.div_ceil(DIRECT_LANES) } else { tiles.count };
-    let busy = if target.software { 8 } else { 2 * BUSY };
     let most = PART_BYTES.min(target.argument_bytes as usize) / (4 * elements);
-    let wanted = busy.div_ceil(groups).min(pixels.div_ceil(PART[0])).max(pixels.div_ceil(PART[1]));
-    let part = pixels.div_ceil(wanted.min(most).max(1)).max(1).next_multiple_of(16);
-    let parts = pixels.div_ceil(part).max(1);
-    let (shader, groups) = if direct {
-        (shader.entry("direct"), (parts * invocations).div_ceil(DIRECT_LANES))
+    let four = w.channels.is_multiple_of(4) && n.is_multiple_of(4);
+    let (shader, groups, part) = if four && !target.software {
+        let least = pixels.div_ceil(PART[1]).min(most).max(1);
+        let parts = least..=least.max(pixels.div_ceil(64).min(most).min(64));
+        let blocks = ShaderBlocks::new(1, [terms, n, pixels], parts, target);
+        let text = wgsl!("lib/x_fours", "lib/product_sizes", "lib/corners", "lib/blocks", "weight_grad_blocks");
+        (blocks.shader(Shader::new(name, text)), blocks.count, blocks.part)
     } else {
-        (tiles.shader(shader).entry("tiled"), parts * tiles.count)
+        let direct = target.software && four && w.dilation == 1;
+        let invocations = terms / 4 * n.div_ceil(PANEL) * 2;
+        let tiles = Tiling::new(1, terms, n.next_multiple_of(PANEL));
+        let groups = if direct { invocations.div_ceil(DIRECT_LANES) } else { tiles.count };
+        let busy = if target.software { 8 } else { 2 * BUSY };
+        let wanted = busy.div_ceil(groups).min(pixels.div_ceil(PART[0])).max(pixels.div_ceil(PART[1]));
+        let part = pixels.div_ceil(wanted.min(most).max(1)).max(1).next_multiple_of(16);
+        let parts = pixels.div_ceil(part).max(1);
+        let shader = Shader::new(name, wgsl!("lib/product", "lib/corners", "lib/window", "weight_grad"));
+        match direct {
+            true => (shader.entry("direct"), (parts * invocations).div_ceil(DIRECT_LANES), part),
+            false => (tiles.shader(shader).entry("tiled"), parts * tiles.count, part),
+        }
     };
+    let parts = pixels.div_ceil(part).max(1);
+    let shader = shader.constant("DILATION", w.dilation as u32);
     let sums = |args: &[Arg]| {
         let launch = Launch::wgsl(shader.clone(), target.grid(groups), args.iter().copied());
         window_words(launch, w, pixels).scalars([n, part, parts])

@@ -1,6 +1,7 @@
 //! Group normalisation over channels-last tensors, with an activation and a modulation by sample.
 
 use super::lanes::{Stretches, add_sums, by_row};
+use super::lines::divisor;
 use super::norm::{
     self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
 };
@@ -100,6 +101,13 @@ impl Op for GroupNorm {
         {
             return Ok(self.large(target, &c, rows));
         }
+        if let Target::Wgpu(target) = target
+            && !target.software
+            && c.channels.is_multiple_of(4)
+            && c.samples * c.rows * c.channels >= SPREAD
+        {
+            return Ok(self.spread(target, io.inputs[0].dtype, &c));
+        }
         Ok(vec![match target {
             Target::Cuda(target) => return Ok(self.kernels(target, io.inputs[0].dtype, &c)),
             Target::Cpu => {
@@ -133,40 +141,40 @@ fn widest(dtype: DType, activation: Activation) -> usize {
     if matches!(activation, Activation::Silu | Activation::Identity) { 16 / dtype.size() } else { 1 }
 }
 
-/// Of the PTX kernel that holds whole groups: threads of a block, groups of a tile, at most, and bytes of shared memory that it takes besides.
-const WHOLE_THREADS: usize = 512;
-const WHOLE_GROUPS: usize = 64;
-const WHOLE_STATIC: usize = 22 << 10;
+/// Of the PTX kernel that holds whole groups: rows of a thread, and groups of a tile, at most.
+const HELD: usize = 8;
+const HELD_GROUPS: usize = 64;
 
 impl GroupNorm {
     /// Launches of the PTX kernels: one where blocks hold whole groups, or the moments of stretches of every group, then y.
     fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = *self;
         let (dims, width, pack) = ([c.samples, c.rows, c.channels], c.channels / groups, 16 / dtype.size());
-        let multiprocessors = target.multiprocessors as usize;
-        let kernel = |part: &str, pack: usize| {
-            Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_{part}_{pack}_{dtype}"))
-        };
+        let kernel =
+            |part: &str| Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_{part}_{dtype}"));
         let [gamma, beta, scale, shift] = parameter_args(true, modulate, Arg::Input(1));
-        let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
-        // Two blocks fit a multiprocessor.
-        let shared = (target.shared_bytes as usize).min(112 << 10).saturating_sub(WHOLE_STATIC);
-        // Even few blocks are better than two launches.
-        let wide = widest(dtype, activation);
-        let whole = Tiles::whole(dims, width, pack, WHOLE_THREADS, shared, WHOLE_GROUPS, multiprocessors);
-        let whole = whole.filter(|_| wide > 1);
-        if let Some(tiles) = whole {
+        let of_groups = |launch: Launch| launch.scalar(groups).scalars(divisor(width));
+        let scalars = |launch: Launch| of_groups(launch).scalar(activation as usize).scalar(modulate);
+        // Neighbouring channels of a pack share a slot.
+        let pack = if width.is_multiple_of(2) { pack } else { 1 };
+        let wide = widest(dtype, activation).min(pack);
+        // Threads of a block have as many registers.
+        let most = if dtype.size() == 2 { 1024 } else { 768 };
+        let held = Tiles::held(dims, width, pack, [HELD, most], HELD_GROUPS, target).filter(|_| wide > 1);
+        if let Some(tiles) = held {
             let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
-            let kernel = Ptx::new(self.name(), ptx!("group_norm"), dtype).entry(format!("group_norm_whole_{dtype}"));
-            return vec![scalars(tiles.launch(kernel.shared(tiles.bytes()), args)).scalar(self.eps)];
+            return vec![scalars(tiles.launch(kernel("held").shared(tiles.slots()), args)).scalar(self.eps)];
         }
-        let parts = Tiles::new(dims, width, pack, 8, 2 * multiprocessors);
-        let moments = parts.launch(kernel("moments", parts.pack), [Arg::Input(0)]).scalar(groups);
+        // As many blocks as run at once.
+        let blocks = 3 * target.multiprocessors as usize;
+        let parts = Tiles::new(dims, width, pack, HELD, blocks);
+        let moments = kernel(&format!("moments_{}", parts.pack)).shared(parts.slots());
+        let moments = of_groups(parts.launch(moments, [Arg::Input(0)]));
         let moments = moments.with_scratch(2 * c.samples * groups * parts.count);
 
-        let tiles = Tiles::new(dims, width, wide, 4, 4 * multiprocessors);
+        let tiles = Tiles::new(dims, width, wide, HELD, blocks);
         let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Left(0, 0), Arg::Output(0), Arg::Output(1)];
-        let apply = scalars(tiles.launch(kernel("apply", tiles.pack), args));
+        let apply = scalars(tiles.launch(kernel(&format!("apply_{}", tiles.pack)), args));
         vec![moments, apply.scalars([parts.count, parts.per]).scalar(self.eps)]
     }
 }
@@ -174,7 +182,38 @@ impl GroupNorm {
 /// Numbers of a stretch, at most, where x is too large to be seen whole.
 const STRETCH: usize = 1 << 16;
 
+/// Numbers of x from which on a GPU makes three launches, so that it reads x in its order and by workgroups enough: the moments of every
+/// channel and stretch, those of the groups, and y.
+const SPREAD: usize = 1 << 19;
+/// Rows and channels of a workgroup of `shaders/lib/columns.wgsl`.
+const COLUMN: [usize; 2] = [128, 64];
+
 impl GroupNorm {
+    /// The launches of x from [`SPREAD`] on.
+    fn spread(&self, target: &WgpuTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
+        let GroupNorm { groups, activation, modulate, .. } = *self;
+        let (count, stretches, name) = (c.samples * groups, c.rows.div_ceil(COLUMN[0]), self.name());
+        let columns = target.grid(c.samples * stretches * c.channels.div_ceil(COLUMN[1]));
+        let sizes = [c.samples, c.rows, c.channels];
+        let shader = Shader::new(name, wgsl!(dtype; "lib/columns", "group_norm_columns"));
+        let moments = Launch::wgsl(shader, columns, [Arg::Input(0)]).scalars(sizes);
+        let moments = moments.with_scratch(3 * c.samples * stretches * c.channels);
+
+        let shader = Shader::new(name, wgsl_with_sums!(target, dtype; "group_norm_coefficients"));
+        let shader = shader.flag("MODULATE", modulate).constant("REDUCE_LANES", 128u32);
+        // What is absent is not read; gamma stands for it.
+        let [scale, shift] = if modulate { [3, 4] } else { [1, 1] }.map(Arg::Input);
+        let args = [Arg::Left(0, 0), Arg::Input(1), Arg::Input(2), scale, shift, Arg::Output(1)];
+        let coefficients = Launch::wgsl(shader, target.grid(count), args);
+        let coefficients = coefficients.scalars([count, groups, c.rows, c.channels, stretches, COLUMN[0]]);
+        let coefficients = coefficients.scalar(self.eps).with_scratch(4 * c.samples * c.channels);
+
+        let shader = Shader::new(name, wgsl!(dtype; "lib/activation", "lib/columns", "group_norm_scale"));
+        let shader = shader.constant("ACTIVATION", activation as u32);
+        let y = Launch::wgsl(shader, columns, [Arg::Input(0), Arg::Left(1, 0), Arg::Output(0)]);
+        vec![moments, coefficients, y.scalars(sizes)]
+    }
+
     /// Rows of a stretch of a sample, if x is too large for a launch; none too if no stretch could be seen.
     fn stretch(&self, target: &WgpuTarget, c: &Chunks) -> Option<usize> {
         let all = c.samples * c.rows;
@@ -274,11 +313,24 @@ impl GroupNormGrad {
             let entry = format!("group_norm_grad{part}_{pack}_{dtype}");
             Ptx::new(self.name(), ptx!("group_norm_grad"), dtype).entry(entry)
         };
-        let wide = widest(dtype, activation);
-        let scalars = |launch: Launch| launch.scalars([groups, activation as usize]).scalar(modulate);
+        let width = c.channels / groups;
+        // Neighbouring channels of a thread are of one group.
+        let wide = if width.is_multiple_of(2) { widest(dtype, activation) } else { 1 };
+        let scalars =
+            |launch: Launch| launch.scalar(groups).scalars(divisor(width)).scalar(activation as usize).scalar(modulate);
         let (dims, mut launches) = ([c.samples, c.rows, c.channels], vec![]);
         let args = [x, gamma, beta, scale, shift, dy, stats];
+        let parameters = |sums| norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums);
 
+        let held = Tiles::held(dims, width, wide, [HELD, 512], HELD_GROUPS, target);
+        if let Some(tiles) = held.filter(|_| wide > 1 && dtype != DType::F16) {
+            let entry = format!("group_norm_grad_held_{dtype}");
+            let kernel = Ptx::new(self.name(), ptx!("group_norm_grad"), dtype).entry(entry);
+            let args = args.into_iter().chain([Arg::Output(0)]);
+            let launch = tiles.launch(kernel.shared(tiles.block_sums()), args);
+            let launch = scalars(launch.with_scratch(2 * c.samples * c.channels));
+            return vec![launch, parameters(Arg::Left(0, 0))];
+        }
         let multiprocessors = target.multiprocessors as usize;
         let parts = Tiles::new(dims, 1, wide, 4, 2 * multiprocessors);
         let launch = scalars(parts.launch(kernel("_sums", parts.pack), args));
@@ -288,7 +340,7 @@ impl GroupNormGrad {
         let tiles = Tiles::new(dims, c.channels / groups, wide, 4, 2 * multiprocessors);
         let launch = tiles.launch(kernel("", tiles.pack), args.into_iter().chain([sums, Arg::Output(0)]));
         launches.push(scalars(launch));
-        launches.push(norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums));
+        launches.push(parameters(sums));
         launches
     }
 

@@ -1,6 +1,6 @@
 //! How matrix products are cut into the tiles of `kernels/lib/gemm_hopper.cuh`.
 
-use super::product::{Blocks, END_CYCLES, parts_cycles, parts_of};
+use super::product::Blocks;
 use crate::cpu::gemm::Window;
 use crate::graph::{Arg, Boxes, CudaTarget, Launch, Ptx, ptx};
 use crate::tensor::DType;
@@ -8,8 +8,21 @@ use crate::tensor::DType;
 /// Rows of a tile, and channels of a step.
 const ROWS: usize = 128;
 const DEPTH: usize = 64;
-/// Bytes of shared memory: stages of operands, sums on their way out, and what it takes to begin at a multiple of 1024.
-const SHARED: usize = 4 * (ROWS + 256) * DEPTH * 2 + 8 * 8 * (64 + 8) * 4 + 1024;
+/// A box is of 256 pixels along an axis at most, of which it has so many-th; patches have 128.
+const MOST_STRIDE: usize = 2;
+/// Columns of a tile: what there are entries for. With 256 two warpgroups share a tile; of narrower ones each has its own.
+const SIZES: [usize; 4] = [256, 192, 160, 128];
+/// Terms that are summed up in a row at most: longer sums lose digits that the result has in 16 bits.
+const MOST_TERMS: usize = 1 << 15;
+/// Cycles for the last products and the end of a tile of 128 columns by one warpgroup, or of 256 by two.
+const END_CYCLES: usize = 4000;
+/// Cycles that it takes to know that all parts have come, and bytes of parts that a block reads or writes a cycle.
+const JOIN_CYCLES: usize = 2000;
+const JOIN_BYTES: usize = 48;
+/// Cycles for a second launch. Without one, what the kernels of sm_80 take was half as much again as arithmetic has it, or more.
+const LAUNCH_CYCLES: usize = 5000;
+/// Most bytes of all parts of a product.
+const PART_BYTES: usize = 1 << 26;
 
 /// A product of `images` under a window and a weight of `columns`, for the kernels of Hopper.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +33,7 @@ pub(super) struct Hopper<'a> {
     pixels: usize,
     columns: usize,
     patches: Patches,
-    /// Columns of a tile: 256, or 128.
+    /// Columns of a tile, of [`SIZES`].
     size: usize,
     tiles: usize,
     /// Steps of a part of k.
@@ -58,26 +71,30 @@ fn steps(w: &Window) -> usize {
 
 impl<'a> Hopper<'a> {
     /// None where the kernels of sm_80, which would take `other` tiles, are faster or the only ones: PTX for `wgmma` is for compute
-    /// capability 9.0 alone; boxes of images are of neighbouring pixels, and begin at multiples of 16 bytes.
+    /// capability 9.0 alone; boxes of images are of neighbouring pixels, and begin at multiples of 16 bytes. Ends that are not `whole` have
+    /// but one entry.
     pub fn new(
         w: &'a Window,
         images: usize,
         columns: usize,
+        whole: bool,
         other: &Blocks,
         target: &CudaTarget,
     ) -> Option<Hopper<'a>> {
-        let possible = w.stride == 1 && w.dilation == 1 && w.channels > 0 && w.channels.is_multiple_of(8);
+        let possible = w.stride <= MOST_STRIDE && w.dilation == 1 && w.channels > 0 && w.channels.is_multiple_of(8);
         if target.compute != (9, 0) || !possible {
             return None;
         }
         let patches = Patches::of(w, images, ROWS);
-        let of = |size| Hopper::of(w, images, columns, patches, size, target);
-        let [wide, narrow] = [256, 128].map(of);
-        let best = if wide.cycles(target) <= narrow.cycles(target) { wide } else { narrow };
-        (best.cycles(target) <= other.half_cycles(best.pixels * columns, target)).then_some(best)
+        let sizes = SIZES.into_iter().filter(|size| whole || *size == 128);
+        let all = sizes.flat_map(|size| Hopper::of(w, images, columns, patches, size, target));
+        let best = all.min_by_key(|hopper| hopper.cycles())?;
+        let launch = if other.parts > 1 { LAUNCH_CYCLES } else { 0 };
+        let others = 3 * other.half_cycles(best.pixels * columns, target) / 2 + launch;
+        (best.cycles() <= others).then_some(best)
     }
 
-    /// In tiles of `size` columns. Where they are fewer than multiprocessors, k is cut.
+    /// In tiles of `size` columns: with k whole, and cut into every number of parts that lets all of them run at once.
     fn of(
         window: &'a Window,
         images: usize,
@@ -85,30 +102,43 @@ impl<'a> Hopper<'a> {
         patches: Patches,
         size: usize,
         target: &CudaTarget,
-    ) -> Hopper<'a> {
+    ) -> impl Iterator<Item = Hopper<'a>> {
         let (wave, steps) = (target.multiprocessors as usize, steps(window));
         let tiles = patches.count * columns.div_ceil(size);
         let pixels = images * window.out_height * window.out_width;
-        let parts = parts_of(wave / tiles.max(1), [pixels, columns, steps * DEPTH]);
-        let part = steps.div_ceil(parts).max(1);
-        let parts = steps.div_ceil(part);
-        let blocks = tiles.min((wave / parts).max(1));
-        Hopper { window, images, pixels, columns, patches, size, tiles, part, parts, blocks }
+        let least = (steps * DEPTH).div_ceil(MOST_TERMS);
+        let most = (wave / tiles.max(1)).min(PART_BYTES / (4 * ROWS * size * tiles).max(1)).min(steps / 2);
+        (least..=most.max(least)).map(move |parts| {
+            let part = steps.div_ceil(parts).max(1);
+            let parts = steps.div_ceil(part);
+            let blocks = tiles.min((wave / parts).max(1));
+            Hopper { window, images, pixels, columns, patches, size, tiles, part, parts, blocks }
+        })
     }
 
-    /// Cycles of the multiprocessor that has the most to do, by arithmetic: the tensor cores take 1024 for a step of 256
-    /// columns. Of 128 columns shared memory takes 640, which is longer; but then all ends of tiles but the last are hidden behind another tile's
-    /// steps.
-    fn cycles(&self, target: &CudaTarget) -> usize {
-        let rounds = (self.tiles * self.parts).div_ceil(target.multiprocessors as usize);
-        let sums = match self.size {
-            256 => rounds * (1024 * self.part + END_CYCLES),
-            _ => rounds * 640 * self.part + END_CYCLES,
+    /// Cycles of the multiprocessor that has the most to do, but for what every launch costs. A step takes what is read of shared memory and written to
+    /// it, 128 bytes a cycle, which is as long as its products take with 256 columns and longer with fewer; but then all ends of tiles but
+    /// the last are hidden behind another tile's steps. Parts are written and read again by those who end a tile.
+    fn cycles(&self) -> usize {
+        let (rounds, sums) = (self.tiles.div_ceil(self.blocks), ROWS * self.size);
+        let (steps, ends) = match self.size {
+            256 => (rounds * self.part, rounds * END_CYCLES),
+            size => (rounds * self.part, END_CYCLES * size / 128),
         };
-        sums + parts_cycles(self.parts, self.pixels * self.columns, target)
+        let join = if self.parts == 1 { 0 } else { JOIN_CYCLES + (self.parts + 1) * 4 * sums / JOIN_BYTES };
+        steps * (256 + 3 * self.size) + ends + rounds * join
     }
 
-    /// The launch over x, W, operands of the epilogue, y and parts.
+    /// Bytes of shared memory: stages of operands, sums on their way out where not all are sent from registers, and what it takes to begin at
+    /// a multiple of 1024.
+    fn shared(&self) -> usize {
+        let stages = [(256, 4), (192, 5), (160, 5), (128, 6)];
+        let stages = stages.iter().find(|(size, _)| *size == self.size).map_or(0, |(_, stages)| *stages);
+        let sums = if self.size == 128 { 8 * 8 * (32 + 8) * 4 } else { 0 };
+        stages * (ROWS + self.size) * DEPTH * 2 + sums + 1024
+    }
+
+    /// The launch over `args`: x, W, operands of the epilogue, and y.
     pub fn launch(&self, name: &'static str, dtype: DType, args: &[Arg]) -> Launch {
         let Hopper { window: w, patches, .. } = *self;
         let across = [1 << patches.wide, 1 << patches.high, ROWS >> (patches.wide + patches.high)];
@@ -116,12 +146,18 @@ impl<'a> Hopper<'a> {
             dtype,
             shape: vec![w.channels, w.width, w.height, self.images],
             extent: vec![DEPTH, across[0], across[1], across[2]],
+            steps: vec![1, w.stride, w.stride, 1],
         };
         let kernel = Ptx::new(name, ptx!("sm_90a", "product"), dtype).entry(format!("product_{}_{dtype}", self.size));
-        let launch = Launch::ptx(kernel.shared(SHARED), [self.blocks, self.parts, 1], 384, args.iter().copied());
+        let launch = Launch::ptx(kernel.shared(self.shared()), [self.blocks, self.parts, 1], 384, args.iter().copied());
+        // Nobody reads what stands for parts and counters where there are none.
+        let launch = match self.parts {
+            1 => Launch { args: [&launch.args[..], &[args[0]; 2]].concat(), ..launch },
+            parts => launch.with_scratch(self.tiles * parts * ROWS * self.size).with_counters(8 * self.tiles),
+        };
         let launch =
             launch.in_boxes(0, x).scalars([w.out_width, w.out_height, self.images, patches.wide, patches.high]);
-        let taps = [w.kernel[1], w.pad_top, w.pad_left, w.channels.div_ceil(DEPTH)];
+        let taps = [w.kernel[1], w.stride, w.pad_top, w.pad_left, w.channels.div_ceil(DEPTH)];
         launch.scalars(taps).scalars([w.channels, w.taps() * w.channels])
     }
 
@@ -141,7 +177,7 @@ mod tests {
     /// Of images `[images, side, side, channels]` under a window of `taps²`, or rows of a matrix if there is one tap.
     fn cut(w: &Window, images: usize, n: usize) -> Option<Hopper<'_>> {
         let sizes = [images * w.out_height * w.out_width, n, w.taps() * w.channels];
-        Hopper::new(w, images, n, &Blocks::new(1, sizes, 128, &H100), &H100)
+        Hopper::new(w, images, n, true, &Blocks::new(1, sizes, 128, &H100), &H100)
     }
 
     fn image(height: usize, width: usize, channels: usize) -> Window {
@@ -178,7 +214,10 @@ mod tests {
         assert_eq!(size(8192, 8192, 8192), Some((256, 1, 132)));
         // 132 tiles of 128 columns are one round, 66 of 256 take longer, though k is cut.
         assert_eq!(size(12 * 128, 11 * 128, 4096), Some((128, 1, 132)));
-        assert_eq!(size(8192, 8192, 192), Some((128, 1, 132)));
+        assert_eq!(size(8192, 8192, 192), Some((192, 1, 132)));
+        // Six tiles of 192 columns beside each other, or two of 160.
+        assert_eq!(size(16384, 1152, 1152), Some((192, 1, 132)));
+        assert_eq!(size(16384, 320, 320), Some((160, 1, 132)));
         // Few tiles of many terms.
         assert_eq!(size(256, 1152, 9216), Some((128, 7, 18)));
         // Few rows; rows that do not begin at 16 bytes.
@@ -190,9 +229,10 @@ mod tests {
     fn convolutions_that_boxes_cannot_bring_have_other_kernels() {
         let w = image(64, 64, 320);
         assert!(cut(&w, 4, 320).is_some());
-        let others = [Window { stride: 2, ..w }, Window { dilation: 2, ..w }, image(64, 64, 4)];
+        assert!(cut(&Window { stride: 2, out_height: 32, out_width: 32, ..w }, 4, 320).is_some());
+        let others = [Window { stride: 3, ..w }, Window { dilation: 2, ..w }, image(64, 64, 4)];
         assert!(others.iter().all(|w| cut(w, 4, 320).is_none()));
         let older = CudaTarget { compute: (8, 9), ..H100 };
-        assert_eq!(Hopper::new(&w, 4, 320, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
+        assert_eq!(Hopper::new(&w, 4, 320, true, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
     }
 }

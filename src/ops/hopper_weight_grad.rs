@@ -123,6 +123,7 @@ impl<'a> HopperWeightGrad<'a> {
             dtype: product.dtype,
             shape: [&shape[..], &[self.images]].concat(),
             extent: vec![BOX, wide, high, DEPTH / (wide * high)],
+            steps: vec![],
         };
         let file = ptx!("sm_90a", "weight_grad");
         let kernel = Ptx::new(product.name, file, product.dtype);

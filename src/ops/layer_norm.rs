@@ -97,7 +97,12 @@ impl Op for LayerNorm {
                 let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
                 let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
                 let (dtype, dims) = (io.inputs[0].dtype, [c.samples * c.rows, c.channels]);
-                let launch = norm::by_row(self.name(), ptx!("layer_norm"), dtype, target, dims, args);
+                let (name, file) = (self.name(), ptx!("layer_norm"));
+                // Two rows of a thread are of one sample.
+                let paired = !self.modulate || c.rows.is_multiple_of(2);
+                let pair = || norm::by_pair(name, file, dtype, target, dims, args.clone());
+                let launch = paired.then(pair).flatten();
+                let launch = launch.unwrap_or_else(|| norm::by_row(name, file, dtype, target, dims, args.clone()));
                 let launch = launch.scalars([c.samples * c.rows, c.channels, c.rows.max(1)]);
                 launch.scalars([self.affine, self.modulate]).scalar(self.eps)
             }

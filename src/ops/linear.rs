@@ -2,7 +2,7 @@
 
 use super::conv2d::weight_grad_launches;
 use super::hopper_weight_grad;
-use super::product::{DIRECT_LANES, PlainProduct, Product, by_matrices};
+use super::product::{DIRECT_LANES, PlainProduct, Product, ShaderBlocks, by_matrices, in_parts, shader_parts};
 use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{
@@ -43,6 +43,12 @@ impl Epilogue {
     /// Number of operands.
     pub(crate) fn operands(&self) -> usize {
         self.bias as usize + self.sample_bias as usize + self.residual as usize
+    }
+
+    /// True if kernels of 16 bits may send rows of `n` columns by eight, straight from registers: `Epilogue::whole` of
+    /// `kernels/lib/epilogue.cuh`, whose operands begin at multiples of 16 bytes.
+    pub(crate) fn is_whole(&self, n: usize) -> bool {
+        n.is_multiple_of(8) && !matches!(self.activation, Activation::Gelu | Activation::Relu)
     }
 
     /// Checks the operands' shapes.
@@ -239,58 +245,86 @@ impl Op for Linear {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                let matrices = target.matrices(dtype).filter(|_| m > FEW_ROWS);
-                let text = match matrices {
-                    Some(edge) => wgsl_with_matrices!(
-                        edge, dtype; "lib/activation", "lib/epilogue", "linear", "lib/matrix_product", "lib/matrix_panels",
-                        "linear_cooperative"
-                    ),
-                    None => wgsl!(dtype; "lib/activation", "lib/epilogue", "linear"),
-                };
-                let shader = self.0.shader(Shader::new(self.name(), text));
                 // A stretch would not know its samples; parts are counted in numbers of 4 bytes.
                 let cut = !self.0.sample_bias && dtype == DType::F32;
                 let rows = target.rows(m, &[k, n]).filter(|_| cut).unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
-                let launch = |rows: Range<usize>| {
-                    let sizes = [rows.len(), n, k, per_sample];
-                    let launch = match matrices {
-                        Some(_) => self.matrix_launch(shader.clone(), target, sizes),
-                        None => self.shader_launch(shader.clone(), target, sizes),
+                let launches = |rows: Range<usize>| {
+                    let launches = self.shader_launches(dtype, target, [rows.len(), n, k, per_sample], rows.len() < m);
+                    let part = |launch| {
+                        let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
+                        if cut { part } else { part.see_all() }
                     };
-                    let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
-                    if cut { part } else { part.see_all() }
+                    launches.into_iter().map(part).collect::<Vec<_>>()
                 };
-                stretches.map(launch).collect()
+                stretches.flat_map(launches).collect()
             }
         })
     }
 }
 
-/// Rows that tiles of many columns suit better.
-const FEW_ROWS: usize = 32;
+/// The text of `linear` for hardware: these files with what they have in common.
+macro_rules! linear_text {
+    ($dtype:expr; $($file:literal),+) => {
+        wgsl!($dtype; "lib/activation", "lib/parts", "lib/product_sizes", "lib/panels", "linear_blocks", $($file),+)
+    };
+}
+
+/// Rows that are made without tiles, four by a workgroup, where hardware runs the shader.
+const FEW_ROWS: usize = 8;
 
 impl Linear {
-    /// The same as [`Linear::shader_launch`] by cooperative matrices.
-    fn matrix_launch(&self, shader: Shader, target: &WgpuTarget, sizes: [usize; 4]) -> Launch {
-        let launch = by_matrices(shader, target, [1, sizes[0], sizes[1]], self.0.arguments());
-        launch.scalars(sizes).scalar(self.0.scale)
-    }
-
-    /// The launch for `sizes` M, N, K and the rows of a sample.
-    fn shader_launch(&self, shader: Shader, target: &WgpuTarget, sizes: [usize; 4]) -> Launch {
-        let [m, n, k, _] = sizes;
-        let (shader, grid) = if target.software && k.is_multiple_of(4) {
-            let invocations = m.div_ceil(4) * n.div_ceil(8);
-            (shader.entry("direct"), target.grid(invocations.div_ceil(DIRECT_LANES)))
-        } else {
-            // Few rows: lanes along the columns instead. An invocation makes 8 rows of 4 columns.
-            let [row_lanes, col_lanes] = if m <= FEW_ROWS { [4, 32] } else { [16, 16] };
-            let shader = shader.constant("ROW_LANES", row_lanes as u32).constant("COL_LANES", col_lanes as u32);
-            let grid = [n.div_ceil(4 * col_lanes) as u32, m.div_ceil(8 * row_lanes) as u32, 1];
-            (shader.entry("tiled"), grid)
+    /// The launches for `sizes` M, N, K and the rows of a sample; one alone if that is a `stretch` of the rows.
+    fn shader_launches(&self, dtype: DType, target: &WgpuTarget, sizes: [usize; 4], stretch: bool) -> Vec<Launch> {
+        let [m, n, k, per_sample] = sizes;
+        let (fours, columns) = (k.is_multiple_of(4), n.is_multiple_of(4));
+        let shader = |text| self.0.shader(Shader::new(self.name(), text));
+        if target.software && fours {
+            let shader = shader(wgsl!(dtype; "lib/activation", "lib/epilogue", "linear"));
+            let grid = target.grid((m.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
+            let launch = Launch::wgsl(shader.entry("direct"), grid, self.0.arguments());
+            return vec![launch.scalars(sizes).scalar(self.0.scale)];
+        }
+        let parts = if stretch { 1..=1 } else { shader_parts([m, n, k], target) };
+        let scalars = |blocks: ShaderBlocks| {
+            let scale = self.0.scale;
+            move |launch: Launch| launch.scalars(sizes).scalars([blocks.part, blocks.parts]).scalar(scale)
         };
-        Launch::wgsl(shader, grid, self.0.arguments()).scalars(sizes).scalar(self.0.scale)
+        let eights = m > FEW_ROWS && k.is_multiple_of(8) && columns;
+        let by_matrix_blocks = ShaderBlocks::by_matrices([m, n, k], parts.clone(), dtype, target);
+        if let Some(blocks) = by_matrix_blocks.filter(|_| eights) {
+            let text = wgsl_with_matrices!(
+                16, dtype; "lib/activation", "lib/parts", "lib/product_sizes", "lib/panels", "linear_blocks", "lib/x_fours",
+                "lib/y_fours", "lib/matrix_blocks", "linear_matrices"
+            );
+            let shader = blocks.shader(shader(text));
+            return in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+        }
+        if let Some(edge) = target.matrices(dtype).filter(|_| m > FEW_ROWS) {
+            let text = wgsl_with_matrices!(
+                edge, dtype; "lib/activation", "lib/epilogue", "linear", "lib/matrix_product", "lib/matrix_panels",
+                "linear_cooperative"
+            );
+            let launch = by_matrices(shader(text), target, [1, m, n], self.0.arguments());
+            return vec![launch.scalars(sizes).scalar(self.0.scale)];
+        }
+        let few = m <= FEW_ROWS && fours && n.div_ceil(PANEL) <= target.grid as usize;
+        let text = match (fours, columns) {
+            (true, true) if few => linear_text!(dtype; "lib/x_fours", "lib/y_fours", "linear_few"),
+            (true, false) if few => linear_text!(dtype; "lib/x_fours", "lib/epilogue", "lib/y_ones", "linear_few"),
+            (true, true) => linear_text!(dtype; "lib/x_fours", "lib/y_fours", "lib/blocks"),
+            (true, false) => linear_text!(dtype; "lib/x_fours", "lib/epilogue", "lib/y_ones", "lib/blocks"),
+            (false, true) => linear_text!(dtype; "lib/x_ones", "lib/y_fours", "lib/blocks"),
+            (false, false) => linear_text!(dtype; "lib/x_ones", "lib/epilogue", "lib/y_ones", "lib/blocks"),
+        };
+        let parts = if few { 1..=1 } else { parts };
+        let blocks = ShaderBlocks::new(1, [m, n, k], parts, target);
+        let shader = if few { shader(text).entry("few") } else { blocks.shader(shader(text)) };
+        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+        if few {
+            launches[0].grid = [n.div_ceil(PANEL) as u32, m.div_ceil(4) as u32, 1];
+        }
+        launches
     }
 }
 

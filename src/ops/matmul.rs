@@ -1,6 +1,6 @@
 //! Products of matrices that both are computed, batch by batch.
 
-use super::product::{PlainProduct, Tiling, by_matrices};
+use super::product::{PlainProduct, ShaderBlocks, Tiling, by_matrices};
 use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
@@ -103,21 +103,24 @@ impl Op for BatchedMatmul {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                let matrices = target.matrices(dtype);
-                let text = match matrices {
-                    Some(edge) => wgsl_with_matrices!(
-                        edge, dtype; "lib/product", "matmul", "lib/matrix_product", "matmul_cooperative"
-                    ),
-                    None => wgsl!(dtype; "lib/product", "matmul"),
+                let shader = |text| {
+                    let shader = Shader::new(self.name(), text);
+                    shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b)
                 };
-                let shader = Shader::new(self.name(), text);
-                let shader = shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-                let launch = if matrices.is_some() {
-                    by_matrices(shader, target, [batch, m, n], args)
+                let launch = if let Some(edge) = target.matrices(dtype) {
+                    let text = wgsl_with_matrices!(
+                        edge, dtype; "lib/product", "matmul", "lib/matrix_product", "matmul_cooperative"
+                    );
+                    by_matrices(shader(text), target, [batch, m, n], args)
+                } else if !target.software && [m, n, k].iter().all(|size| size.is_multiple_of(4)) {
+                    let blocks = ShaderBlocks::new(batch, [m, n, k], 1..=1, target);
+                    let text = wgsl!(dtype; "lib/x_fours", "lib/product_sizes", "lib/blocks", "matmul_blocks");
+                    Launch::wgsl(blocks.shader(shader(text)), target.grid(blocks.count), args)
                 } else {
                     let tiles = Tiling::new(batch, m, n);
-                    Launch::wgsl(tiles.shader(shader), target.grid(tiles.count), args)
+                    let shader = tiles.shader(shader(wgsl!(dtype; "lib/product", "matmul")));
+                    Launch::wgsl(shader, target.grid(tiles.count), args)
                 };
                 vec![launch.scalars([batch, m, n, k])]
             }

@@ -1,10 +1,12 @@
 //! What the normalisations share: rows in chunks, parameters by channel, and the gradients of those parameters.
 
 use super::expect_typed;
+use super::lines::divisor;
 use super::reduce::sum_few;
 use crate::Result;
 use crate::graph::{Arg, Args, CudaTarget, FLAT_THREADS, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
+use std::cmp::Reverse;
 
 /// Elements of a chunk: 128 KiB, a part of L2, and enough to outweigh what is done once a chunk.
 const CHUNK: usize = 1 << 15;
@@ -175,6 +177,14 @@ const HELD: usize = 40;
 const FEW_HELD: usize = 16;
 const WARP: usize = 32;
 
+/// Threads of the PTX kernels over rows that share one, and the entry that holds it.
+fn row_lanes(target: &CudaTarget, [rows, cols]: [usize; 2]) -> (usize, usize) {
+    let most = cols.div_ceil(8).next_power_of_two();
+    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
+    let lanes = cols.div_ceil(HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
+    (lanes, if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 })
+}
+
 /// A launch of a PTX kernel over rows, each shared by some threads: as few as hold it, or more where rows are so few that blocks of
 /// them would leave multiprocessors idle. Its first scalar is their number.
 pub(crate) fn by_row(
@@ -182,16 +192,33 @@ pub(crate) fn by_row(
     file: PtxFile,
     dtype: DType,
     target: &CudaTarget,
-    [rows, cols]: [usize; 2],
+    dims: [usize; 2],
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let most = cols.div_ceil(8).next_power_of_two();
-    let busy = (target.multiprocessors as usize * FLAT_THREADS / rows.max(1)).next_power_of_two().min(most);
-    let lanes = cols.div_ceil(HELD).next_power_of_two().max(busy).clamp(4, FLAT_THREADS);
-    let fours = if cols <= lanes * FEW_HELD { FEW_HELD / 4 } else { HELD / 4 };
+    let (lanes, fours) = row_lanes(target, dims);
     let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_{fours}_{dtype}"));
-    let blocks = rows.div_ceil(FLAT_THREADS / lanes).max(1);
+    let blocks = dims[0].div_ceil(FLAT_THREADS / lanes).max(1);
     Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes)
+}
+
+/// As [`by_row`], of a kernel whose threads have two rows, which share what is read beside them: where a warp has a row, in whole packs of 16 bits,
+/// and there are enough of them for all multiprocessors.
+pub(crate) fn by_pair(
+    name: &'static str,
+    file: PtxFile,
+    dtype: DType,
+    target: &CudaTarget,
+    dims: [usize; 2],
+    args: impl IntoIterator<Item = Arg>,
+) -> Option<Launch> {
+    let ((lanes, fours), [rows, cols]) = (row_lanes(target, dims), dims);
+    let held = dtype.size() == 2 && cols.is_multiple_of(8) && cols <= 4 * fours * lanes && lanes <= WARP;
+    if !held || rows * lanes < 3 * 1024 * target.multiprocessors as usize {
+        return None;
+    }
+    let kernel = Ptx::new(name, file, dtype).entry(format!("{name}_pair_{fours}_{dtype}"));
+    let blocks = rows.div_ceil(2 * FLAT_THREADS / lanes);
+    Some(Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(lanes))
 }
 
 /// Numbers of a row that a thread of the gradients' kernels holds, and the registers it has for that, by entry; `kernels/lib/row_grad.cuh`.
@@ -241,8 +268,6 @@ pub(crate) fn by_stretch(
 
 /// Threads beside each other that read a stretch long enough for memory: 256 bytes.
 const WIDE_ENOUGH: usize = 16;
-/// Bytes that an L2 has as a whole, and other tensors besides.
-const SMALL: usize = 16 << 20;
 
 /// How blocks of the PTX kernels lie over x `[samples, rows, channels]`; `Tile` of `kernels/lib/norm.cuh`.
 #[derive(Clone, Copy, Debug)]
@@ -252,9 +277,10 @@ pub(crate) struct Tiles {
     channels: usize,
     /// Channels of a thread.
     pub pack: usize,
-    /// Threads of a block, and those beside each other.
+    /// Threads of a block, those beside each other, and lines of them.
     threads: usize,
     across: usize,
+    down: usize,
     /// Channels of a tile, and tiles beside each other.
     cols: usize,
     tiles: usize,
@@ -287,42 +313,56 @@ impl Tiles {
         let count = (wanted / (samples * tiles).max(1)).min(rows.div_ceil(down * least)).max(1);
         let per = rows.div_ceil(count).next_multiple_of(down).max(1);
         let (threads, count) = (FLAT_THREADS, rows.div_ceil(per).max(1));
-        Tiles { samples, rows, channels, pack, threads, across, cols, tiles, count, per }
+        Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count, per }
     }
 
-    /// Tiles that have all rows of their sample, for blocks of `threads` that keep them in `bytes` of shared memory; of no more than `groups`
-    /// groups. As wide as leaves a block for each of `wanted`, or as narrow as there are. None where they do not fit.
-    pub fn whole(
+    /// Tiles that have all rows of their sample, of which a block of at most `most` threads has up to `held` each; of no more than `groups` groups.
+    /// None where they do not fit.
+    pub fn held(
         [samples, rows, channels]: [usize; 3],
         width: usize,
         pack: usize,
-        threads: usize,
-        bytes: usize,
+        [held, most]: [usize; 2],
         groups: usize,
-        wanted: usize,
+        target: &CudaTarget,
     ) -> Option<Self> {
-        if !channels.is_multiple_of(pack) {
+        let unit = common(width, pack);
+        if !channels.is_multiple_of(pack) || !channels.is_multiple_of(unit) {
             return None;
         }
-        let unit = common(width, pack);
-        let (across, tiles) = (|k: usize| k * unit / pack, |k: usize| (channels / unit).div_ceil(k));
-        // Less than 64 bytes beside each other are read in pieces of sectors: what is small comes from the L2.
-        let small = samples * rows * channels / pack <= SMALL / 16;
-        let fits = |k: &usize| {
-            let wide = small || across(*k) * pack == channels || across(*k) >= 4;
-            wide && across(*k) <= threads && across(*k) * rows * 16 <= bytes && k * unit <= groups * width
+        let (units, multiprocessors) = (channels / unit, target.multiprocessors as usize);
+        let (across, tiles) = (|k: usize| k * unit / pack, |k: usize| units.div_ceil(k));
+        let lines = |each: usize| rows.div_ceil(each).max(1);
+        let threads = |k: usize, each: usize| (across(k) * lines(each)).next_multiple_of(WARP);
+        // Two blocks a multiprocessor, of which one computes while the other one waits; a block for every multiprocessor; stretches of a line that
+        // memory is read in.
+        let fits = |k: &usize| k * unit <= groups * width && threads(*k, held) <= most;
+        let score = |k: &usize| {
+            let busy = (samples * tiles(*k)).min(multiprocessors);
+            (threads(*k, held) <= most / 2, busy, across(*k).min(4), Reverse(*k))
         };
-        let fitting = || (1..=channels / unit).filter(fits);
-        let k = fitting().rev().find(|k| samples * tiles(*k) >= wanted).or_else(|| fitting().next())?;
+        let k = (1..=units).filter(fits).max_by_key(score)?;
         // No narrow one at the end.
-        let k = (channels / unit).div_ceil(tiles(k));
-        let (across, cols, tiles) = (across(k), k * unit, tiles(k));
-        Some(Tiles { samples, rows, channels, pack, threads, across, cols, tiles, count: 1, per: rows })
+        let k = units.div_ceil(tiles(k));
+        // As few rows a thread as leave half the threads of all multiprocessors, but two: what a thread does besides takes as long as four.
+        let blocks = samples * tiles(k);
+        let few = |each: &usize| threads(k, *each) <= most && blocks * threads(k, *each) <= multiprocessors * most / 2;
+        let each = (2..held).find(few).unwrap_or(held);
+        let (across, cols, tiles, down) = (across(k), k * unit, tiles(k), lines(each));
+        let threads = threads(k, each);
+        Some(Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count: 1, per: rows })
     }
 
-    /// Bytes of shared memory in which a block keeps its tile, see [`Tiles::whole`].
-    pub fn bytes(&self) -> usize {
-        self.across * self.per * 16
+    /// Bytes of shared memory for the moments of the threads of a block, [`Slots`] of `kernels/group_norm.cu`.
+    pub fn slots(&self) -> usize {
+        8 * self.pack.div_ceil(2) * (self.across | 1) * self.down.min(self.per)
+    }
+
+    /// Bytes of shared memory for two sums of every channel of a block, and what its groups make of them: `BlockSums` of
+    /// `kernels/group_norm_grad.cu`.
+    pub fn block_sums(&self) -> usize {
+        let numbers = 2 * self.pack * self.across;
+        4 * (2 * self.pack * (self.threads + self.across) + self.threads.max(numbers) + numbers)
     }
 
     /// Tiles for sums of columns: any channels beside each other, two blocks a multiprocessor.
@@ -334,8 +374,9 @@ impl Tiles {
     pub fn launch(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
         let blocks = (self.samples * self.count * self.tiles).max(1);
         let launch = Launch::ptx(kernel, [blocks, 1, 1], self.threads, args);
-        let Tiles { rows, channels, cols, across, tiles, count, per, .. } = *self;
-        launch.scalars([rows, channels, cols, across, tiles, count, per])
+        let Tiles { rows, channels, cols, across, down, tiles, count, per, .. } = *self;
+        let launch = launch.scalars([rows, channels, cols]).scalars(divisor(across)).scalars(divisor(down));
+        launch.scalars(divisor(tiles)).scalars(divisor(count)).scalar(per)
     }
 }
 
@@ -353,8 +394,7 @@ pub(crate) fn parameters_grad_ptx(
     sums: Arg,
 ) -> Launch {
     let kernel = Ptx::new("norm_parameters_grad", ptx!("norm_parameters_grad"), dtype);
-    let launch =
-        Launch::ptx(kernel, [channels.div_ceil(32), 1, 1], FLAT_THREADS, gradient_args(affine, modulate, sums));
+    let launch = Launch::ptx(kernel, [channels.div_ceil(32), 1, 1], 32 * WARP, gradient_args(affine, modulate, sums));
     launch.scalars([samples, channels]).scalars([affine, modulate])
 }
 

@@ -3,8 +3,9 @@
 use super::Epilogue;
 use super::hopper::Hopper;
 use crate::cpu::gemm::Window;
-use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx};
+use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, PANEL};
+use std::ops::RangeInclusive;
 
 /// Workgroups that keep a large GPU busy.
 pub(super) const BUSY: usize = 128;
@@ -45,6 +46,152 @@ impl Tiling {
         shader.constant("ROW_LANES", self.lanes[0] as u32).constant("COL_LANES", self.lanes[1] as u32)
     }
 }
+
+/// The tiles of `shaders/lib/blocks.wgsl` and `shaders/lib/matrix_blocks.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ShaderTile {
+    Small,
+    Large,
+    Matrices,
+}
+
+impl ShaderTile {
+    /// Rows and columns.
+    fn size(self) -> usize {
+        if self == ShaderTile::Small { 64 } else { 128 }
+    }
+
+    /// Terms of a step.
+    fn depth(self) -> usize {
+        if self == ShaderTile::Matrices { 32 } else { 16 }
+    }
+
+    /// Products a cycle that a multiprocessor is taken to make of its 128, or of tensor cores. Small tiles read twice as much for each.
+    fn rate(self) -> usize {
+        match self {
+            ShaderTile::Small => 72,
+            ShaderTile::Large => 100,
+            ShaderTile::Matrices => 700,
+        }
+    }
+}
+
+/// How products are cut into tiles of shaders for hardware, and their terms into parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct ShaderBlocks {
+    tile: ShaderTile,
+    /// Workgroups, those of all parts.
+    pub count: usize,
+    /// Terms of a part, a multiple of a step.
+    pub part: usize,
+    pub parts: usize,
+}
+
+impl ShaderBlocks {
+    /// For `batch` products of `m` by `k` and `k` by `n`, in so many parts: those that take the least time by [`ShaderBlocks::cycles`].
+    /// A processor that plays GPU has the smallest tiles and the fewest parts.
+    pub fn new(batch: usize, sizes: [usize; 3], parts: RangeInclusive<usize>, target: &WgpuTarget) -> ShaderBlocks {
+        let few = ShaderBlocks::of(ShaderTile::Small, batch, sizes, *parts.start());
+        if target.software {
+            return few;
+        }
+        let tiles = [ShaderTile::Large, ShaderTile::Small];
+        let all = parts.flat_map(|parts| tiles.map(|tile| ShaderBlocks::of(tile, batch, sizes, parts)));
+        all.min_by_key(|blocks| blocks.cycles(batch * sizes[0] * sizes[1])).unwrap_or(few)
+    }
+
+    /// The same by cooperative matrices, if the adapter has those that `shaders/lib/matrix_blocks.wgsl` asks for.
+    pub fn by_matrices(
+        sizes: [usize; 3],
+        parts: RangeInclusive<usize>,
+        dtype: DType,
+        target: &WgpuTarget,
+    ) -> Option<ShaderBlocks> {
+        let fits = target.matrices.subgroup == 32 && target.workgroup_size >= 256;
+        let has = target.matrices(dtype) == Some(16) && target.workgroup_bytes >= MATRIX_BYTES;
+        let all = parts.map(|parts| ShaderBlocks::of(ShaderTile::Matrices, 1, sizes, parts));
+        all.min_by_key(|blocks| blocks.cycles(sizes[0] * sizes[1])).filter(|_| fits && has)
+    }
+
+    fn of(tile: ShaderTile, batch: usize, [m, n, k]: [usize; 3], parts: usize) -> ShaderBlocks {
+        let part = k.div_ceil(parts.max(1)).next_multiple_of(tile.depth()).max(tile.depth());
+        let parts = k.div_ceil(part).max(1);
+        ShaderBlocks { tile, count: batch * m.div_ceil(tile.size()) * n.div_ceil(tile.size()) * parts, part, parts }
+    }
+
+    /// Cycles on a GPU of [`BUSY`] multiprocessors for an output of so many `elements`. A workgroup alone waits for memory at every step.
+    fn cycles(&self, elements: usize) -> usize {
+        let rounds = self.count.div_ceil(BUSY);
+        let work = rounds * self.tile.size().pow(2) * self.part / self.tile.rate();
+        let wait = 1000 + self.part / self.tile.depth() * 700;
+        let sums = if self.parts == 1 { 0 } else { 4000 + self.parts * elements * 8 / (20 * BUSY) };
+        work.max(wait) + sums
+    }
+
+    /// Sets the overrides of the library and its entry point.
+    pub fn shader(&self, shader: Shader) -> Shader {
+        let (wide, lanes) = match self.tile {
+            ShaderTile::Matrices => return shader.entry("matrices"),
+            ShaderTile::Large => (true, 256u32),
+            ShaderTile::Small => (false, 128),
+        };
+        let quads = (self.tile.size() / 4) as u32;
+        let shader = shader.entry("blocked").constant("ROW_QUADS", quads).constant("COL_QUADS", quads);
+        shader.flag("WIDE", wide).constant("BLOCK_LANES", lanes)
+    }
+}
+
+/// Workgroup memory of `shaders/lib/matrix_blocks.wgsl`.
+const MATRIX_BYTES: u32 = 40960;
+
+/// Terms that a part has at least where shaders cut them to occupy a GPU.
+const SHADER_PART: usize = 64;
+
+/// How many parts a product of `m` by `k` and `k` by `n` may be cut into on an adapter.
+pub(super) fn shader_parts([m, n, k]: [usize; 3], target: &WgpuTarget) -> RangeInclusive<usize> {
+    let bytes = PART_BYTES.min(target.argument_bytes as usize);
+    1..=(bytes / (4 * m * n.next_multiple_of(4)).max(1)).min(k / SHADER_PART).clamp(1, 64)
+}
+
+/// The launches of a shader of `lib/parts` that is an op with an epilogue: the product, and where it comes in parts their sum.
+/// `product` adds the scalars of the product to its launch, whose number of workgroups `blocks` has.
+pub(super) fn in_parts(
+    shader: Shader,
+    target: &WgpuTarget,
+    epilogue: &Epilogue,
+    [m, n, per_sample]: [usize; 3],
+    blocks: &ShaderBlocks,
+    dtype: DType,
+    product: impl FnOnce(Launch) -> Launch,
+) -> Vec<Launch> {
+    let (name, [x, w, bias, sample_bias, residual, y]) = (shader.name, epilogue.arguments());
+    let shader = shader.flag("PARTS", blocks.parts > 1);
+    let launch = |args: [Arg; 6]| Launch::wgsl(shader.clone(), target.grid(blocks.count), args);
+    if blocks.parts == 1 {
+        // No parts: x stands for them.
+        let mut one = launch([x, w, bias, sample_bias, residual, y]);
+        one.args.push(x);
+        return vec![product(one)];
+    }
+    let line = n.div_ceil(4);
+    let text = match n.is_multiple_of(4) {
+        true => wgsl!(dtype; "lib/activation", "lib/y_fours", "product_sums"),
+        false => wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/y_ones", "product_sums"),
+    };
+    let sums = epilogue.shader(Shader::new(name, text));
+    let sums = Launch::wgsl(
+        sums,
+        target.grid((m * line).div_ceil(SUM_LANES)),
+        [Arg::Left(0, 0), x, bias, sample_bias, residual, y],
+    );
+    vec![
+        product(launch([x, w, x, x, x, x])).with_scratch(blocks.parts * m * 4 * line),
+        sums.scalars([m, n, per_sample, blocks.parts]).scalar(epilogue.scale),
+    ]
+}
+
+/// Invocations of a workgroup of `shaders/product_sums.wgsl`.
+const SUM_LANES: usize = 256;
 
 /// Rows and columns of a tile of `shaders/lib/matrix_product.wgsl`.
 const MATRIX_TILE: usize = 64;
@@ -179,7 +326,7 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// One launch; or two, where the first sums parts of k.
+    /// One launch; or two, where the first sums parts of k and is not for Hopper.
     pub fn launches(&self, target: &CudaTarget) -> Vec<Launch> {
         let [m, n, _] = self.sizes;
         if m * n == 0 {
@@ -191,32 +338,33 @@ impl Product<'_> {
         }
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let half = self.dtype != DType::F32;
-        let hopper = half.then(|| Hopper::new(self.window, self.images, n, &blocks, target)).flatten();
+        let whole = self.epilogue.is_whole(n);
+        let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
 
     /// The launches by these tiles, of the entries in that file; or by Hopper's.
     pub fn by(&self, file: PtxFile, blocks: Blocks, hopper: Option<Hopper>) -> Vec<Launch> {
         let [m, n, k] = self.sizes;
-        let parts = hopper.as_ref().map_or(blocks.parts, |hopper| hopper.parts);
         let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
-        let sums = |args: &[Arg]| {
-            let (launch, [k, part]) = match &hopper {
-                Some(hopper) => (hopper.launch(self.name, self.dtype, args), hopper.steps()),
-                None => {
-                    let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
-                    (launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
-                }
-            };
+        let scalars = |launch: Launch, [k, part]: [usize; 2]| {
             self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]))
         };
-        if parts == 1 {
+        if let Some(hopper) = hopper {
+            let launch = hopper.launch(self.name, self.dtype, &[x, w, bias, sample_bias, residual, y]);
+            return vec![scalars(launch, hopper.steps())];
+        }
+        let sums = |args: &[Arg]| {
+            let launch = blocks.launch(self.name, file, file.name, self.dtype, args);
+            scalars(launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
+        };
+        if blocks.parts == 1 {
             return vec![sums(&[x, w, bias, sample_bias, residual, y, x])];
         }
         let finish = sum_parts(self.name, self.dtype, [bias, sample_bias, residual], m * n.div_ceil(4));
         vec![
-            sums(&[x, w, x, x, x, x]).with_scratch(parts * m * n),
-            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, parts])),
+            sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
         ]
     }
 }

@@ -96,13 +96,15 @@ impl Op for Reduce {
 
 /// Rows that a thread of the PTX kernel adds at least, where more blocks could share them.
 const FEW_ROWS: usize = 8;
+/// Numbers that an L2 has beside others.
+const SMALL: usize = 1 << 20;
 /// Numbers of a row that a block adds at least.
 const STRETCH: usize = 1 << 12;
 
 /// Launches of the PTX kernels that sum x `[outer, middle, inner]` over the middle, times `scale`. Where too few blocks would have all
 /// the work, stretches of the middle are summed first.
 fn sums(dtype: DType, [outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> Vec<Launch> {
-    let columns = Columns::new(middle, inner);
+    let columns = Columns::new(dtype, [outer, middle, inner]);
     let (blocks, least) = match inner {
         1 => (outer, STRETCH),
         _ => (outer * columns.tiles, FLAT_THREADS / columns.across * FEW_ROWS),
@@ -138,7 +140,7 @@ fn stretches(
         let launch = by_warps(|warps| kernel(warps.to_string()), [outer * count, per], args);
         return launch.scalars([outer, middle, count, per]).scalar(scale);
     }
-    let Columns { pack, across, tiles } = Columns::new(middle, inner);
+    let Columns { pack, across, tiles } = Columns::new(dtype, [outer, middle, inner]);
     let launch =
         Launch::ptx(kernel(format!("columns_{pack}")), [(outer * count * tiles).max(1), 1, 1], FLAT_THREADS, args);
     launch.scalars([middle, inner, count, per, tiles, across]).scalar(scale)
@@ -155,11 +157,17 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(rows: usize, cols: usize) -> Self {
-        let pack = if cols.is_multiple_of(4) { 4 } else { 1 };
+    fn new(dtype: DType, [outer, rows, cols]: [usize; 3]) -> Self {
+        let wide = 16 / dtype.size();
+        let pack = if cols.is_multiple_of(wide) { wide } else { 1 };
+        // What comes from the L2 is summed by as many threads as have four rows each; of what comes from memory 512 bytes beside each other.
         // Few rows leave room for more columns.
-        let most = FLAT_THREADS / rows.next_power_of_two().min(8);
-        let across = (cols / pack).next_power_of_two().clamp(1, most);
+        let lines = if outer * rows * cols <= SMALL { rows.div_ceil(4).clamp(8, 64) } else { 8 };
+        let most = FLAT_THREADS / lines.min(rows.max(1)).next_power_of_two();
+        // As few idle threads as may be.
+        let idle = |across: &usize| (cols / pack).next_multiple_of(*across);
+        let widths = (0..=most.ilog2()).map(|shift| most >> shift).filter(|across| *across >= most.min(8));
+        let across = widths.min_by_key(idle).unwrap_or(most).min((cols / pack).next_power_of_two());
         Columns { pack, across, tiles: cols.div_ceil(across * pack) }
     }
 }

@@ -152,7 +152,7 @@ pub struct Command {
     pub flat: Option<Flat>,
     /// Arguments that the launch writes and none of its op did before it; a poisoned run fills those that are not also read with NaN before it.
     pub writes: Vec<usize>,
-    /// Inputs of the op, which the launch only reads. Arguments in neither list are what earlier launches of the op left.
+    /// Inputs of the op, which the launch only reads. Arguments in neither list are what earlier launches of the op left, and counters.
     pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,
@@ -332,6 +332,8 @@ struct Compiler<'a> {
     /// Outputs that are what a buffer held at first, where the program writes over it: value, block that keeps it, buffer.
     kept: Vec<(Value, usize, BufferId)>,
     scratch: HashMap<(usize, usize), Vec<usize>>,
+    /// By node and launch.
+    counters: HashMap<(usize, usize), Slice>,
     /// By node, launch and argument: the block that stands for a view which the launch cannot bind where it lies.
     moved: HashMap<(usize, usize, usize), usize>,
 }
@@ -361,6 +363,7 @@ impl<'a> Compiler<'a> {
             copies: vec![],
             kept: vec![],
             scratch: HashMap::new(),
+            counters: HashMap::new(),
             moved: HashMap::new(),
         })
     }
@@ -393,6 +396,7 @@ impl<'a> Compiler<'a> {
             }
         }
         self.add_blocks();
+        self.add_counters(buffers);
         self.move_views(buffers);
         Ok(())
     }
@@ -536,6 +540,17 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Gives a buffer, which is zero at first, to the counters of every launch.
+    fn add_counters(&mut self, buffers: &mut Buffers) {
+        for (i, _) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
+            for (l, launch) in self.launches[i].iter().enumerate().filter(|(_, launch)| launch.counters > 0) {
+                let id = buffers.declare("counters", TensorType::i32([launch.counters]));
+                let (offset, bytes) = (buffers.get(id).offset, buffers.get(id).bytes());
+                self.counters.insert((i, l), Slice { space: Space::Buffers, offset, bytes });
+            }
+        }
+    }
+
     /// Gives a block to every argument that begins where its launch cannot bind it: a view in the middle of a buffer.
     fn move_views(&mut self, buffers: &Buffers) {
         for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
@@ -545,7 +560,7 @@ impl<'a> Compiler<'a> {
                     let value = match launch.args[a] {
                         Arg::Input(k) => node.inputs[k],
                         Arg::Output(k) => node.outputs[k],
-                        Arg::Scratch(_) | Arg::Left(..) => continue,
+                        Arg::Scratch(_) | Arg::Left(..) | Arg::Counters => continue,
                     };
                     let Home::Buffer(b) = self.home[self.root[value.index()]] else { continue };
                     if !buffers.get(b).offset.is_multiple_of(ALIGN) {
@@ -680,6 +695,7 @@ impl<'a> Compiler<'a> {
                             scratch(l, *k)
                         }
                         Arg::Left(of, k) => scratch(*of, *k),
+                        Arg::Counters => self.counters[&(i, l)],
                     };
                     let seen = launch.seen(a).cloned().unwrap_or(0..all.bytes);
                     if seen.end < all.bytes {

@@ -268,6 +268,14 @@ fn half_gradients_of_hopper() {
     }
 }
 
+/// The backward for many keys and queries of Hopper: several blocks of keys, which begin at queries of their own, remainders, narrower heads, sharp softmaxes.
+#[test]
+fn half_gradients_of_many() {
+    for (s, spread) in [([1, 520, 515, 1, 64, 64], 2.0), ([1, 513, 640, 1, 128, 112], 40.0)] {
+        check_half_gradients(s, &grad_inputs(s, spread), 3e-3);
+    }
+}
+
 /// A head for every instance of the kernels for Hopper, of which blocks of 128 queries want to keep more than two of four multiprocessors busy:
 /// remainders of queries and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
 #[test]
@@ -277,6 +285,8 @@ fn heads_of_hopper() {
         ([1, 257, 97, 2, 40, 32], 2.0, "40"),
         ([2, 65, 1, 2, 64, 64], 2.0, "64"),
         ([1, 192, 193, 2, 64, 48], 40.0, "64"),
+        ([1, 129, 1000, 2, 64, 64], 40.0, "64"),
+        ([1, 130, 777, 2, 128, 128], 40.0, "128"),
         ([1, 200, 129, 2, 72, 72], 2.0, "72"),
         ([1, 129, 77, 2, 80, 80], 40.0, "80"),
         ([1, 256, 300, 2, 128, 128], 40.0, "128"),

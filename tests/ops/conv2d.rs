@@ -120,7 +120,7 @@ fn zeros_between_pixels() {
     }
 }
 
-/// Patches that end within images, of several images, and of parts of one; channels that end within a step; tiles of both widths, several of
+/// Patches that end within images, of several images, and of parts of one; channels that end within a step; tiles of all widths, several of
 /// them a block; in parts; uneven kernels.
 #[test]
 fn convolutions_on_hopper() {
@@ -130,13 +130,37 @@ fn convolutions_on_hopper() {
     let uneven = Conv2d { kernel: [2, 3], padding: far, epilogue: Epilogue::bias(), ..plain };
     let shrinking = Conv2d { padding: Padding::default(), epilogue: Epilogue::default(), ..plain };
     for (conv, size, entry) in [
-        (plain, [1, 18, 31, 64, 136], "product_128_bf16"),
-        (uneven, [3, 7, 15, 120, 136], "product_256_bf16"),
+        (plain, [1, 18, 31, 64, 136], "product_160_bf16"),
+        (plain, [2, 18, 15, 64, 192], "product_192_bf16"),
+        (plain, [2, 7, 15, 64, 384], "product_256_bf16"),
+        (uneven, [3, 7, 15, 120, 136], "product_160_bf16"),
         (shrinking, [8, 10, 10, 64, 120], "product_128_bf16"),
-        (Conv2d::same(1, all), [2, 16, 15, 192, 264], "product_128_bf16"),
+        (Conv2d::same(1, all), [2, 16, 15, 192, 264], "product_160_bf16"),
+        (Conv2d { stride: 2, ..plain }, [1, 18, 33, 64, 136], "product_160_bf16"),
+        (Conv2d { stride: 2, padding: far, ..plain }, [5, 16, 18, 72, 136], "product_160_bf16"),
         (plain, [2, 8, 8, 320, 120], "product_128_bf16"),
     ] {
         case(conv, size).on_hopper(entry).check();
+    }
+}
+
+/// A few channels on one side of images in 16 bits, whose patches end within them; strides, kernels of uneven sides, and columns that end within panels.
+#[test]
+fn few_channels() {
+    for epilogue in all_epilogues() {
+        let plain = Conv2d::same(3, epilogue);
+        let down = Conv2d { stride: 2, ..plain };
+        let uneven = Conv2d { kernel: [2, 5], padding: Padding { top: 0, left: 1, bottom: 1, right: 3 }, ..plain };
+        for (conv, size, entry) in [
+            (plain, [2, 9, 7, 4, 72], "conv2d_from_bf16"),
+            (down, [1, 11, 9, 3, 333], "conv2d_from_bf16"),
+            (uneven, [1, 12, 13, 8, 41], "conv2d_from_bf16"),
+            (plain, [2, 10, 19, 64, 4], "conv2d_to_bf16"),
+            (plain, [1, 5, 33, 96, 3], "conv2d_to_bf16"),
+            (Conv2d { padding: Padding::default(), ..plain }, [1, 18, 18, 32, 1], "conv2d_to_bf16"),
+        ] {
+            case(conv, size).on_hopper(entry).check();
+        }
     }
 }
 

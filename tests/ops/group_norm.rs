@@ -84,6 +84,9 @@ fn large_group_norms() {
         (vec![2, 9, 9, 320], 32),
         (vec![1, 50, 50, 80], 8),
         (vec![1, 11, 64], 64),
+        // In stretches, with packs of one group and of two.
+        (vec![1, 9000, 16], 2),
+        (vec![1, 8500, 16], 4),
     ] {
         for (mean, std) in [(0.0, 1.0), (100.0, 0.5), (-3000.0, 20.0)] {
             let op = op(groups, Activation::Silu, true);
@@ -92,6 +95,16 @@ fn large_group_norms() {
                 .forward_only()
                 .check();
         }
+    }
+}
+
+/// So many numbers that shaders for hardware take them by stretches.
+#[test]
+fn group_norm_of_many_numbers() {
+    for (modulate, mean) in [(true, -3000.0), (false, 0.5)] {
+        let op = op(16, Activation::Silu, modulate);
+        let inputs = inputs(&[2, 41, 41, 160], modulate, mean, 20.0);
+        Case::new(format!("{op:?} {mean}"), op, inputs, |i| reference(op, i)).forward_only().check();
     }
 }
 
@@ -158,6 +171,11 @@ fn large_group_norm_gradients() {
         (vec![4, 20, 20, 100], 4, true, Activation::Relu),
         (vec![2, 3, 2304], 1, true, Activation::Identity),
         (vec![1, 7, 625], 1, false, Activation::Silu),
+        // Of whole groups in a block: some to a pack, and such that end within packs; and in stretches.
+        (vec![2, 16, 17, 64], 16, true, Activation::Silu),
+        (vec![3, 9, 9, 80], 8, true, Activation::Silu),
+        (vec![2, 5, 64], 2, false, Activation::Identity),
+        (vec![1, 5000, 16], 2, true, Activation::Silu),
     ];
     for (shape, groups, modulate, act) in cases {
         let op = op(groups, act, modulate);

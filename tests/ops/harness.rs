@@ -362,7 +362,14 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
         return places;
     }
     let plain = WgpuTarget { f16, ..Default::default() };
-    let with = |f32, f16| WgpuTarget { subgroups: true, matrices: Matrices { f32, f16, subgroup: 32 }, ..plain };
+    // What has matrices of 16 has more workgroup memory too.
+    let workgroup_bytes = |f16| if f16 == 16 { 48 << 10 } else { plain.workgroup_bytes };
+    let with = |f32, f16| WgpuTarget {
+        subgroups: true,
+        matrices: Matrices { f32, f16, subgroup: 32 },
+        workgroup_bytes: workgroup_bytes(f16),
+        ..plain
+    };
     for target in [plain, with(0, 0), with(8, 8), with(0, 16), WgpuTarget { software: true, ..plain }] {
         for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {

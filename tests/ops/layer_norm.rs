@@ -68,6 +68,16 @@ fn large_layer_norms() {
     }
 }
 
+/// Rows in pairs, of few numbers and of more a thread; the last one alone.
+#[test]
+fn many_rows_of_layer_norm() {
+    for (shape, modulate) in [(vec![2, 52_000, 8], true), (vec![1, 102_001, 72], false)] {
+        let op = LayerNorm { eps: 1e-6, affine: true, modulate };
+        let inputs = inputs(op, &shape, 100.0, 0.5);
+        Case::new(format!("{op:?} {shape:?}"), op, inputs, |i| reference(op, i)).forward_only().check();
+    }
+}
+
 #[test]
 fn layer_norm_gradient_at_large_means() {
     for op in all() {

@@ -88,15 +88,23 @@ fn linear_of_whole_accesses() {
     }
 }
 
-/// Tiles of both widths, several of them a block, with every epilogue; few tiles of many terms, in parts; sizes that end within tiles and steps.
+/// Tiles of all widths, several of them a block, with every epilogue; few tiles of many terms, in parts; ends that are not sent from registers; sizes that end
+/// within tiles and steps.
 #[test]
 fn linear_on_hopper() {
     let all = all_epilogues();
-    let narrow = all.iter().map(|e| (*e, [3, 99, 136, 264], "product_128_bf16"));
+    let each = all.iter().map(|e| (*e, [3, 99, 136, 264], "product_160_bf16"));
     let last = *all.last().unwrap();
-    let wide = [(last, [1, 250, 328, 1000], "product_256_bf16")];
-    let parts = [(last, [2, 60, 2888, 100], "product_128_bf16")];
-    for (e, [batch, rows, k, n], entry) in narrow.chain(wide).chain(parts) {
+    let others = [
+        (last, [1, 250, 840, 1000], "product_256_bf16"),
+        (last, [1, 370, 136, 760], "product_192_bf16"),
+        (last, [1, 370, 72, 376], "product_128_bf16"),
+        (Epilogue { activation: Activation::Relu, ..last }, [3, 99, 136, 264], "product_128_bf16"),
+        // In parts.
+        (last, [2, 60, 2888, 160], "product_160_bf16"),
+        (last, [2, 60, 2888, 100], "product_128_bf16"),
+    ];
+    for (e, [batch, rows, k, n], entry) in each.chain(others) {
         let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
         if e.bias {
             inputs.push(f32s(&[n], 3))
@@ -124,17 +132,20 @@ fn linear_on_hopper() {
 #[test]
 fn large_linear_and_weight_grad() {
     let (m, k, n) = (210, 700, 130);
-    Case::new("large linear", Linear::default(), vec![f32s(&[m, k], 1), panels(&[k, n], 2)], |i| {
-        let mut y = Tensor::zeros([m, n]);
-        for r in 0..m {
-            for c in 0..n {
-                y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+    // The second has so many columns and rows that shaders make it by tiles of 128, and the last so many terms that they cut them.
+    for (m, k, n) in [(m, k, n), (2000, 24, 1012), (20, 2088, 68)] {
+        Case::new(format!("linear {m}x{k}x{n}"), Linear::default(), vec![f32s(&[m, k], 1), panels(&[k, n], 2)], |i| {
+            let mut y = Tensor::zeros([m, n]);
+            for r in 0..m {
+                for c in 0..n {
+                    y.data[r * n + c] = (0..k).map(|l| i[0].data[r * k + l] * i[1].data[l * n + c]).sum();
+                }
             }
-        }
-        vec![y]
-    })
-    .forward_only()
-    .check();
+            vec![y]
+        })
+        .forward_only()
+        .check();
+    }
     // The second sums so many rows that shaders do it in parts.
     for (m, k, n) in [(m, k, n), (1500, 12, 20)] {
         let (op, inputs) = (LinearWeightGrad { shape: vec![k, n] }, vec![f32s(&[m, k], 1), f32s(&[m, n], 2)]);

@@ -62,6 +62,8 @@ pub struct Mbarrier {
     done: Vec<u32>,
     /// Copies under way, which arrive when somebody looks.
     pub copies: Vec<BulkCopy>,
+    /// Arrivals of threads whose copies are among them.
+    behind: u32,
 }
 
 impl Mbarrier {
@@ -384,7 +386,8 @@ impl SharedBarrier {
             cx.store(lane, space, address, &[0; 8], true)?;
             let clocks = cx.block.clocks[warp].len();
             let (clock, done) = (vec![0; clocks], vec![0; clocks]);
-            let new = Mbarrier { count, pending: count, bytes: 0, phase: 0, clock, done, copies: Vec::new() };
+            let new =
+                Mbarrier { count, pending: count, bytes: 0, phase: 0, clock, done, copies: Vec::new(), behind: 0 };
             cx.block.mbarriers.insert(address, new);
             return Ok(true);
         }
@@ -397,7 +400,7 @@ impl SharedBarrier {
             return Err(FaultKind::Misuse(format!("there is no barrier object at shared address {address:#x}")));
         };
         let mut arrive = |count: u32, bytes: i64| {
-            if count > object.pending {
+            if count > object.pending - object.behind {
                 return Err(FaultKind::Misuse("more arrive at the barrier object than its count".into()));
             }
             let phase = object.phase;
@@ -441,7 +444,8 @@ impl Context<'_> {
     fn land_bulk(&mut self, address: u64) -> bool {
         let Some(object) = self.block.mbarriers.get_mut(&address) else { return false };
         let copies = std::mem::take(&mut object.copies);
-        let any = !copies.is_empty();
+        let any = !copies.is_empty() || object.behind > 0;
+        object.pending -= std::mem::take(&mut object.behind);
         for copy in copies {
             object.bytes -= copy.data.len() as i64;
             let clock = self.block.bulk_clock;
@@ -459,6 +463,19 @@ impl Context<'_> {
     pub(super) fn start_bulk(&mut self, object: u64, copy: BulkCopy) -> Result<(), FaultKind> {
         let missing = || FaultKind::Misuse(format!("there is no barrier object at shared address {object:#x}"));
         self.block.mbarriers.get_mut(&object).ok_or_else(missing)?.copies.push(copy);
+        Ok(())
+    }
+
+    /// A thread arrives at a barrier object when these copies are there.
+    pub(super) fn arrive_behind(&mut self, object: u64, copies: Vec<BulkCopy>) -> Result<(), FaultKind> {
+        let missing = || FaultKind::Misuse(format!("there is no barrier object at shared address {object:#x}"));
+        let object = self.block.mbarriers.get_mut(&object).ok_or_else(missing)?;
+        if object.behind == object.pending {
+            return Err(FaultKind::Misuse("more arrive at the barrier object than its count".into()));
+        }
+        object.behind += 1;
+        object.bytes += copies.iter().map(|copy| copy.data.len() as i64).sum::<i64>();
+        object.copies.extend(copies);
         Ok(())
     }
 

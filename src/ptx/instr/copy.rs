@@ -1,4 +1,4 @@
-//! Copies that run beside the threads: `cp.async` by groups, `cp.async.bulk` to shared memory by barrier objects and from it by
+//! Copies that run beside the threads: `cp.async` by groups or barrier objects, `cp.async.bulk` to shared memory by barrier objects and from it by
 //! groups of their own, of bytes or of tiles of a tensor.
 //!
 //! The machine reads the source when the copy is issued, and writes the destination when somebody waits for it; in between
@@ -54,6 +54,9 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     }
     if op.flag("bulk") {
         return bulk(op, operands);
+    }
+    if op.flag("mbarrier") {
+        return arrive(op, operands);
     }
     match op.one_of(&["commit_group", "wait_group", "wait_all"]) {
         Some("commit_group") => {
@@ -191,6 +194,38 @@ impl Execute for Wait {
                 let open = std::mem::take(&mut cx.copies(lane).open);
                 open.iter().for_each(|copy| cx.land(lane, copy));
             }
+        }
+        Ok(Flow::Next)
+    }
+}
+
+/// `cp.async.mbarrier.arrive.noinc`.
+fn arrive(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
+    let space = (op.flag("arrive") & op.flag("noinc")).then(|| space(op)).ok_or_else(|| op.unknown())?;
+    if op.ty()? != Type::B(64) {
+        return Err(op.unknown());
+    }
+    let [object] = op.operands(operands)?;
+    decoded(Class::Async, Arrive { space: space.unwrap_or(Space::Generic), object: place(op, object)? })
+}
+
+/// Has the thread arrive at a barrier object when all is there that it has asked for and not waited for.
+struct Arrive {
+    space: Space,
+    object: Place,
+}
+
+impl Execute for Arrive {
+    fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
+        let warp = cx.block.bulk_index() as u16;
+        for lane in cx.lanes() {
+            let (_, object) = locate(cx, &self.object, self.space, lane);
+            let mark = Mark { warp, ..cx.mark(lane, false) };
+            let copies = cx.copies(lane);
+            let groups = std::mem::take(&mut copies.groups).into_iter().flatten();
+            let all = groups.chain(std::mem::take(&mut copies.open));
+            let all = all.map(|Copy { to, data }| BulkCopy { to, data, mark }).collect();
+            cx.arrive_behind(object, all).map_err(|kind| Trap::new(lane, kind))?;
         }
         Ok(Flow::Next)
     }
