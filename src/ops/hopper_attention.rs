@@ -171,7 +171,8 @@ impl HopperOnce {
 impl Sizes {
     /// An operand of `width` columns a head, in boxes of 64 columns of `extent` rows of one head.
     fn boxes(&self, dtype: DType, rows: usize, width: usize, extent: usize) -> Boxes {
-        Boxes { dtype, shape: vec![width, self.heads, rows, self.batch], extent: vec![64, 1, extent, 1] }
+        let (shape, extent) = (vec![width, self.heads, rows, self.batch], vec![64, 1, extent, 1]);
+        Boxes { dtype, shape, extent, steps: vec![] }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) type AddDependencies =
 
 /// The driver's function for such edges, if it and the GPU know them.
 pub(super) fn add_dependencies(compute: (u32, u32)) -> Option<AddDependencies> {
-    if compute < OLDEST_GPU {
+    if compute < OLDEST_GPU || std::env::var("LANGEVIN_EARLY").is_ok_and(|v| v == "0") {
         return None;
     }
     // SAFETY: the library is there, as a GPU of it is open; the function is declared as in cuda.h.
