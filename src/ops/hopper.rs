@@ -71,7 +71,7 @@ fn steps(w: &Window) -> usize {
 
 impl<'a> Hopper<'a> {
     /// None where the kernels of sm_80, which would take `other` tiles, are faster or the only ones: PTX for `wgmma` is for compute
-    /// capability 9.0 alone; boxes of images are of neighbouring pixels, and begin at multiples of 16 bytes. Ends that are not `whole` have
+    /// capability 9.0 alone; boxes begin at multiples of 16 bytes, and columns of an end are four in an access. Ends that are not `whole` have
     /// but one entry.
     pub fn new(
         w: &'a Window,
@@ -81,7 +81,11 @@ impl<'a> Hopper<'a> {
         other: &Blocks,
         target: &CudaTarget,
     ) -> Option<Hopper<'a>> {
-        let possible = w.stride <= MOST_STRIDE && w.dilation == 1 && w.channels > 0 && w.channels.is_multiple_of(8);
+        let possible = w.stride <= MOST_STRIDE
+            && w.dilation == 1
+            && w.channels > 0
+            && w.channels.is_multiple_of(8)
+            && columns.is_multiple_of(4);
         if target.compute != (9, 0) || !possible {
             return None;
         }

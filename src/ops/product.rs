@@ -488,6 +488,32 @@ mod tests {
     }
 
     #[test]
+    fn shader_blocks_cover_the_product_and_occupy_a_gpu() {
+        let matrices = Matrices { f32: 0, f16: 16, subgroup: 32 };
+        let target = WgpuTarget { matrices, workgroup_bytes: 48 << 10, ..Default::default() };
+        for sizes in
+            [[4096, 4096, 4096], [64, 1280, 11520], [16, 512, 4608], [77, 77, 40], [2304, 256, 65536], [5, 3, 0]]
+        {
+            let [m, n, k] = sizes;
+            let parts = shader_parts(sizes, &target);
+            let by_matrices = ShaderBlocks::by_matrices(sizes, parts.clone(), DType::F16, &target);
+            for blocks in [ShaderBlocks::new(1, sizes, parts, &target), by_matrices.expect("the target has matrices")] {
+                let size = blocks.tile.size();
+                assert_eq!(blocks.count, m.div_ceil(size) * n.div_ceil(size) * blocks.parts);
+                assert!(blocks.part * blocks.parts >= k && blocks.part * (blocks.parts - 1) <= k);
+                assert!(blocks.part.is_multiple_of(blocks.tile.depth()));
+                assert!(blocks.count >= BUSY / 2 || k < 1000, "{blocks:?} of {sizes:?}");
+            }
+        }
+        let large = ShaderBlocks::new(1, [4096; 3], 1..=64, &target);
+        assert_eq!((large.tile, large.parts), (ShaderTile::Large, 1));
+        let software = WgpuTarget { software: true, ..target };
+        let small = ShaderBlocks::new(1, [4096; 3], 1..=64, &software);
+        assert_eq!((small.tile, small.parts), (ShaderTile::Small, 1));
+        assert_eq!(ShaderBlocks::by_matrices([4096; 3], 1..=64, DType::F16, &software), None);
+    }
+
+    #[test]
     fn matrices_of_the_stored_type_on_hardware_only() {
         let matrices = Matrices { f32: 0, f16: 16, subgroup: 32 };
         let target = WgpuTarget { matrices, ..Default::default() };
