@@ -144,12 +144,12 @@ __device__ __forceinline__ void conv2d_phases(const T* x, const Window& all, con
 }
 
 // As `conv2d`, but for biases and activation, of which there are none.
-#define CONV2D(T, SIZE, THREADS, BLOCKS, ...)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_phases_##SIZE##_##T(                                             \
-        const T* x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, f32* parts, WINDOW_PARAMETERS, u32 m,       \
-        u32 n, u32 k, u32 per_sample, u32 part, u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation, f32 scale) {         \
-        Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, 0, 0, has_residual, IDENTITY, scale);                             \
-        conv2d_phases<__VA_ARGS__>(x, Window{WINDOW_ARGUMENTS}, w, parts, k, e);                                                          \
+#define CONV2D(T, SIZE, THREADS, BLOCKS, ...)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv2d_phases_##SIZE##_##T(                                  \
+        const T* x, const T* w, const T* bias, const T* sample, const T* residual, T* y, f32* parts, WINDOW_PARAMETERS, u32 m, \
+        u32 n, u32 k, u32 per_sample, u32 part, EPILOGUE_SCALARS) {                                                            \
+        Epilogue<T> e(bias, sample, residual, y, m, n, per_sample, 0, 0, has_residual, n, 0, IDENTITY, scale);                 \
+        conv2d_phases<__VA_ARGS__>(x, Window{WINDOW_ARGUMENTS}, w, parts, k, e);                                               \
     }
 #define CONV2D_F32(SIZE, WARPS_M, WARPS_N, BLOCKS)                                                                                        \
     CONV2D(f32, SIZE, 32 * WARPS_M * WARPS_N, BLOCKS, Ffma<WARPS_M, WARPS_N>, Patches<SIZE, WARPS_M * WARPS_N>,                           \

@@ -139,15 +139,13 @@ __device__ __forceinline__ void conv2d_to(const T* x, const T* w, const Window& 
     finish_quad((image * window.out_height + py) * window.out_width + px, 0, sum, epilogue);
 }
 
-#define THIN_PARAMETERS(T) const T *x, const T *w, const T *bias, const T *sample_bias, const T *residual, T *y, WINDOW_PARAMETERS, u32 m, u32 n, u32 k, u32 per_sample
-#define THIN_SCALARS u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation, f32 scale
-#define THIN_EPILOGUE(T) Epilogue<T>(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale)
+#define THIN_PARAMETERS(T) const T *x, const T *w, const T *bias, const T *sample, const T *residual, T *y, WINDOW_PARAMETERS, u32 m, u32 n, u32 k, u32 per_sample
 #define ENTRIES(T)                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128, 4) conv2d_from_##T(THIN_PARAMETERS(T), u32 columns, THIN_SCALARS) {                   \
-        conv2d_from(x, w, Window{WINDOW_ARGUMENTS}, k, columns, THIN_EPILOGUE(T));                                                       \
+    extern "C" __global__ void __launch_bounds__(128, 4) conv2d_from_##T(THIN_PARAMETERS(T), u32 columns, EPILOGUE_SCALARS) {                   \
+        conv2d_from(x, w, Window{WINDOW_ARGUMENTS}, k, columns, EPILOGUE(T));                                                       \
     }                                                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(TO_WARPS * 32, 1) conv2d_to_##T(THIN_PARAMETERS(T), THIN_SCALARS) {                        \
-        conv2d_to(x, w, Window{WINDOW_ARGUMENTS}, THIN_EPILOGUE(T));                                                                     \
+    extern "C" __global__ void __launch_bounds__(TO_WARPS * 32, 1) conv2d_to_##T(THIN_PARAMETERS(T), EPILOGUE_SCALARS) {                        \
+        conv2d_to(x, w, Window{WINDOW_ARGUMENTS}, EPILOGUE(T));                                                                     \
     }
 ENTRIES(f16)
 ENTRIES(bf16)

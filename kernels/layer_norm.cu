@@ -1,5 +1,5 @@
 // x [rows, C] -> y = n, then (n · gamma + beta) · (1 + scale) + shift, each pair there or not, n = (x - mean) · rstd over each row;
-// stats [rows, 2]: mean, rstd.
+// stats [rows, 2]: mean, rstd. Scale and shift of a sample begin at columns `scale_at` and `shift_at` of rows that are `wide` numbers apart.
 // Floor: x read once, y written once. The row stays in registers between the passes: mean, then the squared differences from it, of 16 bits
 // both at once, then y. A warp or a part of it has a row of common lengths, which costs no barriers and few instructions besides those of the numbers.
 // Parameters come from the L1.
@@ -128,20 +128,21 @@ __device__ __forceinline__ void normalise_rows(const T* from, RowTeam team, Para
     }
 }
 
-#define ENTRY(FOURS, T)                                                                                          \
-    FLAT_KERNEL layer_norm_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale,           \
-                                                  const T* shift, T* y, f32* stats, u32 lanes, u32 rows, u32 channels,            \
-                                                  u32 per_sample, u32 affine, u32 modulate, float eps) {               \
-        RowTeam team(lanes);                                                                                           \
-        bool there = team.row < rows;                                                                                  \
-        u32 n = there ? channels : 0;                                                                                  \
-        u64 sample = u64(team.row / per_sample) * channels, start = u64(team.row) * channels;                          \
-        Parameters<T> p{gamma, beta, scale + sample, shift + sample, affine != 0, modulate != 0};                      \
-        f32* own = stats + 2 * u64(team.row);                                                                          \
-        bool aligned = is_aligned(x) && is_aligned(y) && Parameters<T>{gamma, beta, scale, shift, p.affine, p.modulate}.aligned(); \
-        if (can_hold<T, FOURS>(channels, lanes) && aligned)                                                             \
-            normalise(HeldRow<T, FOURS>(x + start, team, n), team, p, y + start, own, there, channels, eps); \
-        else normalise(AnyRow<T>(x + start, team, n), team, p, y + start, own, there, channels, eps);      \
+#define ENTRY(FOURS, T)                                                                                                               \
+    FLAT_KERNEL layer_norm_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale,                                   \
+                                         const T* shift, T* y, f32* stats, u32 lanes, u32 rows, u32 channels,                         \
+                                         u32 per_sample, u32 affine, u32 modulate, float eps, u32 wide, u32 scale_at, u32 shift_at) { \
+        RowTeam team(lanes);                                                                                                          \
+        bool there = team.row < rows;                                                                                                 \
+        u32 n = there ? channels : 0;                                                                                                 \
+        u64 sample = u64(team.row / per_sample) * wide, start = u64(team.row) * channels;                                             \
+        Parameters<T> first{gamma, beta, scale + scale_at, shift + shift_at, affine != 0, modulate != 0};                             \
+        Parameters<T> p{gamma, beta, first.scale + sample, first.shift + sample, first.affine, first.modulate};                       \
+        f32* own = stats + 2 * u64(team.row);                                                                                         \
+        bool aligned = is_aligned(x) && is_aligned(y) && first.aligned() && (!modulate || wide * sizeof(T) % 16 == 0);                \
+        if (can_hold<T, FOURS>(channels, lanes) && aligned)                                                                           \
+            normalise(HeldRow<T, FOURS>(x + start, team, n), team, p, y + start, own, there, channels, eps);                          \
+        else normalise(AnyRow<T>(x + start, team, n), team, p, y + start, own, there, channels, eps);                                 \
     }
 #define ROWS(T) FOR_ROWS(ENTRY, T)
 FOR_TYPES(ROWS)
@@ -151,11 +152,12 @@ FOR_TYPES(ROWS)
     extern "C" __global__ void __launch_bounds__(FLAT_THREADS, 3)                                                      \
     layer_norm_pair_##FOURS##_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift, T* y,     \
                                   f32* stats, u32 lanes, u32 rows, u32 channels, u32 per_sample, u32 affine,           \
-                                  u32 modulate, float eps) {                                                           \
+                                  u32 modulate, float eps, u32 wide, u32 scale_at, u32 shift_at) {                     \
         RowTeam team(lanes);                                                                                           \
         u32 row = 2 * team.row, left = row < rows ? rows - row : 0;                                                    \
-        u64 sample = u64(row / per_sample) * channels, start = u64(row) * channels;                                    \
-        Parameters<T> p{gamma, beta, scale + sample, shift + sample, affine != 0, modulate != 0};                      \
+        u64 sample = u64(row / per_sample) * wide, start = u64(row) * channels;                                        \
+        scale += scale_at + sample, shift += shift_at + sample;                                                        \
+        Parameters<T> p{gamma, beta, scale, shift, affine != 0, modulate != 0};                                        \
         normalise_rows<T, FOURS, 2>(x + start, team, p, y + start, stats + 2 * u64(row), min(left, 2), channels, eps); \
     }
 #define PAIRS(T) FOR_ROWS(PAIR, T)

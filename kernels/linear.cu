@@ -16,12 +16,12 @@ __device__ __forceinline__ void linear(const T* x, const T* w, f32* parts, u32 k
     Tile::run(a, b, terms, row, col, Finish<T>{epilogue, parts});
 }
 
-#define LINEAR(T, SIZE, THREADS, BLOCKS, ...)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_##SIZE##_##T(                                                    \
-        const T* x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, f32* parts, u32 m, u32 n, u32 k,            \
-        u32 per_sample, u32 part, u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation, f32 scale) {                       \
-        Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);      \
-        linear<__VA_ARGS__>(x, w, parts, k, part, e);                                                                                     \
+#define LINEAR(T, SIZE, THREADS, BLOCKS, ...)                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) linear_##SIZE##_##T(                                    \
+        const T* x, const T* w, const T* bias, const T* sample, const T* residual, T* y, f32* parts, u32 m, u32 n, u32 k, \
+        u32 per_sample, u32 part, EPILOGUE_SCALARS) {                                                                     \
+        Epilogue<T> e = EPILOGUE(T);                                                                                      \
+        linear<__VA_ARGS__>(x, w, parts, k, part, e);                                                                     \
     }
 #define LINEAR_F32(SIZE, WARPS_M, WARPS_N, UNROLL, BLOCKS)                                                                                        \
     LINEAR(f32, SIZE, 32 * WARPS_M * WARPS_N, BLOCKS, Ffma<WARPS_M, WARPS_N, UNROLL>, Rows<SIZE, WARPS_M * WARPS_N>, Panels<SIZE, WARPS_M * WARPS_N>)
@@ -111,12 +111,11 @@ __device__ __forceinline__ void linear_few(const T* x, const T* w, u32 k, const 
     finish_quad(row, col, v, epilogue);
 }
 
-#define LINEAR_FEW(T)                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(FEW_THREADS, 1) linear_few_##T(                                                          \
-        const T* x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, u32 m, u32 n, u32 k, u32 per_sample,        \
-        u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation, f32 scale) {                                                 \
-        Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);      \
-        linear_few(x, w, k, e);                                                                                                           \
+#define LINEAR_FEW(T)                                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS, 1) linear_few_##T(                                                                  \
+        const T* x, const T* w, const T* bias, const T* sample, const T* residual, T* y, u32 m, u32 n, u32 k, u32 per_sample, EPILOGUE_SCALARS) { \
+        Epilogue<T> e = EPILOGUE(T);                                                                                                              \
+        linear_few(x, w, k, e);                                                                                                                   \
     }
 FOR_TYPES(LINEAR_FEW)
 

@@ -19,12 +19,10 @@ __device__ __forceinline__ void sum_parts(const f32* parts, u32 count, const Epi
     finish_quad(row, col, sum, epilogue);
 }
 
-#define ENTRY(T)                                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256) sum_parts_##T(const f32* parts, const T* bias, const T* sample_bias,                \
-                                                                    const T* residual, T* y, u32 m, u32 n, u32 per_sample, u32 count,     \
-                                                                    u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation,  \
-                                                                    f32 scale) {                                                          \
-        Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);      \
-        sum_parts(parts, count, e);                                                                                                       \
+#define ENTRY(T)                                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(256) sum_parts_##T(const f32* parts, const T* bias, const T* sample, const T* residual, T* y, \
+                                                                    u32 m, u32 n, u32 per_sample, u32 count, EPILOGUE_SCALARS) {               \
+        Epilogue<T> e = EPILOGUE(T);                                                                                                           \
+        sum_parts(parts, count, e);                                                                                                            \
     }
 FOR_TYPES(ENTRY)

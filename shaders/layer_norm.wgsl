@@ -7,6 +7,10 @@ struct Scalars {
     // Rows of a sample.
     per_sample: u32,
     eps: f32,
+    // Numbers from a sample's scale or shift to the next one's, and where the first ones begin.
+    wide: u32,
+    scale_at: u32,
+    shift_at: u32,
 }
 
 override AFFINE: bool;
@@ -16,7 +20,7 @@ override MODULATE: bool;
 @group(0) @binding(1) var<storage, read_write> x: array<real>;
 @group(0) @binding(2) var<storage, read_write> gamma: array<real>;
 @group(0) @binding(3) var<storage, read_write> beta: array<real>;
-// [samples, C]
+// C of the columns of [samples, wide]
 @group(0) @binding(4) var<storage, read_write> scale: array<real>;
 @group(0) @binding(5) var<storage, read_write> shift: array<real>;
 @group(0) @binding(6) var<storage, read_write> y: array<real>;
@@ -53,14 +57,14 @@ fn main(
         stats[2u * row] = mean + rest.x;
         stats[2u * row + 1u] = rstd;
     }
-    let sample = row / s.per_sample * s.channels;
+    let sample = row / s.per_sample * s.wide;
     for (var i = across; i < n; i += ACROSS) {
         var v = ((f32(x[start + i]) - mean) - rest.x) * rstd;
         if AFFINE {
             v = v * f32(gamma[i]) + f32(beta[i]);
         }
         if MODULATE {
-            v = v * (1.0 + f32(scale[sample + i])) + f32(shift[sample + i]);
+            v = v * (1.0 + f32(scale[s.scale_at + sample + i])) + f32(shift[s.shift_at + sample + i]);
         }
         y[start + i] = real(v);
     }

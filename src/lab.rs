@@ -8,6 +8,7 @@ use crate::ops::{
 };
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::once::once;
 use crate::ptx::Counters;
 use crate::schedule::{Options, Program, Schedule, Session, Step};
 use crate::tensor::{DType, TensorType, to_layout};
@@ -93,7 +94,7 @@ pub fn cases(model: &str, batch: usize, training: bool) -> Result<Vec<Case>> {
 /// All different ops of a graph.
 fn cases_of(graph: &Graph, model: &'static str) -> Vec<Case> {
     let (mut cases, mut known): (Vec<Case>, HashMap<String, usize>) = Default::default();
-    for node in graph.nodes().iter().filter(|n| !n.op.is_view()) {
+    for node in graph.nodes().iter().filter(|n| n.op.view(&graph.signature(n)).is_none()) {
         let io = graph.signature(node);
         let number = *known.entry(format!("{:?} {io:?}", node.op)).or_insert(cases.len());
         match cases.get_mut(number) {
@@ -107,7 +108,7 @@ fn cases_of(graph: &Graph, model: &'static str) -> Vec<Case> {
 fn graph(config: &str, model: &str, spec: InputSpec, training: bool) -> Result<Graph> {
     let built = Network::from_config(config, model)?.build(&if training { spec.training() } else { spec })?;
     if !training {
-        return Ok(fuse(&built.graph, Purpose::Inference)?.0);
+        return once(&fuse(&built.graph, Purpose::Inference)?.0);
     }
     let mut graph = fuse(&built.graph, Purpose::Training)?.0;
     let Some((_, out)) = graph.outputs().iter().find(|(name, _)| name.as_ref() == built.output).cloned() else {
@@ -165,7 +166,7 @@ fn peers(training: bool) -> Result<Graph> {
         let norm = GroupNorm { groups: 32, eps: 1e-5, activation: Activation::Silu, modulate: false };
         apply(&mut g, Arc::new(norm), &[f32s(&[batch, side, side, c]), f32s(&[c]), f32s(&[c])])?;
     }
-    let norm = LayerNorm { eps: 1e-5, affine: false, modulate: true };
+    let norm = LayerNorm { eps: 1e-5, affine: false, modulate: true, first: [0; 2] };
     apply(&mut g, Arc::new(norm), &[f32s(&[64, 256, 1152]), f32s(&[64, 1152]), f32s(&[64, 1152])])?;
     for (i, y) in outputs.iter().enumerate() {
         g.output(format!("out{i}"), *y);

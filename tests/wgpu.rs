@@ -392,12 +392,20 @@ fn expect_close(name: &str, expected: &[f32], got: &[f32]) {
 fn products_and_convolutions_are_cut_by_rows_and_by_samples() {
     let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
     let (f32s, panels) = (|shape: &[usize]| TensorType::f32(shape), |shape: &[usize]| TensorType::panels(shape));
-    let all = Epilogue { bias: true, sample_bias: true, activation: Activation::Silu, residual: true, scale: 0.5 };
+    let activation = Activation::Silu;
+    let all = Epilogue { sample_bias: true, activation, residual: true, scale: 0.5, ..Epilogue::bias() };
     for [rows, k, n] in [[700, 100, 16], [601, 33, 48], [2000, 4, 16]] {
         let op = Linear(Epilogue { sample_bias: false, ..all });
         let inputs = [f32s(&[rows, k]), panels(&[k, n]), f32s(&[n]), f32s(&[rows, n])];
         let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op, &inputs));
         expect_close(&format!("linear {rows}, {k}, {n}"), &expected, &got);
+    }
+    // Of several samples; of one.
+    for [b, rows, k, n] in [[17, 40, 64, 16], [3, 100, 128, 64]] {
+        let op = Linear(Epilogue { sample_bias: false, gate: true, ..all });
+        let inputs = [f32s(&[b, rows, k]), panels(&[k, n]), f32s(&[n]), f32s(&[b, n]), f32s(&[b, rows, n])];
+        let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op, &inputs));
+        expect_close(&format!("gated linear {b}, {rows}, {k}, {n}"), &expected, &got);
     }
     let same = Conv2d::same(3, all);
     let down = Conv2d { stride: 2, padding: Padding { top: 0, left: 0, bottom: 1, right: 1 }, ..same };

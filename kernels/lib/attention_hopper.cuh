@@ -37,7 +37,6 @@ constexpr u32 PANEL_ROW = 128;
     SCORE(T, TYPE, 96, NAMES_48, THIRTY_TWO(d, 0) COMMA SIXTEEN(d, 32), 48, 49, 50)                                \
     SCORE(T, TYPE, 128, NAMES_64, SIXTY_FOUR(d, 0), 64, 65, 66)                                                    \
     SCORE(T, TYPE, 160, NAMES_80, SIXTY_FOUR(d, 0) COMMA SIXTEEN(d, 64), 80, 81, 82)                               \
-    SCORE(T, TYPE, 192, NAMES_96, SIXTY_FOUR(d, 0) COMMA THIRTY_TWO(d, 64), 96, 97, 98)                            \
     CROSS(T, TYPE, 32, NAMES_16, SIXTEEN(d, 0), 16, 17, 18)                                                        \
     CROSS(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34)                                                     \
     WEIGH(T, TYPE, 40, NAMES_20, SIXTEEN(d, 0) COMMA FOUR(d, 16), 20, 21, 22, 23, 24, 25)                          \

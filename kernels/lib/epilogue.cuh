@@ -1,4 +1,5 @@
-// What a matrix product does before it stores: y = (act(v + bias + sample_bias) + residual) * scale; `ops::Epilogue`.
+// What a matrix product does before it stores: y = (act(v + bias + sample bias) * gate + residual) * scale; `ops::Epilogue`. The sample bias and the gate have a
+// row a sample; a product has one of them at most, here called `sample`.
 #pragma once
 #include "activation.cuh"
 
@@ -56,44 +57,57 @@ struct Nothing {};
 // Of four columns of a row, as it lies in memory.
 template <class T>
 struct Added {
-    Pack<T, 4> bias = Pack<T, 4>::zeros(), sample_bias = bias, residual = bias;
+    Pack<T, 4> bias = Pack<T, 4>::zeros(), sample = bias, residual = bias;
 };
+
+// What becomes of the row of a sample.
+enum : u32 { SAMPLE_BIAS = 1, SAMPLE_GATE = 2 };
+
+// The scalars of an epilogue, and the end that they and the operands make. Rows of `sample` are `sample_stride` numbers apart, and what is wanted of them begins at
+// `sample_first`.
+#define EPILOGUE_SCALARS u32 has_bias, u32 sample_use, u32 has_residual, u32 sample_stride, u32 sample_first, u32 activation, f32 scale
+#define EPILOGUE(T) \
+    Epilogue<T>(bias, sample, residual, y, m, n, per_sample, has_bias, sample_use, has_residual, sample_stride, sample_first, activation, scale)
 
 // A matrix [m, n] in rows with an epilogue.
 template <class T>
 struct Epilogue {
     using Operands = Added<T>;
 
-    const T *bias, *sample_bias, *residual;
+    const T *bias, *sample, *residual;
     T* y;
-    u32 m, n, per_sample;
-    bool has_bias, has_sample_bias, has_residual, is_wide;
+    u32 m, n, per_sample, sample_use, sample_stride, sample_first;
+    bool has_bias, has_residual, is_wide;
     u32 activation;
     float scale;
 
     // Operands that are absent are not read.
-    __device__ __forceinline__ Epilogue(const T* bias, const T* sample_bias, const T* residual, T* y, u32 m, u32 n, u32 per_sample,
-                                        u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation, float scale)
-        : bias(bias), sample_bias(sample_bias), residual(residual), y(y), m(m), n(n), per_sample(per_sample), has_bias(has_bias),
-          has_sample_bias(has_sample_bias), has_residual(has_residual), activation(activation), scale(scale) {
+    __device__ __forceinline__ Epilogue(const T* bias, const T* sample, const T* residual, T* y, u32 m, u32 n, u32 per_sample, u32 has_bias,
+                                        u32 sample_use, u32 has_residual, u32 sample_stride, u32 sample_first, u32 activation, float scale)
+        : bias(bias), sample(sample), residual(residual), y(y), m(m), n(n), per_sample(per_sample), sample_use(sample_use),
+          sample_stride(sample_stride), sample_first(sample_first), has_bias(has_bias), has_residual(has_residual), activation(activation), scale(scale) {
         constexpr u32 QUAD = 4 * sizeof(T);
         is_wide = n % 4 == 0 && is_aligned(y, QUAD) && (!has_bias || is_aligned(bias, QUAD)) &&
-                  (!has_sample_bias || is_aligned(sample_bias, QUAD)) && (!has_residual || is_aligned(residual, QUAD));
+                  (!sample_use || (is_aligned(sample + sample_first, QUAD) && sample_stride % 4 == 0)) && (!has_residual || is_aligned(residual, QUAD));
     }
 
     __device__ __forceinline__ bool wide() const { return is_wide; }
-    // True if eight columns of 16 bits may be one access, and the activation is one that networks end many products with.
+    // True if eight columns of 16 bits may be one access, and the activation is one that networks end many products with, without a gate.
     __device__ __forceinline__ bool whole() const {
-        return is_wide && n % 8 == 0 && is_aligned(y, 16) && (!has_residual || is_aligned(residual, 16)) && activation != GELU && activation != RELU;
+        return is_wide && n % 8 == 0 && is_aligned(y, 16) && (!has_residual || is_aligned(residual, 16)) && activation != GELU && activation != RELU &&
+               !(gates() && activates());
     }
     __device__ __forceinline__ bool activates() const { return activation != IDENTITY; }
+    __device__ __forceinline__ bool gates() const { return sample_use == SAMPLE_GATE; }
+    // Where the row of a row's sample begins.
+    __device__ __forceinline__ const T* sample_of(u32 row) const { return sample + sample_first + u64(row / per_sample) * sample_stride; }
     __device__ __forceinline__ bool has(u32 row, u32 col) const { return row < m && col < n; }
 
     template <bool WIDE>
     __device__ __forceinline__ Operands biases(u32 row, u32 col) const {
         Operands o;
         if (has_bias) o.bias = four<WIDE>(bias + col, n - col);
-        if (has_sample_bias) o.sample_bias = four<WIDE>(sample_bias + u64(row / per_sample) * n + col, n - col);
+        if (sample_use == SAMPLE_BIAS) o.sample = four<WIDE>(sample_of(row) + col, n - col);
         return o;
     }
 
@@ -101,7 +115,8 @@ struct Epilogue {
     __device__ __forceinline__ Operands operands(u32 row, u32 col) const {
         Operands o;
         if (!has(row, col)) return o;
-        if (!activates()) o = biases<WIDE>(row, col);
+        if (has_bias && !activates()) o.bias = four<WIDE>(bias + col, n - col);
+        if (gates() || (sample_use && !activates())) o.sample = four<WIDE>(sample_of(row) + col, n - col);
         if (has_residual) o.residual = four<WIDE>(residual + u64(row) * n + col, n - col);
         return o;
     }
@@ -110,7 +125,7 @@ struct Epilogue {
         if (!has(row, col)) return;
         Operands o = wide() ? biases<true>(row, col) : biases<false>(row, col);
         add_pack(v, o.bias);
-        add_pack(v, o.sample_bias);
+        add_pack(v, o.sample);
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] = act(activation, v[i]);
     }
@@ -119,7 +134,12 @@ struct Epilogue {
     __device__ __forceinline__ void store(u32 row, u32 col, float (&v)[4], const Operands& o) const {
         if (!has(row, col)) return;
         add_pack(v, o.bias);
-        add_pack(v, o.sample_bias);
+        if (gates()) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[i] *= widen(o.sample.at[i]);
+        } else {
+            add_pack(v, o.sample);
+        }
         add_pack(v, o.residual);
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] *= scale;

@@ -20,7 +20,6 @@ __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Pa
     // Threads begin with 168 registers.
     if (warp_id() >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        await_launches();
         tiles.bring(x, w, taps);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -31,11 +30,10 @@ __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Pa
 
 #define PRODUCT(T, COLS)                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) product_##COLS##_##T(                                                   \
-        const __grid_constant__ TensorMap x, const T* w, const T* bias, const T* sample_bias, const T* residual, T* y, f32* parts, u32* arrivals, \
+        const __grid_constant__ TensorMap x, const T* w, const T* bias, const T* sample, const T* residual, T* y, f32* parts, u32* arrivals,                \
         u32 width, u32 height, u32 images, u32 wide, u32 high, u32 tap_columns, u32 stride, u32 pad_top, u32 pad_left, u32 tap_steps, u32 tap_channels, \
-        u32 lines, u32 m, u32 n, u32 steps, u32 per_sample, u32 part, u32 has_bias, u32 has_sample_bias, u32 has_residual, u32 activation,  \
-        f32 scale) {                                                                                                                        \
-        Epilogue<T> e(bias, sample_bias, residual, y, m, n, per_sample, has_bias, has_sample_bias, has_residual, activation, scale);        \
+        u32 lines, u32 m, u32 n, u32 steps, u32 per_sample, u32 part, EPILOGUE_SCALARS) {                                                   \
+        Epilogue<T> e = EPILOGUE(T);                                                                                                        \
         Taps taps{tap_columns, stride, pad_top, pad_left, tap_steps, tap_channels, lines};                                                          \
         product<T, COLS>(x, w, {width, height, images, wide, high}, taps, terms_of(steps, part), parts, arrivals, e);                               \
     }

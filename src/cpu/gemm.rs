@@ -201,24 +201,49 @@ impl Rows for Im2col<'_> {
     }
 }
 
-/// What happens to C before it is stored: `y = (act(C + bias + sample_bias) + residual) · scale`.
+/// What happens to C before it is stored: `y = (act(C + bias + sample_bias) · gate + residual) · scale`.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a> {
     /// `[n]`
     pub bias: Option<&'a [f32]>,
-    /// `[samples, n]`, one row for every `rows_per_sample` rows of C.
-    pub sample_bias: Option<&'a [f32]>,
+    /// One row for every `rows_per_sample` rows of C.
+    pub sample_bias: Option<SampleRows<'a>>,
     pub rows_per_sample: usize,
     pub activation: Activation,
+    /// Factors, one row for every `rows_per_sample` rows of C.
+    pub gate: Option<SampleRows<'a>>,
     /// `[m, n]`
     pub residual: Option<&'a [f32]>,
     pub scale: f32,
 }
 
+/// Rows of n columns from `first` on in an array whose rows are `stride` numbers apart.
+#[derive(Clone, Copy)]
+pub struct SampleRows<'a> {
+    pub data: &'a [f32],
+    pub first: usize,
+    pub stride: usize,
+}
+
+impl SampleRows<'_> {
+    /// `len` numbers of row `row` from column `col` on.
+    fn at(&self, row: usize, col: usize, len: usize) -> &[f32] {
+        &self.data[self.first + row * self.stride + col..][..len]
+    }
+}
+
 impl Default for Epilogue<'_> {
     fn default() -> Self {
         let activation = Activation::Identity;
-        Epilogue { bias: None, sample_bias: None, rows_per_sample: 1, activation, residual: None, scale: 1.0 }
+        Epilogue {
+            bias: None,
+            sample_bias: None,
+            rows_per_sample: 1,
+            activation,
+            gate: None,
+            residual: None,
+            scale: 1.0,
+        }
     }
 }
 
@@ -230,8 +255,7 @@ simd! {
             for (c, b) in c.iter_mut().zip(&bias[n0..n0 + len]) { *c += b; }
         }
         if let Some(bias) = e.sample_bias {
-            let at = row / e.rows_per_sample * n + n0;
-            for (c, b) in c.iter_mut().zip(&bias[at..at + len]) { *c += b; }
+            for (c, b) in c.iter_mut().zip(bias.at(row / e.rows_per_sample, n0, len)) { *c += b; }
         }
         // One loop for each: with the choice inside the loop nothing vectorises.
         match e.activation {
@@ -240,6 +264,9 @@ simd! {
             Activation::Gelu => for c in c.iter_mut() { *c = Activation::Gelu.eval(*c); },
             Activation::GeluTanh => for c in c.iter_mut() { *c = Activation::GeluTanh.eval(*c); },
             Activation::Relu => for c in c.iter_mut() { *c = Activation::Relu.eval(*c); },
+        }
+        if let Some(gate) = e.gate {
+            for (c, g) in c.iter_mut().zip(gate.at(row / e.rows_per_sample, n0, len)) { *c *= g; }
         }
         if let Some(r) = e.residual {
             let at = row * n + n0;

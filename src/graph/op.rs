@@ -89,8 +89,16 @@ pub trait Op: Any + Debug + Send + Sync {
         &[]
     }
 
-    /// True if output 0 is input 0 under another shape: no launch, no memory.
-    fn is_view(&self) -> bool {
+    /// If output 0 is a stretch of input 0 as it lies in memory, under another shape maybe: the byte at which it begins, a multiple of
+    /// [`ALIGN`](crate::device::ALIGN). Then it takes no launch and no memory.
+    fn view(&self, io: &Signature) -> Option<usize> {
+        let _ = io;
+        None
+    }
+
+    /// True if `other` makes of equal inputs what this op makes of them, every time: then it need not be done twice.
+    fn equals(&self, other: &dyn Op) -> bool {
+        let _ = other;
         false
     }
 }

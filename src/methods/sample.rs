@@ -11,6 +11,7 @@ use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter, adapter_parameter};
 use crate::ops::{Broadcast, DiffusionUpdate, GuidanceRescale, Random, RandomKind, Slice};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::once::once;
 use crate::schedule::{BufferId, Buffers, Options, Program, Rows, Schedule, Step as ScheduleStep};
 use crate::tensor::TensorType;
 use crate::{Error, Result};
@@ -278,8 +279,13 @@ impl<'a> Builder<'a> {
         }
         let nfe = instructions[0].iter().filter(|i| matches!(i, Instruction::Network { .. })).count();
         let (graph, spans) = self.step_graph(&instructions[0])?;
-        let (graph, log) = if self.how.fuse { fuse(&graph, Purpose::Inference)? } else { (graph, vec![]) };
-        self.fusions.extend(log);
+        let graph = if self.how.fuse {
+            let (graph, log) = fuse(&graph, Purpose::Inference)?;
+            self.fusions.extend(log);
+            once(&graph)?
+        } else {
+            graph
+        };
         let mut views = HashMap::new();
         if let Some(row) = self.row {
             for (name, start, len) in spans {

@@ -90,9 +90,9 @@ impl Layer {
         Epilogue {
             bias: self.bias,
             sample_bias: self.sample_bias.is_some(),
-            activation: Activation::Identity,
             residual: self.residual.is_some(),
             scale: self.scale,
+            ..Epilogue::default()
         }
     }
 }
@@ -458,7 +458,7 @@ impl Builder {
                 operands.extend(b.affine(b.channels(x)));
             }
             operands.extend(modulation.iter().flat_map(|m| [m.scale, m.shift]));
-            b.graph.apply(LayerNorm { eps, affine, modulate: modulation.is_some() }, &operands)
+            b.graph.apply(LayerNorm { eps, affine, modulate: modulation.is_some(), first: [0; 2] }, &operands)
         })
     }
 

@@ -49,6 +49,10 @@ impl Op for Affine {
         target.stores(dtype)
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn is_cheap(&self) -> bool {
         true
     }

@@ -38,6 +38,10 @@ impl Op for Cast {
         (matches!(target, Target::Cpu) && dtype == DType::F16) || target.stores(dtype)
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn is_cheap(&self) -> bool {
         true
     }

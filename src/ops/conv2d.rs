@@ -78,7 +78,7 @@ impl Conv2d {
     /// The data gradient of a strided convolution, as reverse mode and fusion leave it: `kernels/conv2d_phases.cu`.
     fn has_phases(&self) -> bool {
         let e = &self.epilogue;
-        let plain = !e.bias && !e.sample_bias && e.activation == Activation::Identity;
+        let plain = !e.bias && !e.by_sample() && e.activation == Activation::Identity;
         self.input_dilation > 1 && self.stride == 1 && plain
     }
 }
@@ -143,6 +143,9 @@ impl Op for Conv2d {
         }
         let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
         self.epilogue.check(self.name(), inputs, &out)?;
+        if self.epilogue.by_sample() && inputs[2 + self.epilogue.bias as usize].cols() != n {
+            return Err(Error::shape(self.name(), "a sample bias or gate that is wider than the output"));
+        }
         Ok(vec![out])
     }
 
@@ -154,10 +157,12 @@ impl Op for Conv2d {
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
         let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
         let (x, w) = (node.inputs[0], node.inputs[1]);
-        let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.epilogue };
+        let inner =
+            Epilogue { activation: Activation::Identity, gate: false, residual: false, scale: 1.0, ..self.epilogue };
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
-        let (dy, operands) =
-            self.epilogue.grad(g, dy, wanted, |g| g.apply(Conv2d { epilogue: inner, ..*self }, &inputs))?;
+        let (dy, operands) = self
+            .epilogue
+            .grad(g, &node.inputs, dy, wanted, |g| g.apply(Conv2d { epilogue: inner, ..*self }, &inputs))?;
         // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let conv = Conv2d { epilogue: Epilogue::default(), ..*self };
@@ -189,6 +194,7 @@ impl Op for Conv2d {
                     images: if pointwise { pixels } else { io.inputs[0].shape[0] },
                     rows_per_sample: w.out_height * w.out_width,
                     epilogue: &self.epilogue,
+                    sample_stride: n,
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },
                 };
                 match self.has_phases() && product.sizes[0] * n > 0 {
@@ -202,7 +208,7 @@ impl Op for Conv2d {
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
                 let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
-                vec![self.epilogue.scalars(launch)]
+                vec![self.epilogue.scalars(launch, n)]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
@@ -234,7 +240,7 @@ impl Conv2d {
             let kernel = kernel.entry(format!("conv2d_{entry}_{}", product.dtype)).shared(shared);
             let launch = Launch::ptx(kernel, grid, threads, self.epilogue.arguments()).scalars(window_sizes(w));
             let sizes = [pixels, n, k, product.rows_per_sample];
-            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()))
+            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()), product.sample_stride)
         };
         let square = w.kernel == [3, 3] && w.stride == 1 && w.dilation == 1;
         if n <= 4 && square && w.channels.is_multiple_of(32) && w.channels <= 512 {
@@ -275,7 +281,7 @@ impl Conv2d {
     /// not even that can be seen. One band too where neither can be.
     fn bands(&self, w: &Window, samples: usize, n: usize, target: &WgpuTarget) -> Vec<Band> {
         let (line, out_line) = (w.width * w.channels, w.out_width * n);
-        let bias = if self.epilogue.sample_bias { n } else { 0 };
+        let bias = if self.epilogue.by_sample() { n } else { 0 };
         let seen = target.rows(samples, &[w.height * line, w.out_height * out_line, bias]);
         let rows =
             || self.band_rows(w, [line, out_line], target).filter(|_| samples == 1 || bias.is_multiple_of(PLACES));
@@ -325,7 +331,7 @@ impl Conv2d {
         let (x, y) = (among(&read, w.height, w.width * w.channels), among(&rows, w.out_height, w.out_width * n));
         let part = |launch| {
             let launch = self.epilogue.part(launch, x.clone(), y.clone());
-            match self.epilogue.sample_bias {
+            match self.epilogue.by_sample() {
                 true => launch.part(self.epilogue.arguments()[3], samples.start * n..samples.end * n),
                 false => launch,
             }
@@ -344,7 +350,7 @@ impl Conv2d {
     ) -> Vec<Launch> {
         let pixels = samples * w.out_height * w.out_width;
         let shader = |text| {
-            let shader = self.epilogue.shader(Shader::new(self.name(), text));
+            let shader = self.epilogue.shader(Shader::new(self.name(), text), 0);
             shader.constant("DILATION", w.dilation as u32)
         };
         let (fours, columns) = (w.channels.is_multiple_of(4), n.is_multiple_of(4));
@@ -357,7 +363,7 @@ impl Conv2d {
         }
         let sizes = [pixels, n, w.taps() * w.channels];
         let parts = if whole { shader_parts(sizes, target) } else { 1..=1 };
-        let rows = [pixels, n, w.out_height * w.out_width];
+        let rows = [pixels, n, w.out_height * w.out_width, 0];
         let scalars = |blocks: ShaderBlocks| {
             let scale = self.epilogue.scale;
             move |launch| window_words(launch, w, pixels).scalars([n, blocks.part, blocks.parts]).scalar(scale)

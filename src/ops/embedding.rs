@@ -1,7 +1,7 @@
 //! Rows of a table by index, and their gradient.
 
 use super::lines::{by_unit, divisor};
-use super::{expect_inputs, expect_plain};
+use super::{expect_inputs, expect_plain, expect_real};
 use crate::cpu::threads::{Ptr, stretches, tasks};
 use crate::graph::{
     Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
@@ -9,7 +9,7 @@ use crate::graph::{
 use crate::tensor::{DType, Layout, TensorType};
 use crate::{Error, Result};
 
-/// `y[n] = table[index[n]]`   table `[V, C]`, index i32 `[N]` → y `[N, C]`. An index outside 0..V gives a row of NaN: the host
+/// `y[n] = table[index[n]]`   table `[V, C]`, index i32 `[N]` → y `[N, C]`, of the table's type. An index outside 0..V gives a row of NaN: the host
 /// checks labels, the kernel only stays in bounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Embedding;
@@ -29,13 +29,13 @@ impl Op for Embedding {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, 2)?;
-        expect_plain(self.name(), "table", inputs[0])?;
+        expect_real(self.name(), "table", inputs[0])?;
         let ([_, c], [n]) = (&inputs[0].shape[..], &inputs[1].shape[..]) else {
             let reason = format!("takes a table [V, C] and an index [N], got {} and {}", inputs[0], inputs[1]);
             return Err(Error::shape(self.name(), reason));
         };
         expect_i32(self.name(), "index", inputs[1], &[*n])?;
-        Ok(vec![TensorType::f32([*n, *c])])
+        Ok(vec![inputs[0].with_shape([*n, *c])])
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -48,6 +48,14 @@ impl Op for Embedding {
         Ok(vec![Some(g.apply(EmbeddingGrad { rows }, &[dy, node.inputs[1]])?), None])
     }
 
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn is_cheap(&self) -> bool {
         true
     }
@@ -56,10 +64,11 @@ impl Op for Embedding {
         let launch = match target {
             Target::Cuda(_) => {
                 let [rows, c] = io.inputs[0].shape[..] else { return Ok(vec![]) };
-                let unit = if c.is_multiple_of(4) { 16 } else { 4 };
+                let row = c * io.inputs[0].dtype.size();
+                let unit = [16, 4, 2].into_iter().find(|unit| row.is_multiple_of(*unit)).unwrap_or(2);
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
                 let launch = by_unit(self.name(), ptx!("embedding"), unit, io.outputs[0].bytes(), args);
-                return Ok(vec![launch.scalar(rows).scalars(divisor(4 * c / unit))]);
+                return Ok(vec![launch.scalar(rows).scalars(divisor(row / unit))]);
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 2, 1),
             Target::Wgpu(target) => {

@@ -16,11 +16,14 @@ use crate::{Error, Result};
 /// y = n, with `affine` n·gamma + beta, with `modulate` (what that gives)·(1 + scale) + shift (adaLN, Peebles & Xie 2022),
 /// where n = (x − mean)·rstd over the last dimension, rstd = 1/√(variance + eps)   (Ba et al. 2016)
 /// x `[B, …, C]` (gamma `[C]`, beta `[C]`) (scale `[B, C]`, shift `[B, C]`) → y like x, stats `[rows, 2]`: mean, rstd
+/// Scale and shift may be columns of wider operands, both as wide.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerNorm {
     pub eps: f32,
     pub affine: bool,
     pub modulate: bool,
+    /// The columns at which scale and shift begin.
+    pub first: [usize; 2],
 }
 
 impl LayerNorm {
@@ -28,14 +31,14 @@ impl LayerNorm {
         1 + parameter_count(self.affine, self.modulate)
     }
 
-    /// Checks x and the parameters; the type of the statistics.
-    fn check(&self, op: &str, inputs: &[&TensorType]) -> Result<TensorType> {
+    /// Checks x and the parameters, which may be columns of others if `wide`; the type of the statistics.
+    fn check(&self, op: &str, inputs: &[&TensorType], wide: bool) -> Result<TensorType> {
         let x = inputs[0];
         expect_real(op, "x", x)?;
         if x.shape.len() < 2 || x.cols() == 0 {
             return Err(Error::shape(op, format!("x must be [B, .., C], is {x}")));
         }
-        expect_parameters(op, inputs, self.affine, self.modulate)?;
+        expect_parameters(op, inputs, self.affine, self.modulate, wide.then_some(self.first))?;
         Ok(TensorType::f32([x.rows(), 2]))
     }
 
@@ -43,6 +46,12 @@ impl LayerNorm {
     fn chunks(&self, x: &TensorType) -> Chunks {
         let samples = if self.modulate { x.shape[0] } else { 1 };
         Chunks::new(samples, x.rows() / samples.max(1), x.cols())
+    }
+
+    /// Numbers from a sample's scale or shift to the next one's, and where the first ones begin.
+    fn columns(&self, io: &Signature) -> [usize; 3] {
+        let wide = if self.modulate { io.inputs[self.inputs() - 1].cols() } else { io.outputs[0].cols() };
+        [wide, self.first[0], self.first[1]]
     }
 
     fn scalars(&self, launch: Launch, c: &Chunks) -> Launch {
@@ -68,7 +77,7 @@ impl Op for LayerNorm {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         expect_inputs(self.name(), inputs, self.inputs())?;
-        let stats = self.check(self.name(), inputs)?;
+        let stats = self.check(self.name(), inputs, true)?;
         Ok(vec![inputs[0].clone(), stats])
     }
 
@@ -100,19 +109,22 @@ impl Op for LayerNorm {
                 let (name, file) = (self.name(), ptx!("layer_norm"));
                 // Two rows of a thread are of one sample.
                 let paired = !self.modulate || c.rows.is_multiple_of(2);
+                let whole = self.columns(io).iter().all(|n| n.is_multiple_of(8));
                 let pair = || norm::by_pair(name, file, dtype, target, dims, args.clone());
-                let launch = paired.then(pair).flatten();
+                let launch = (paired && whole).then(pair).flatten();
                 let launch = launch.unwrap_or_else(|| norm::by_row(name, file, dtype, target, dims, args.clone()));
                 let launch = launch.scalars([c.samples * c.rows, c.channels, c.rows.max(1)]);
-                launch.scalars([self.affine, self.modulate]).scalar(self.eps)
+                launch.scalars([self.affine, self.modulate]).scalar(self.eps).scalars(self.columns(io))
             }
-            Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c),
+            Target::Cpu => {
+                self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c).scalars(self.columns(io))
+            }
             Target::Wgpu(target) => {
                 let text = wgsl!(io.inputs[0].dtype; "lib/lanes", "layer_norm");
                 let shader = self.shader(Shader::new(self.name(), text));
                 let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
                 let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
-                self.by_row(shader, target, &c, args).scalar(self.eps)
+                self.by_row(shader, target, &c, args).scalar(self.eps).scalars(self.columns(io))
             }
         }])
     }
@@ -131,7 +143,7 @@ impl Op for LayerNormGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         let n = self.0.inputs();
         expect_inputs(self.name(), inputs, n + 2)?;
-        let stats = self.0.check(self.name(), inputs)?;
+        let stats = self.0.check(self.name(), inputs, false)?;
         expect_shape(self.name(), "stats", inputs[n], &stats.shape)?;
         expect_typed(self.name(), "dy", inputs[n + 1], inputs[0].dtype, &inputs[0].shape)?;
         Ok(norm::gradient_types(&inputs[..n], self.0.affine))
@@ -212,6 +224,7 @@ fn setting<'a>(args: &'a Args) -> (Chunks, Parameters<'a>) {
 
 fn forward(args: &Args) {
     let (c, parameters) = setting(args);
+    let parameters = parameters.of_columns(args.int(6), [args.int(7), args.int(8)]);
     let x = args.slice::<f32>(0);
     let y = Ptr::new(args.slice_mut::<f32>(args.len() - 2));
     let stats = Ptr::new(args.slice_mut::<f32>(args.len() - 1));

@@ -3,7 +3,10 @@
 use super::conv2d::weight_grad_launches;
 use super::hopper_weight_grad;
 use super::product::{DIRECT_LANES, PlainProduct, Product, ShaderBlocks, by_matrices, in_parts, shader_parts};
-use super::{ActivateGrad, Activation, Affine, Reduce, TransposeWeight, expect_inputs, expect_real, expect_typed};
+use super::{
+    Activate, ActivateGrad, Activation, Affine, GateGrad, Reduce, TransposeWeight, expect_inputs, expect_real,
+    expect_typed,
+};
 use crate::cpu::gemm::{self, Matrix, Window, gemm};
 use crate::graph::{
     Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
@@ -13,8 +16,8 @@ use crate::tensor::{DType, Layout, PANEL, TensorType};
 use crate::{Error, Result};
 use std::ops::Range;
 
-/// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) + residual) · scale`.
-/// The operands follow x and W in this order, those that are there.
+/// What a matrix product or convolution does before it stores: `y = (act(xW + bias + sample_bias) · gate + residual) · scale`.
+/// The operands follow x and W in this order, those that are there; a sample bias and a gate are not there both.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epilogue {
     /// `[N]`
@@ -22,6 +25,10 @@ pub struct Epilogue {
     /// `[B, N]`, one row for each sample (the first dimension of x): a time embedding, say.
     pub sample_bias: bool,
     pub activation: Activation,
+    /// `[B, N]`, a row of factors for each sample (adaLN-Zero, Peebles & Xie 2022).
+    pub gate: bool,
+    /// The column at which the sample bias or gate begins in an operand that is wider than N: `[B, ≥ sample_first + N]`.
+    pub sample_first: usize,
     /// The output's shape.
     pub residual: bool,
     pub scale: f32,
@@ -30,7 +37,15 @@ pub struct Epilogue {
 impl Default for Epilogue {
     fn default() -> Self {
         let activation = Activation::Identity;
-        Epilogue { bias: false, sample_bias: false, activation, residual: false, scale: 1.0 }
+        Epilogue {
+            bias: false,
+            sample_bias: false,
+            activation,
+            gate: false,
+            sample_first: 0,
+            residual: false,
+            scale: 1.0,
+        }
     }
 }
 
@@ -42,17 +57,36 @@ impl Epilogue {
 
     /// Number of operands.
     pub(crate) fn operands(&self) -> usize {
-        self.bias as usize + self.sample_bias as usize + self.residual as usize
+        self.bias as usize + self.sample_bias as usize + self.gate as usize + self.residual as usize
+    }
+
+    /// Whether each sample has a row of an operand.
+    pub(crate) fn by_sample(&self) -> bool {
+        self.sample_bias || self.gate
     }
 
     /// True if kernels of 16 bits may send rows of `n` columns by eight, straight from registers: `Epilogue::whole` of
     /// `kernels/lib/epilogue.cuh`, whose operands begin at multiples of 16 bytes.
-    pub(crate) fn is_whole(&self, n: usize) -> bool {
-        n.is_multiple_of(8) && !matches!(self.activation, Activation::Gelu | Activation::Relu)
+    pub(crate) fn is_whole(&self, n: usize, sample_stride: usize) -> bool {
+        let activation = match self.activation {
+            Activation::Gelu | Activation::Relu => false,
+            Activation::Silu | Activation::GeluTanh => !self.gate,
+            Activation::Identity => true,
+        };
+        n.is_multiple_of(8) && activation && self.by_fours(n, sample_stride)
+    }
+
+    /// True if four of n columns lie together in all operands.
+    pub(crate) fn by_fours(&self, n: usize, sample_stride: usize) -> bool {
+        let of_sample = sample_stride.is_multiple_of(4) && self.sample_first.is_multiple_of(4);
+        n.is_multiple_of(4) && (of_sample || !self.by_sample())
     }
 
     /// Checks the operands' shapes.
     pub(crate) fn check(&self, op: &str, inputs: &[&TensorType], out: &TensorType) -> Result<()> {
+        if self.sample_bias && self.gate {
+            return Err(Error::shape(op, "a sample bias and a gate in one epilogue"));
+        }
         expect_inputs(op, inputs, 2 + self.operands())?;
         let mut operands = inputs[2..].iter();
         let (n, samples) = (out.cols(), out.shape.first().copied().unwrap_or(1));
@@ -61,27 +95,40 @@ impl Epilogue {
             None => Ok(()),
         };
         check(self.bias, "bias", &[n])?;
-        check(self.sample_bias, "sample bias", &[samples, n])?;
+        // As wide as it likes, if the columns are there.
+        let wide =
+            inputs.get(2 + self.bias as usize).map_or(0, |ty| ty.cols()).max(self.sample_first.saturating_add(n));
+        check(self.sample_bias, "sample bias", &[samples, wide])?;
+        check(self.gate, "gate", &[samples, wide])?;
         check(self.residual, "residual", &out.shape)
     }
 
+    /// Numbers between the rows of samples in their operand.
+    pub(crate) fn sample_stride(&self, io: &Signature) -> usize {
+        if self.by_sample() { io.inputs[2 + self.bias as usize].cols() } else { io.outputs[0].cols() }
+    }
+
     /// Appends its flags to a launch; read back by [`Epilogue::of`].
-    pub(crate) fn scalars(&self, launch: Launch) -> Launch {
-        let flags = [self.bias, self.sample_bias, self.residual].map(usize::from);
-        launch.scalars(flags).scalar(self.activation as usize).scalar(self.scale)
+    pub(crate) fn scalars(&self, launch: Launch, sample_stride: usize) -> Launch {
+        let sample_use = self.sample_bias as usize + 2 * self.gate as usize;
+        let launch = launch.scalars([self.bias as usize, sample_use, self.residual as usize]);
+        launch.scalars([sample_stride, self.sample_first]).scalar(self.activation as usize).scalar(self.scale)
     }
 
     /// Sets the overrides of `shaders/lib/epilogue.wgsl`.
-    pub(crate) fn shader(&self, shader: Shader) -> Shader {
-        let shader =
-            shader.flag("BIAS", self.bias).flag("SAMPLE_BIAS", self.sample_bias).flag("RESIDUAL", self.residual);
+    /// `wide` is what rows of samples are apart where that is not N, so that one shader does for all layers elsewhere; or 0.
+    pub(crate) fn shader(&self, shader: Shader, wide: usize) -> Shader {
+        let shader = shader.constant("SAMPLE_STRIDE", wide as u32).constant("SAMPLE_FIRST", self.sample_first as u32);
+        let shader = shader.flag("BIAS", self.bias).flag("SAMPLE_BIAS", self.sample_bias);
+        let shader = shader.flag("GATE", self.gate).flag("RESIDUAL", self.residual);
         shader.constant("ACTIVATION", self.activation as u32)
     }
 
-    /// The arguments of a shader with that epilogue: x, W, all three operands, y. What is absent is not read; x stands for it.
+    /// The arguments of a kernel with that epilogue: x, W, bias, sample bias or gate, residual, y. What is absent is not read; x stands
+    /// for it.
     pub(crate) fn arguments(&self) -> [Arg; 6] {
         let mut next = 1;
-        let operands = [self.bias, self.sample_bias, self.residual].map(|there| {
+        let operands = [self.bias, self.by_sample(), self.residual].map(|there| {
             next += there as usize;
             Arg::Input(if there { next } else { 0 })
         });
@@ -103,9 +150,11 @@ impl Epilogue {
                 args.slice::<f32>(next - 1)
             })
         };
-        let (bias, sample_bias, residual) = (operand(0), operand(1), operand(2));
-        let activation = Activation::from_code(args.int(at + 3));
-        gemm::Epilogue { bias, sample_bias, rows_per_sample, activation, residual, scale: args.float(at + 4) }
+        let (bias, sample, residual) = (operand(0), operand(1), operand(2));
+        let sample = sample.map(|data| gemm::SampleRows { data, stride: args.int(at + 3), first: args.int(at + 4) });
+        let [sample_bias, gate] = [1, 2].map(|wanted| sample.filter(|_| args.int(at + 1) == wanted));
+        let (activation, scale) = (Activation::from_code(args.int(at + 5)), args.float(at + 6));
+        gemm::Epilogue { bias, sample_bias, rows_per_sample, activation, gate, residual, scale }
     }
 
     /// FLOPs an output element beyond the product.
@@ -114,23 +163,33 @@ impl Epilogue {
         self.operands() as u64 + act + (self.scale != 1.0) as u64
     }
 
-    /// Splits dy into the gradient of the product and those of the operands, in input order from input 2.
-    /// `product` makes the product again (bias included) where the activation's derivative needs it.
+    /// Splits dy into the gradient of the product and those of the operands, in input order from input 2 of `inputs`.
+    /// `product` makes the product again (bias included) where the activation's derivative or the gate's gradient needs it.
     pub(crate) fn grad(
         &self,
         g: &mut Graph,
+        inputs: &[Value],
         dy: Value,
         wanted: &[bool],
         product: impl FnOnce(&mut Graph) -> Result<Value>,
     ) -> Result<(Value, Vec<Option<Value>>)> {
         let dy = if self.scale == 1.0 { dy } else { g.apply(Affine::scale(self.scale), &[dy])? };
         let residual = dy;
-        let dy = if self.activation == Activation::Identity {
-            dy
-        } else {
-            let x = product(g)?;
-            g.apply(ActivateGrad(self.activation), &[x, dy])?
-        };
+        if self.by_sample() && g.ty(inputs[2 + self.bias as usize]).cols() != g.ty(dy).cols() {
+            let reason = "fusion for inference makes it; fuse for training";
+            return Err(Error::unsupported("the gradient of an epilogue that reads columns of its operand", reason));
+        }
+        let active = self.activation != Activation::Identity;
+        let x = if active || self.gate { Some(product(g)?) } else { None };
+        let (mut dy, mut gate) = (dy, None);
+        if let (Some(x), true) = (x, self.gate) {
+            let y = if active { g.apply(Activate(self.activation), &[x])? } else { x };
+            let grads = g.apply_all(GateGrad, &[y, inputs[2 + self.bias as usize], dy])?;
+            (dy, gate) = (grads[0], Some(grads[1]));
+        }
+        if let (Some(x), true) = (x, active) {
+            dy = g.apply(ActivateGrad(self.activation), &[x, dy])?;
+        }
         let mut grads = Vec::new();
         let shape = g.shape(dy).to_vec();
         let (samples, n) = (shape[0], shape[shape.len() - 1]);
@@ -150,6 +209,7 @@ impl Epilogue {
         if self.sample_bias {
             grads.push(sums);
         }
+        grads.extend(gate.map(Some));
         if self.residual {
             grads.push(Some(residual));
         }
@@ -197,9 +257,9 @@ impl Op for Linear {
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {
         let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
         let (x, w) = (node.inputs[0], node.inputs[1]);
-        let inner = Epilogue { activation: Activation::Identity, residual: false, scale: 1.0, ..self.0 };
+        let inner = Epilogue { activation: Activation::Identity, gate: false, residual: false, scale: 1.0, ..self.0 };
         let inputs = node.inputs[..2 + inner.operands()].to_vec();
-        let (dy, operands) = self.0.grad(g, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
+        let (dy, operands) = self.0.grad(g, &node.inputs, dy, wanted, |g| g.apply(Linear(inner), &inputs))?;
         // First what needs x, so that x need not be kept while dx is there.
         let dw = if wanted[1] {
             let shape = g.shape(w).to_vec();
@@ -220,6 +280,10 @@ impl Op for Linear {
         target.stores(dtype)
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (m, k, n) = (io.inputs[0].rows(), io.inputs[0].cols(), io.outputs[0].cols());
         let per_sample = (m / io.inputs[0].shape[0].max(1)).max(1);
@@ -234,25 +298,36 @@ impl Op for Linear {
                     images: m,
                     rows_per_sample: per_sample,
                     epilogue: &self.0,
+                    sample_stride: self.0.sample_stride(io),
                     scalars: &[],
                 };
                 product.launches(target)
             }
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1).scalars([m, n, k, per_sample]);
-                vec![self.0.scalars(launch)]
+                vec![self.0.scalars(launch, self.0.sample_stride(io))]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                // A stretch would not know its samples; parts are counted in numbers of 4 bytes.
-                let cut = !self.0.sample_bias && dtype == DType::F32;
-                let rows = target.rows(m, &[k, n]).filter(|_| cut).unwrap_or(m);
+                // Stretches of whole samples, if rows of operands are theirs; parts are counted in numbers of 4 bytes.
+                let (cut, by_sample) = (dtype == DType::F32, self.0.by_sample());
+                let stride = self.0.sample_stride(io);
+                let rows = match by_sample {
+                    true => {
+                        target.rows(m / per_sample, &[per_sample * k, per_sample * n, stride]).map(|s| s * per_sample)
+                    }
+                    false => target.rows(m, &[k, n]),
+                };
+                let rows = rows.filter(|_| cut).unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launches = |rows: Range<usize>| {
-                    let launches = self.shader_launches(dtype, target, [rows.len(), n, k, per_sample], rows.len() < m);
+                    let sizes = [rows.len(), n, k, per_sample, if stride == n { 0 } else { stride }];
+                    let launches = self.shader_launches(dtype, target, sizes, rows.len() < m);
                     let part = |launch| {
                         let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
+                        let samples = rows.start / per_sample * stride..rows.end / per_sample * stride;
+                        let part = if by_sample { part.part(self.0.arguments()[3], samples) } else { part };
                         if cut { part } else { part.see_all() }
                     };
                     launches.into_iter().map(part).collect::<Vec<_>>()
@@ -274,11 +349,17 @@ macro_rules! linear_text {
 const FEW_ROWS: usize = 8;
 
 impl Linear {
-    /// The launches for `sizes` M, N, K and the rows of a sample; one alone if that is a `stretch` of the rows.
-    fn shader_launches(&self, dtype: DType, target: &WgpuTarget, sizes: [usize; 4], stretch: bool) -> Vec<Launch> {
-        let [m, n, k, per_sample] = sizes;
-        let (fours, columns) = (k.is_multiple_of(4), n.is_multiple_of(4));
-        let shader = |text| self.0.shader(Shader::new(self.name(), text));
+    /// The launches for `sizes` M, N, K, the rows of a sample and what an operand's rows of samples are apart if not N; one alone if that is a
+    /// `stretch` of the rows.
+    fn shader_launches(
+        &self,
+        dtype: DType,
+        target: &WgpuTarget,
+        [m, n, k, per_sample, wide]: [usize; 5],
+        stretch: bool,
+    ) -> Vec<Launch> {
+        let (sizes, fours, columns) = ([m, n, k, per_sample], k.is_multiple_of(4), self.0.by_fours(n, wide));
+        let shader = |text| self.0.shader(Shader::new(self.name(), text), wide);
         if target.software && fours {
             let shader = shader(wgsl!(dtype; "lib/activation", "lib/epilogue", "linear"));
             let grid = target.grid((m.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
@@ -298,7 +379,7 @@ impl Linear {
                 "lib/y_fours", "lib/matrix_blocks", "linear_matrices"
             );
             let shader = blocks.shader(shader(text));
-            return in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+            return in_parts(shader, target, &self.0, [m, n, per_sample, wide], &blocks, dtype, scalars(blocks));
         }
         if let Some(edge) = target.matrices(dtype).filter(|_| m > FEW_ROWS) {
             let text = wgsl_with_matrices!(
@@ -320,7 +401,7 @@ impl Linear {
         let parts = if few { 1..=1 } else { parts };
         let blocks = ShaderBlocks::new(1, [m, n, k], parts, target);
         let shader = if few { shader(text).entry("few") } else { blocks.shader(shader(text)) };
-        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample], &blocks, dtype, scalars(blocks));
+        let mut launches = in_parts(shader, target, &self.0, [m, n, per_sample, wide], &blocks, dtype, scalars(blocks));
         if few {
             launches[0].grid = [n.div_ceil(PANEL) as u32, m.div_ceil(4) as u32, 1];
         }

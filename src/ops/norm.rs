@@ -53,9 +53,11 @@ impl Chunks {
 pub(crate) struct Parameters<'a> {
     /// gamma, beta: `[C]`
     pub affine: Option<(&'a [f32], &'a [f32])>,
-    /// scale, shift: `[samples, C]`
+    /// scale, shift: of each sample `[C]`
     pub modulate: Option<(&'a [f32], &'a [f32])>,
     channels: usize,
+    /// Numbers from a sample's scale or shift to the next one's.
+    stride: usize,
 }
 
 impl<'a> Parameters<'a> {
@@ -63,13 +65,20 @@ impl<'a> Parameters<'a> {
     pub fn of(args: &'a Args, channels: usize, affine: bool, modulate: bool) -> Self {
         let pair = |at| (args.slice::<f32>(at), args.slice::<f32>(at + 1));
         let first = if affine { 3 } else { 1 };
-        Parameters { affine: affine.then(|| pair(1)), modulate: modulate.then(|| pair(first)), channels }
+        let (affine, modulate) = (affine.then(|| pair(1)), modulate.then(|| pair(first)));
+        Parameters { affine, modulate, channels, stride: channels }
+    }
+
+    /// The same with scale and shift that begin at those columns of rows `stride` numbers apart.
+    pub fn of_columns(self, stride: usize, first: [usize; 2]) -> Self {
+        let modulate = self.modulate.map(|(scale, shift)| (&scale[first[0]..], &shift[first[1]..]));
+        Parameters { modulate, stride, ..self }
     }
 
     /// gamma, beta, 1 + scale, shift of channel `c` of sample `b`.
     fn at(&self, b: usize, c: usize) -> [f32; 4] {
         let (gamma, beta) = self.affine.map_or((1.0, 0.0), |(gamma, beta)| (gamma[c], beta[c]));
-        let at = b * self.channels + c;
+        let at = b * self.stride + c;
         let (scale, shift) = self.modulate.map_or((1.0, 0.0), |(scale, shift)| (1.0 + scale[at], shift[at]));
         [gamma, beta, scale, shift]
     }
@@ -122,16 +131,28 @@ pub(crate) fn parameter_count(affine: bool, modulate: bool) -> usize {
     2 * affine as usize + 2 * modulate as usize
 }
 
-/// Fails unless the inputs from 1 on are the parameters for x, input 0.
-pub(crate) fn expect_parameters(op: &str, inputs: &[&TensorType], affine: bool, modulate: bool) -> Result<()> {
+/// Fails unless the inputs from 1 on are the parameters for x, input 0. Scale and shift may have more columns than x, if it is said at which
+/// they begin.
+pub(crate) fn expect_parameters(
+    op: &str,
+    inputs: &[&TensorType],
+    affine: bool,
+    modulate: bool,
+    first: Option<[usize; 2]>,
+) -> Result<()> {
     let (samples, channels) = (inputs[0].shape.first().copied().unwrap_or(1), inputs[0].cols());
+    // As wide as the first of them, if the columns are there.
+    let wide = first.map_or(channels, |first| {
+        let scale = inputs.get(1 + 2 * affine as usize).map_or(0, |ty| ty.cols());
+        scale.max(first[0].max(first[1]).saturating_add(channels))
+    });
     let names = [("gamma", affine), ("beta", affine), ("scale", modulate), ("shift", modulate)];
     let there = names.into_iter().enumerate().filter(|(_, (_, there))| *there);
     for ((i, (what, _)), ty) in there.zip(&inputs[1..]) {
         if i < 2 {
             expect_typed(op, what, ty, inputs[0].dtype, &[channels])?;
         } else {
-            expect_typed(op, what, ty, inputs[0].dtype, &[samples, channels])?;
+            expect_typed(op, what, ty, inputs[0].dtype, &[samples, wide])?;
         }
     }
     Ok(())
@@ -353,9 +374,15 @@ impl Tiles {
         Some(Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count: 1, per: rows })
     }
 
-    /// Bytes of shared memory for the moments of the threads of a block, [`Slots`] of `kernels/group_norm.cu`.
+    /// Lines of a column of the slots of a block's threads, `Slots` of `kernels/group_norm.cu`: what a warp has of its columns is in different banks.
+    pub fn slot_pitch(&self) -> usize {
+        let lines = WARP.div_ceil(self.across).next_power_of_two();
+        lines * (self.down.min(self.per).div_ceil(lines) | 1)
+    }
+
+    /// Bytes of shared memory for those slots: mean and squares of two channels.
     pub fn slots(&self) -> usize {
-        8 * self.pack.div_ceil(2) * (self.across | 1) * self.down.min(self.per)
+        8 * self.pack.div_ceil(2) * self.across * self.slot_pitch()
     }
 
     /// Bytes of shared memory for two sums of every channel of a block, and what its groups make of them: `BlockSums` of

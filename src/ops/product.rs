@@ -1,7 +1,7 @@
 //! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`, and into those of `kernels/lib/gemm.cuh`.
 
 use super::Epilogue;
-use super::hopper::Hopper;
+use super::hopper::{Hopper, one_sample};
 use crate::cpu::gemm::Window;
 use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, PANEL};
@@ -159,30 +159,30 @@ pub(super) fn in_parts(
     shader: Shader,
     target: &WgpuTarget,
     epilogue: &Epilogue,
-    [m, n, per_sample]: [usize; 3],
+    [m, n, per_sample, wide]: [usize; 4],
     blocks: &ShaderBlocks,
     dtype: DType,
     product: impl FnOnce(Launch) -> Launch,
 ) -> Vec<Launch> {
-    let (name, [x, w, bias, sample_bias, residual, y]) = (shader.name, epilogue.arguments());
+    let (name, [x, w, bias, sample, residual, y]) = (shader.name, epilogue.arguments());
     let shader = shader.flag("PARTS", blocks.parts > 1);
     let launch = |args: [Arg; 6]| Launch::wgsl(shader.clone(), target.grid(blocks.count), args);
     if blocks.parts == 1 {
         // No parts: x stands for them.
-        let mut one = launch([x, w, bias, sample_bias, residual, y]);
+        let mut one = launch([x, w, bias, sample, residual, y]);
         one.args.push(x);
         return vec![product(one)];
     }
     let line = n.div_ceil(4);
-    let text = match n.is_multiple_of(4) {
+    let text = match epilogue.by_fours(n, wide) {
         true => wgsl!(dtype; "lib/activation", "lib/y_fours", "product_sums"),
         false => wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/y_ones", "product_sums"),
     };
-    let sums = epilogue.shader(Shader::new(name, text));
+    let sums = epilogue.shader(Shader::new(name, text), wide);
     let sums = Launch::wgsl(
         sums,
         target.grid((m * line).div_ceil(SUM_LANES)),
-        [Arg::Left(0, 0), x, bias, sample_bias, residual, y],
+        [Arg::Left(0, 0), x, bias, sample, residual, y],
     );
     vec![
         product(launch([x, w, x, x, x, x])).with_scratch(blocks.parts * m * 4 * line),
@@ -321,6 +321,8 @@ pub(super) struct Product<'a> {
     pub images: usize,
     pub rows_per_sample: usize,
     pub epilogue: &'a Epilogue,
+    /// Numbers between the rows of samples in their operand.
+    pub sample_stride: usize,
     /// What stands before the other scalars.
     pub scalars: &'a [usize],
 }
@@ -338,7 +340,9 @@ impl Product<'_> {
         }
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let half = self.dtype != DType::F32;
-        let whole = self.epilogue.is_whole(n);
+        let samples = !self.epilogue.by_sample() || one_sample(self.window, self.images, self.rows_per_sample);
+        let whole = self.epilogue.is_whole(n, self.sample_stride) && samples;
+        let half = half && self.epilogue.by_fours(n, self.sample_stride);
         let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
@@ -346,12 +350,12 @@ impl Product<'_> {
     /// The launches by these tiles, of the entries in that file; or by Hopper's.
     pub fn by(&self, file: PtxFile, blocks: Blocks, hopper: Option<Hopper>) -> Vec<Launch> {
         let [m, n, k] = self.sizes;
-        let [x, w, bias, sample_bias, residual, y] = self.epilogue.arguments();
+        let [x, w, bias, sample, residual, y] = self.epilogue.arguments();
         let scalars = |launch: Launch, [k, part]: [usize; 2]| {
-            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]))
+            self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample, part]), self.sample_stride)
         };
         if let Some(hopper) = hopper {
-            let launch = hopper.launch(self.name, self.dtype, &[x, w, bias, sample_bias, residual, y]);
+            let launch = hopper.launch(self.name, self.dtype, &[x, w, bias, sample, residual, y]);
             return vec![scalars(launch, hopper.steps())];
         }
         let sums = |args: &[Arg]| {
@@ -359,12 +363,12 @@ impl Product<'_> {
             scalars(launch.scalars(self.scalars.iter().copied()), [k, blocks.part])
         };
         if blocks.parts == 1 {
-            return vec![sums(&[x, w, bias, sample_bias, residual, y, x])];
+            return vec![sums(&[x, w, bias, sample, residual, y, x])];
         }
-        let finish = sum_parts(self.name, self.dtype, [bias, sample_bias, residual], m * n.div_ceil(4));
+        let finish = sum_parts(self.name, self.dtype, [bias, sample, residual], m * n.div_ceil(4));
         vec![
             sums(&[x, w, x, x, x, x]).with_scratch(blocks.parts * m * n),
-            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts])),
+            self.epilogue.scalars(finish.scalars([m, n, self.rows_per_sample, blocks.parts]), self.sample_stride),
         ]
     }
 }
@@ -378,7 +382,7 @@ impl Product<'_> {
         let [m, n, k] = self.sizes;
         let kernel = Ptx::new(self.name, self.file, self.dtype).entry(format!("{}_few_{}", self.file.name, self.dtype));
         let launch = Launch::ptx(kernel, [n.div_ceil(PANEL), m.div_ceil(8), 1], 512, self.epilogue.arguments());
-        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]))
+        self.epilogue.scalars(launch.scalars([m, n, k, self.rows_per_sample]), self.sample_stride)
     }
 }
 
@@ -432,15 +436,15 @@ impl PlainProduct<'_> {
     pub fn sum_parts(&self, parts: usize) -> Launch {
         let [elements, n] = self.stored;
         let launch = sum_parts(self.name, self.out, [Arg::Left(0, 0); 3], elements.div_ceil(n) * n.div_ceil(4));
-        Epilogue::default().scalars(launch.scalars([elements / n, n, 1, parts]))
+        Epilogue::default().scalars(launch.scalars([elements / n, n, 1, parts]), n)
     }
 }
 
 /// The launch that adds up the parts that the first one left, over so many groups of four columns.
 fn sum_parts(name: &'static str, dtype: DType, operands: [Arg; 3], quads: usize) -> Launch {
     let kernel = Ptx::new(name, ptx!("sum_parts"), dtype).entry(format!("sum_parts_{dtype}"));
-    let [bias, sample_bias, residual] = operands;
-    let args = [Arg::Left(0, 0), bias, sample_bias, residual, Arg::Output(0)];
+    let [bias, sample, residual] = operands;
+    let args = [Arg::Left(0, 0), bias, sample, residual, Arg::Output(0)];
     Launch::ptx(kernel, [quads.div_ceil(256), 1, 1], 256, args)
 }
 

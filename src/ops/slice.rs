@@ -3,7 +3,7 @@
 use super::lines::{self, by_unit, divisor};
 use super::{Pad, expect_inputs, expect_real};
 use crate::cpu::threads::stretches;
-use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::graph::{Arg, Args, Cost, Graph, Launch, Node, Op, PLACES, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -41,8 +41,19 @@ impl Op for Slice {
         Ok(vec![Some(g.apply(Pad { axis: self.axis, before: self.start, after }, &[dy])?)])
     }
 
+    /// If nothing outside of the part lies between its numbers, and it begins where an argument may begin.
+    fn view(&self, io: &Signature) -> Option<usize> {
+        let (before, inner) = io.inputs[0].shape.split_at(self.axis);
+        let first = self.start * inner[1..].iter().product::<usize>() * io.inputs[0].dtype.size();
+        (before.iter().all(|n| *n == 1) && first.is_multiple_of(4 * PLACES)).then_some(first)
+    }
+
     fn takes(&self, dtype: DType, target: &Target) -> bool {
         target.stores(dtype)
+    }
+
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
     }
 
     fn is_cheap(&self) -> bool {

@@ -153,6 +153,10 @@ impl Op for TimestepEmbedding {
         Ok(vec![None])
     }
 
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         Ok(vec![match target {
             Target::Cuda(_) => {
@@ -209,6 +213,10 @@ impl Op for FourierEmbedding {
     /// Times are data and frequencies are fixed: nothing flows back.
     fn grad(&self, _: &mut Graph, _: &Node, _: &[Option<Value>], _: &[bool]) -> Result<Vec<Option<Value>>> {
         Ok(vec![None, None])
+    }
+
+    fn equals(&self, other: &dyn Op) -> bool {
+        other.downcast::<Self>() == Some(self)
     }
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {

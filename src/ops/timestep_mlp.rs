@@ -2,14 +2,15 @@
 
 use super::linear::expect_weight;
 use super::timestep_embedding::expect_times;
-use super::{Activate, Activation, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_shape};
+use super::{Activate, Activation, Cast, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_typed};
 use crate::cpu::gemm::{self, Matrix, gemm};
 use crate::graph::{Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Signature, Target, Value, ptx};
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
 /// y = act(embedding(t)·W₁ + b₁)·W₂ + b₂ (+ label)   t `[B]`, W₁ `[dim, E]` in panels, b₁ `[E]`, W₂ `[E, E₂]` in panels,
-/// b₂ `[E₂]`, label `[B, E₂]` if `label` → y `[B, E₂]`. The embedding and the hidden layer stay in scratch.
+/// b₂ `[E₂]`, label `[B, E₂]` if `label` → y `[B, E₂]`. The embedding and the hidden layer stay in scratch. t is f32; on the CPU and in PTX, what
+/// stays in scratch is so too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimestepMlp {
     pub embedding: TimestepEmbedding,
@@ -26,18 +27,19 @@ impl Op for TimestepMlp {
         expect_inputs(self.name(), inputs, 5 + self.label as usize)?;
         self.embedding.infer(&inputs[..1])?;
         let samples = expect_times(self.name(), inputs[0])?;
-        let [dim, hidden] = expect_weight(self.name(), inputs[1], DType::F32)?;
-        let [rows, n] = expect_weight(self.name(), inputs[3], DType::F32)?;
+        let dtype = if inputs[1].dtype == DType::I32 { DType::F32 } else { inputs[1].dtype };
+        let [dim, hidden] = expect_weight(self.name(), inputs[1], dtype)?;
+        let [rows, n] = expect_weight(self.name(), inputs[3], dtype)?;
         if dim != self.embedding.dim || rows != hidden {
             let (reason, d) = (format!("weights {} and {}", inputs[1], inputs[3]), self.embedding.dim);
             return Err(Error::shape(self.name(), format!("{reason} do not follow on an embedding of {d}")));
         }
-        expect_shape(self.name(), "bias 1", inputs[2], &[hidden])?;
-        expect_shape(self.name(), "bias 2", inputs[4], &[n])?;
+        expect_typed(self.name(), "bias 1", inputs[2], dtype, &[hidden])?;
+        expect_typed(self.name(), "bias 2", inputs[4], dtype, &[n])?;
         if self.label {
-            expect_shape(self.name(), "label", inputs[5], &[samples, n])?;
+            expect_typed(self.name(), "label", inputs[5], dtype, &[samples, n])?;
         }
-        Ok(vec![TensorType::f32([samples, n])])
+        Ok(vec![TensorType { dtype, ..TensorType::f32([samples, n]) }])
     }
 
     fn cost(&self, io: &Signature) -> Cost {
@@ -70,6 +72,14 @@ impl Op for TimestepMlp {
         Ok(all)
     }
 
+    fn takes(&self, dtype: DType, target: &Target) -> bool {
+        target.stores(dtype)
+    }
+
+    fn stays_f32(&self, input: usize) -> bool {
+        input == 0
+    }
+
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         if let Target::Cuda(target) = target {
             return self.lower_ptx(io, target);
@@ -89,17 +99,17 @@ impl TimestepMlp {
     /// Threads of a block of the PTX kernels, and the samples that it takes.
     const THREADS: usize = 512;
     const SAMPLES: usize = 4;
-    /// Elements of the first weight up to which every block may read it.
-    const SMALL: usize = 1 << 16;
+    /// Bytes of the first weight up to which every block may read it.
+    const SMALL: usize = 1 << 18;
 
     /// One launch if the first weight is small, and a block of outputs for each multiprocessor at most; else one for each layer.
     fn lower_ptx(&self, io: &Signature, target: &CudaTarget) -> Result<Vec<Launch>> {
         let (samples, n) = (io.outputs[0].rows(), io.outputs[0].cols());
         let (dim, hidden) = (self.embedding.dim, io.inputs[1].cols());
-        let tiles = samples.div_ceil(Self::SAMPLES);
+        let (tiles, dtype) = (samples.div_ceil(Self::SAMPLES), io.inputs[1].dtype);
         let grid = |cols: usize| [cols.div_ceil(PANEL), tiles, 1];
         let kernel = |entry: &str, shared: usize| {
-            Ptx::new(self.name(), ptx!("timestep_mlp"), DType::F32).entry(entry).shared(shared)
+            Ptx::new(self.name(), ptx!("timestep_mlp"), dtype).entry(format!("{entry}_{dtype}")).shared(shared)
         };
         let launch = |kernel: Ptx, cols: usize, args: &[Arg]| {
             Launch::ptx(kernel, grid(cols), Self::THREADS, args.iter().copied())
@@ -118,26 +128,27 @@ impl TimestepMlp {
         }
         let label = Arg::Input(if self.label { 5 } else { 0 });
         let blocks = n.div_ceil(PANEL) * tiles;
-        let one = dim * hidden <= Self::SMALL && blocks <= target.multiprocessors as usize;
+        let one = io.inputs[1].bytes() <= Self::SMALL && blocks <= target.multiprocessors as usize;
         if one && place * (dim + hidden) <= limit {
             let args = [0, 1, 2, 3, 4].map(Arg::Input);
             let args = [&args[..], &[label, Arg::Output(0)]].concat();
-            let all = launch(kernel("timestep_mlp_f32", place * (dim + hidden)), n, &args);
+            let all = launch(kernel("timestep_mlp", place * (dim + hidden)), n, &args);
             return Ok(vec![scalars(all).scalar(n).scalar(self.label)]);
         }
-        let first = launch(kernel("timestep_mlp_hidden_f32", place * dim), hidden, &[0, 1, 2].map(Arg::Input));
+        let first = launch(kernel("timestep_mlp_hidden", place * dim), hidden, &[0, 1, 2].map(Arg::Input));
         let args = [Arg::Left(0, 0), Arg::Input(3), Arg::Input(4), label, Arg::Output(0)];
-        let second = launch(kernel("timestep_mlp_out_f32", 0), n, &args);
+        let second = launch(kernel("timestep_mlp_out", 0), n, &args);
         let first = scalars(first.with_scratch(tiles * hidden * Self::SAMPLES));
         Ok(vec![first, second.scalars([samples, hidden, n]).scalar(self.label)])
     }
 
-    /// Its three ops one after the other, a launch each, what is between them in scratch.
+    /// Its ops one after the other, what is between them in scratch.
     fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let (samples, mut launches) = (io.outputs[0].rows(), Vec::new());
+        let (samples, dtype, mut launches) = (io.outputs[0].rows(), io.outputs[0].dtype, Vec::new());
         let mut add = |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, to: Arg| -> Result<(Arg, TensorType)> {
             let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
-            let between = TensorType::f32([samples, n]);
+            let dtype = if launches.is_empty() { DType::F32 } else { dtype };
+            let between = TensorType { dtype, ..TensorType::f32([samples, n]) };
             let lowered = op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)?;
             let (before, last) = (launches.len(), lowered.len().saturating_sub(1));
             for (i, mut launch) in lowered.into_iter().enumerate() {
@@ -161,6 +172,10 @@ impl TimestepMlp {
         let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
         let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
         let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, Arg::Scratch(0))?;
+        let embedded = match dtype {
+            DType::F32 => embedded,
+            _ => add(&Cast(dtype), vec![embedded], self.embedding.dim, Arg::Scratch(0))?,
+        };
         let hidden = add(&first, vec![embedded, input(1), input(2)], io.inputs[1].cols(), Arg::Scratch(0))?;
         let operands = (3..io.inputs.len()).map(input);
         add(&second, [hidden].into_iter().chain(operands).collect(), io.outputs[0].cols(), Arg::Output(0))?;

@@ -3,17 +3,19 @@
 //! A pair is a producer whose first output one consumer alone reads. What can be merged:
 //! * group_norm → activation: the norm's own activation
 //! * linear, conv2d → activation: the epilogue's (inference only: its gradient would make the product again)
-//! * linear, conv2d → add: the epilogue's residual
+//! * linear, conv2d → add: the epilogue's residual; where a row is a sample, an activation may follow (inference only)
+//! * linear, conv2d → gate: the epilogue's gate and residual (inference only, for the same reason)
 //! * linear, conv2d → affine without shift: the epilogue's scale
-//! * timestep_embedding → linear → activation → linear: one timestep_mlp (inference only)
+//! * slice → layer_norm, linear: columns of a row of every sample, read where they lie (inference only)
+//! * timestep_embedding (→ cast) → linear → activation → linear: one timestep_mlp (inference only)
 
 use super::verify::verify;
 use crate::Result;
 use crate::graph::{Graph, Node, Op, Origin, Value};
 use crate::ops::{
-    Activate, Activation, Affine, Binary, Conv2d, Epilogue, GroupNorm, Linear, TimestepEmbedding, TimestepMlp,
+    Activate, Activation, Affine, Binary, Cast, Conv2d, Epilogue, Gate, GroupNorm, LayerNorm, Linear, Slice,
+    TimestepEmbedding, TimestepMlp,
 };
-use crate::tensor::DType;
 use std::sync::Arc;
 
 /// What the fused graph is for.
@@ -61,7 +63,12 @@ fn find(graph: &Graph, purpose: Purpose) -> Vec<Merge> {
     graph.outputs().iter().for_each(|(_, v)| uses[v.index()] += 1);
     let mut taken = vec![false; graph.nodes().len()];
     let mut merges = Vec::new();
+    let once = |v: Value| uses[v.index()] == 1;
     for (consumer, node) in graph.nodes().iter().enumerate() {
+        if let Some((producers, op, inputs)) = columns(graph, node, once).filter(|_| purpose == Purpose::Inference) {
+            producers.iter().chain([&consumer]).for_each(|i| taken[*i] = true);
+            merges.push(Merge { producers, consumer, op, inputs });
+        }
         for (slot, value) in node.inputs.iter().enumerate() {
             let Origin::Node { node: producer, output: 0 } = *graph.origin(*value) else { continue };
             let from = &graph.nodes()[producer];
@@ -69,12 +76,14 @@ fn find(graph: &Graph, purpose: Purpose) -> Vec<Merge> {
             if taken[consumer] || taken[producer] || !lonely || from.block != node.block {
                 continue;
             }
-            let once = |v: Value| uses[v.index()] == 1;
-            let merged =
-                match timestep_mlp(graph, from, node, slot).filter(|m| purpose == Purpose::Inference && once(m.0)) {
-                    Some((first, op, inputs)) => producer_of(graph, first).map(|i| (vec![i, producer], op, inputs)),
-                    None => merge(graph, from, node, slot, purpose).map(|(op, inputs)| (vec![producer], op, inputs)),
-                };
+            let merged = match timestep_mlp(graph, from, node, slot).filter(|_| purpose == Purpose::Inference) {
+                Some((before, op, inputs)) => {
+                    let before = before.iter().map(|v| producer_of(graph, *v).filter(|_| once(*v)));
+                    let producers: Option<Vec<usize>> = before.chain([Some(producer)]).collect();
+                    producers.map(|producers| (producers, op, inputs))
+                }
+                None => merge(graph, from, node, slot, purpose).map(|(op, inputs)| (vec![producer], op, inputs)),
+            };
             if let Some((producers, op, inputs)) = merged.filter(|m| m.0.iter().all(|i| !taken[*i])) {
                 producers.iter().chain([&consumer]).for_each(|i| taken[*i] = true);
                 merges.push(Merge { producers, consumer, op, inputs });
@@ -91,21 +100,55 @@ fn producer_of(graph: &Graph, value: Value) -> Option<usize> {
     }
 }
 
+/// Rows up to which one op for a timestep's layers in 16 bits is faster than several.
+const MLP_ROWS: usize = 16;
+
 /// Merged op and its inputs.
 type Merged = (Arc<dyn Op>, Vec<Value>);
 
-/// If `node` is the second layer of a timestep's MLP and `from` the first: the embedding's value, and the op that is all three.
-fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<(Value, Arc<dyn Op>, Vec<Value>)> {
+/// If a node reads columns of every sample's row of a wider value that are put together for it alone: the slices that do it, and the op that
+/// reads them where they lie, with its inputs.
+fn columns(graph: &Graph, node: &Node, once: impl Fn(Value) -> bool) -> Option<(Vec<usize>, Arc<dyn Op>, Vec<Value>)> {
+    let slice = |operand: usize| {
+        let value = *node.inputs.get(operand)?;
+        let producer = producer_of(graph, value).filter(|_| once(value))?;
+        let from = &graph.nodes()[producer];
+        let Slice { axis: 1, start, .. } = *from.op.downcast()? else { return None };
+        (graph.shape(value).len() == 2 && from.block == node.block).then_some((producer, start, from.inputs[0]))
+    };
+    let mut inputs = node.inputs.clone();
+    if let Some(norm) = node.op.downcast::<LayerNorm>().filter(|norm| norm.modulate) {
+        let at = 1 + 2 * norm.affine as usize;
+        let (scale, shift) = (slice(at)?, slice(at + 1)?);
+        (inputs[at], inputs[at + 1]) = (scale.2, shift.2);
+        let same = graph.shape(scale.2) == graph.shape(shift.2) && norm.first == [0; 2];
+        let op = LayerNorm { first: [scale.1, shift.1], ..*norm };
+        return same.then(|| (vec![scale.0, shift.0], Arc::new(op) as _, inputs));
+    }
+    let Linear(epilogue) = *node.op.downcast().filter(|Linear(e)| (e.sample_bias || e.gate) && e.sample_first == 0)?;
+    let at = 2 + epilogue.bias as usize;
+    let (producer, sample_first, wide) = slice(at)?;
+    inputs[at] = wide;
+    Some((vec![producer], Arc::new(Linear(Epilogue { sample_first, ..epilogue })), inputs))
+}
+
+/// If `node` is the second layer of a timestep's MLP and `from` the first: the values before that, and the op that is all of it.
+fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<(Vec<Value>, Arc<dyn Op>, Vec<Value>)> {
     let (Linear(first), Linear(second)) = (from.op.downcast::<Linear>()?, node.op.downcast::<Linear>()?);
-    let source = graph.producer(from.inputs[0])?;
+    let mut before = vec![from.inputs[0]];
+    let mut source = graph.producer(from.inputs[0])?;
+    if source.op.downcast::<Cast>().is_some() {
+        before.insert(0, source.inputs[0]);
+        source = graph.producer(source.inputs[0])?;
+    }
     let embedding = *source.op.downcast::<TimestepEmbedding>()?;
     let act = first.activation;
     let plain = *first == Epilogue { activation: act, ..Epilogue::bias() } && *second == Epilogue::bias() && slot == 0;
     let inputs = [&source.inputs[..1], &from.inputs[1..], &node.inputs[1..]].concat();
     let op = TimestepMlp { embedding, act, label: false };
-    // The whole of it has no kernel for f16.
-    let plain = plain && [from, node].iter().all(|n| graph.ty(n.inputs[1]).dtype == DType::F32);
-    plain.then(|| (from.inputs[0], Arc::new(op) as _, inputs))
+    // Products of 16 bits have matrix units, which pay from so many rows on.
+    let few = before.len() == 1 || graph.shape(from.inputs[0])[0] <= MLP_ROWS;
+    (plain && few).then(|| (before, Arc::new(op) as _, inputs))
 }
 
 /// The op that does what `from` and then `node`, which reads it at input `slot`, do; with its inputs.
@@ -119,12 +162,20 @@ fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose)
     let open = !epilogue.residual && epilogue.scale == 1.0;
     let mut inputs = from.inputs.clone();
     let merged = if let Some(Activate(activation)) = node.op.downcast::<Activate>() {
-        let free = open && epilogue.activation == Activation::Identity && purpose == Purpose::Inference;
-        free.then_some(Epilogue { activation: *activation, ..epilogue })?
+        let free = epilogue.activation == Activation::Identity && !epilogue.gate && epilogue.scale == 1.0;
+        // What is added before the activation has a row for each sample.
+        let by_row = !epilogue.sample_bias && graph.shape(from.outputs[0]).len() == 2;
+        let free = free && (!epilogue.residual || by_row) && purpose == Purpose::Inference;
+        let sample_bias = epilogue.sample_bias || epilogue.residual;
+        free.then_some(Epilogue { activation: *activation, sample_bias, residual: false, ..epilogue })?
     } else if let Some(Binary::Add) = node.op.downcast::<Binary>() {
         inputs.push(node.inputs[1 - slot]);
         let plain = graph.ty(node.inputs[1 - slot]) == graph.ty(node.inputs[slot]);
         (open && plain).then_some(Epilogue { residual: true, ..epilogue })?
+    } else if node.op.downcast::<Gate>().is_some() {
+        inputs.extend(&node.inputs[1..]);
+        let free = open && slot == 0 && !epilogue.gate && !epilogue.sample_bias && purpose == Purpose::Inference;
+        free.then_some(Epilogue { gate: true, residual: true, ..epilogue })?
     } else if let Some(affine) = node.op.downcast::<Affine>() {
         (affine.shift == 0.0).then_some(Epilogue { scale: epilogue.scale * affine.scale, ..epilogue })?
     } else {

@@ -2,6 +2,7 @@
 
 pub mod autodiff;
 pub mod fuse;
+pub mod once;
 pub mod plan;
 pub mod recompute;
 pub mod storage;

@@ -46,7 +46,7 @@ enum Fate {
 
 /// The value whose storage a value of the forward pass has: its own, or that of what it is a view of.
 fn base(graph: &Graph, mut value: Value) -> Value {
-    while let Some(node) = graph.producer(value).filter(|n| n.op.is_view()) {
+    while let Some(node) = graph.producer(value).filter(|n| n.op.view(&graph.signature(n)).is_some()) {
         value = node.inputs[0];
     }
     value
@@ -82,7 +82,7 @@ impl<'a> Choice<'a> {
     }
 
     fn run(mut self) -> Vec<Fate> {
-        for node in self.graph.nodes().iter().filter(|n| !n.backward && !n.op.is_view()) {
+        for node in self.graph.nodes().iter().filter(|n| !n.backward && n.op.view(&self.graph.signature(n)).is_none()) {
             for value in node.outputs.iter().filter(|v| self.needed[v.index()]) {
                 let mut fates = vec![];
                 let saves = |price: usize| self.bytes(*value).saturating_sub(price) >= self.least;

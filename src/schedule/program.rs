@@ -156,7 +156,7 @@ pub struct Command {
     pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,
-    /// Arguments that go on behind what the launch sees of them, see [`Launch::part`].
+    /// Arguments that go on behind what the launch sees of them: parts of views' storage, and [`Launch::part`].
     pub partial: Vec<usize>,
     pub op: &'static str,
     pub scope: Arc<str>,
@@ -321,8 +321,10 @@ struct Compiler<'a> {
     launches: Vec<Vec<Launch>>,
     /// The node is needed for a bound output.
     live: Vec<bool>,
-    /// The value whose storage a value uses: itself, or what it is a view of or written over.
+    /// The value whose storage a value uses, or a part of it: itself, or what it is a view of or written over.
     root: Vec<usize>,
+    /// Bytes from where its root begins to where a value begins.
+    skip: Vec<usize>,
     /// By root: first definition and last use, as node numbers.
     span: Vec<(usize, usize)>,
     home: Vec<Home>,
@@ -344,7 +346,7 @@ impl<'a> Compiler<'a> {
         let lower = |node: &Node| {
             let io = graph.signature(node);
             check_types(node, &io, &target)?;
-            let launches = if node.op.is_view() { Ok(vec![]) } else { node.op.lower(&io, &target) };
+            let launches = if node.op.view(&io).is_some() { Ok(vec![]) } else { node.op.lower(&io, &target) };
             launches.map_err(|e| match e {
                 Error::Shape { op, reason } => Error::Shape { op: format!("{} ({op})", node.scope), reason },
                 e => e,
@@ -357,6 +359,7 @@ impl<'a> Compiler<'a> {
             launches: graph.nodes().iter().map(lower).collect::<Result<_>>()?,
             live: vec![false; graph.nodes().len()],
             root: (0..n).collect(),
+            skip: vec![0; n],
             span: vec![(usize::MAX, 0); n],
             home: vec![Home::Unused; n],
             blocks: vec![],
@@ -388,7 +391,7 @@ impl<'a> Compiler<'a> {
                 let bytes = ty.bytes().next_multiple_of(ALIGN) + self.options.guard;
                 self.kept.push((value, self.blocks.len(), buffer));
                 self.blocks.push(Block { first: 0, last: end, bytes });
-            } else if self.home[root] == Home::Unused && self.writable(root, buffer, buffers) {
+            } else if self.home[root] == Home::Unused && self.fills(value) && self.writable(root, buffer, buffers) {
                 self.home[root] = Home::Buffer(buffer);
             } else {
                 self.copies.push((value, buffer));
@@ -460,21 +463,28 @@ impl<'a> Compiler<'a> {
             for output in &node.outputs {
                 root_last[output.index()] = last_use[output.index()];
             }
-            let pairs: &[(usize, usize)] = if node.op.is_view() { &[(0, 0)] } else { node.op.in_place() };
+            let view = node.op.view(&self.graph.signature(node));
+            let pairs: &[(usize, usize)] = if view.is_some() { &[(0, 0)] } else { node.op.in_place() };
             for (input, output) in pairs {
                 let (Some(from), Some(to)) = (node.inputs.get(*input), node.outputs.get(*output)) else { continue };
                 let root = self.root[from.index()];
-                let same_size = self.graph.ty(*from).bytes() == self.graph.ty(*to).bytes();
+                let same_size = self.fills(*from) && self.graph.ty(*from).bytes() == self.graph.ty(*to).bytes();
                 let once = node.inputs.iter().filter(|v| self.root[v.index()] == root).count() == 1;
                 let free = self.home[root] == Home::Unused && root_last[root] == i && once;
                 let free = free && !outputs.iter().any(|(v, _)| v == to);
-                if node.op.is_view() || (same_size && free) {
+                if view.is_some() || (same_size && free) {
                     self.root[to.index()] = root;
+                    self.skip[to.index()] = self.skip[from.index()] + view.unwrap_or(0);
                     root_last[root] = root_last[root].max(last_use[to.index()]);
                     break;
                 }
             }
         }
+    }
+
+    /// True if a value is all of its root's storage.
+    fn fills(&self, value: Value) -> bool {
+        self.graph.ty(value).bytes() == self.graph.ty(Value(self.root[value.index()] as u32)).bytes()
     }
 
     fn measure_spans(&mut self) {
@@ -653,10 +663,13 @@ impl<'a> Compiler<'a> {
     }
 
     fn slice(&self, value: Value, buffers: &Buffers, places: &Places) -> Result<Slice> {
-        let bytes = self.graph.ty(value).bytes();
+        let (bytes, skip) = (self.graph.ty(value).bytes(), self.skip[value.index()]);
         match self.home[self.root[value.index()]] {
-            Home::Buffer(b) => Ok(Slice { space: Space::Buffers, offset: buffers.get(b).offset, bytes }),
-            Home::Scratch(block) => Ok(places.slice(block, bytes)),
+            Home::Buffer(b) => Ok(Slice { space: Space::Buffers, offset: buffers.get(b).offset + skip, bytes }),
+            Home::Scratch(block) => {
+                let all = places.slice(block, skip + bytes);
+                Ok(Slice { offset: all.offset + skip, bytes, ..all })
+            }
             Home::Unused => Err(Error::Verify { pass: "memory", reason: format!("%{} has no place", value.0) }),
         }
     }
@@ -698,7 +711,8 @@ impl<'a> Compiler<'a> {
                         Arg::Counters => self.counters[&(i, l)],
                     };
                     let seen = launch.seen(a).cloned().unwrap_or(0..all.bytes);
-                    if seen.end < all.bytes {
+                    let of_more = matches!(arg, Arg::Input(k) if !self.fills(node.inputs[*k]));
+                    if of_more || seen.end < all.bytes {
                         partial.push(a);
                     }
                     args.push(Slice { offset: all.offset + seen.start, bytes: seen.len(), ..all });
@@ -738,7 +752,8 @@ impl<'a> Compiler<'a> {
             let from = self.slice(*value, buffers, places)?;
             let to = place(*buffer, from.bytes);
             if from != to {
-                commands.push(copy(self.target, from, to));
+                let partial = if self.fills(*value) { vec![] } else { vec![0] };
+                commands.push(Command { partial, ..copy(self.target, from, to) });
             }
         }
         Ok(commands)

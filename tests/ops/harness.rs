@@ -371,7 +371,7 @@ fn places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
         ..plain
     };
     for target in [plain, with(0, 0), with(8, 8), with(0, 16), WgpuTarget { software: true, ..plain }] {
-        for node in g.nodes().iter().filter(|n| !n.op.is_view()) {
+        for node in g.nodes().iter().filter(|n| n.op.view(&g.signature(n)).is_none()) {
             match node.op.lower(&g.signature(node), &Target::Wgpu(target)) {
                 Err(e) => panic!("{name}: {e}"),
                 #[cfg(feature = "wgpu")]
@@ -423,7 +423,7 @@ fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
 fn different(name: &str, g: &Graph, candidates: [(Device, Target); 2]) -> Vec<(Device, Target)> {
     let [first, second] = candidates;
     let lower = |(device, target): &(Device, Target)| {
-        let nodes = g.nodes().iter().filter(|n| !n.op.is_view());
+        let nodes = g.nodes().iter().filter(|n| n.op.view(&g.signature(n)).is_none());
         let launches = nodes.map(|n| n.op.lower(&g.signature(n), target)).collect::<Result<Vec<_>, _>>();
         launches.unwrap_or_else(|e| panic!("{name} on {device}: {e}"))
     };

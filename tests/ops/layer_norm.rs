@@ -42,7 +42,7 @@ fn reference(op: LayerNorm, i: &[Tensor]) -> Vec<Tensor> {
 }
 
 fn all() -> impl Iterator<Item = LayerNorm> {
-    (0..4).map(|k| LayerNorm { eps: 1e-6, affine: k & 1 == 1, modulate: k & 2 == 2 })
+    (0..4).map(|k| LayerNorm { eps: 1e-6, affine: k & 1 == 1, modulate: k & 2 == 2, first: [0; 2] })
 }
 
 #[test]
@@ -72,9 +72,37 @@ fn large_layer_norms() {
 #[test]
 fn many_rows_of_layer_norm() {
     for (shape, modulate) in [(vec![2, 52_000, 8], true), (vec![1, 102_001, 72], false)] {
-        let op = LayerNorm { eps: 1e-6, affine: true, modulate };
+        let op = LayerNorm { eps: 1e-6, affine: true, modulate, first: [0; 2] };
         let inputs = inputs(op, &shape, 100.0, 0.5);
         Case::new(format!("{op:?} {shape:?}"), op, inputs, |i| reference(op, i)).forward_only().check();
+    }
+}
+
+/// Scale and shift are columns of wider operands.
+#[test]
+fn layer_norm_by_columns() {
+    for (shape, first, wide) in [
+        ([2, 5, 16], [32, 16], 48),
+        ([3, 4, 17], [0, 20], 40),
+        ([2, 3, 24], [3, 30], 60),
+        ([4, 9, 1152], [1152, 0], 6912),
+    ] {
+        for op in all().filter(|op| op.modulate).map(|op| LayerNorm { first, ..op }) {
+            let (mut inputs, c) = (inputs(op, &shape, 0.2, 1.0), shape[2]);
+            let at = inputs.len() - 2;
+            inputs[at] = f32s(&[shape[0], wide], 4);
+            inputs[at + 1] = f32s(&[shape[0], wide], 5);
+            Case::new(format!("{op:?} {shape:?} of {wide}"), op, inputs, |i| {
+                let mut i: Vec<Tensor> = i.iter().map(|t| Tensor::new(t.shape.clone(), t.data.clone())).collect();
+                for (operand, first) in i[at..].iter_mut().zip(first) {
+                    let columns = operand.data.chunks(wide).flat_map(|row| row[first..first + c].to_vec()).collect();
+                    *operand = Tensor::new([shape[0], c], columns);
+                }
+                reference(op, &i)
+            })
+            .forward_only()
+            .check();
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 use crate::activation::reference as act;
-use crate::harness::{Case, Tensor, f32s, panels};
+use crate::harness::{Case, Input, Tensor, f32s, panels};
 use langevin::ops::{Activation, Epilogue, Linear, LinearWeightGrad, TransposeWeight};
 
 /// The epilogue in f64; operands from input 2.
@@ -11,10 +11,13 @@ pub fn finish(e: Epilogue, y: &mut Tensor, inputs: &[Tensor]) {
         next += there as usize;
         there.then(|| &inputs[next - 1])
     };
-    let (bias, sample, residual) = (operand(e.bias), operand(e.sample_bias), operand(e.residual));
+    let (bias, sample, gate) = (operand(e.bias), operand(e.sample_bias), operand(e.gate));
+    let residual = operand(e.residual);
     for (i, y) in y.data.iter_mut().enumerate() {
-        *y += bias.map_or(0.0, |t| t.data[i % n]) + sample.map_or(0.0, |t| t.data[i / n / per_sample * n + i % n]);
-        *y = (act(e.activation, *y) + residual.map_or(0.0, |t| t.data[i])) * e.scale as f64;
+        let at = i / n / per_sample * n + i % n;
+        *y += bias.map_or(0.0, |t| t.data[i % n]) + sample.map_or(0.0, |t| t.data[at]);
+        *y = (act(e.activation, *y) * gate.map_or(1.0, |t| t.data[at]) + residual.map_or(0.0, |t| t.data[i]))
+            * e.scale as f64;
     }
 }
 
@@ -26,8 +29,24 @@ pub fn all_epilogues() -> Vec<Epilogue> {
         Epilogue { activation: Activation::Silu, ..Epilogue::bias() },
         Epilogue { sample_bias: true, ..Epilogue::bias() },
         Epilogue { residual: true, scale: 0.5, ..none },
-        Epilogue { bias: true, sample_bias: true, activation: Activation::GeluTanh, residual: true, scale: 0.7 },
+        Epilogue { gate: true, residual: true, ..Epilogue::bias() },
+        Epilogue { gate: true, activation: Activation::Silu, ..none },
+        Epilogue {
+            bias: true,
+            sample_bias: true,
+            activation: Activation::GeluTanh,
+            residual: true,
+            scale: 0.7,
+            ..none
+        },
     ]
+}
+
+/// The operands of an epilogue for an output of that shape.
+pub fn operands(e: Epilogue, shape: &[usize]) -> Vec<Input> {
+    let (b, n) = (shape[0], *shape.last().unwrap());
+    let all = [(e.bias, f32s(&[n], 3)), (e.sample_bias || e.gate, f32s(&[b, n], 4)), (e.residual, f32s(shape, 5))];
+    all.into_iter().filter_map(|(there, input)| there.then_some(input)).collect()
 }
 
 #[test]
@@ -35,15 +54,7 @@ fn linear() {
     for (batch, rows, k, n) in [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 17, 16), (1, 13, 4, 33)] {
         for e in all_epilogues() {
             let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
-            if e.bias {
-                inputs.push(f32s(&[n], 3))
-            }
-            if e.sample_bias {
-                inputs.push(f32s(&[batch, n], 4))
-            }
-            if e.residual {
-                inputs.push(f32s(&[batch, rows, n], 5))
-            }
+            inputs.extend(operands(e, &[batch, rows, n]));
             Case::new(format!("linear {batch}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
                 let mut y = Tensor::zeros([batch, rows, n]);
                 for r in 0..batch * rows {
@@ -63,17 +74,14 @@ fn linear() {
 #[test]
 fn linear_of_whole_accesses() {
     let all = all_epilogues().pop().unwrap();
+    let gate = Epilogue { gate: true, sample_bias: false, ..all };
     let few = [(2, 67, 136, 72, 1.0), (3, 1, 1032, 40, 1.0), (1, 33, 64, 200, 1000.0)];
     let many = [(3, 89, 136, 200, 1.0), (1, 257, 40, 250, 1000.0)];
-    for (batch, rows, k, n, size) in few.into_iter().chain(many) {
-        let inputs = vec![
-            f32s(&[batch, rows, k], 1).map(|v| size * v),
-            panels(&[k, n], 2),
-            f32s(&[n], 3),
-            f32s(&[batch, n], 4),
-            f32s(&[batch, rows, n], 5),
-        ];
-        Case::new(format!("linear {batch}x{rows}x{k}x{n}"), Linear(all), inputs, |i| {
+    let sizes = few.into_iter().chain(many);
+    for ((batch, rows, k, n, size), all) in sizes.flat_map(|sizes| [(sizes, all), (sizes, gate)]) {
+        let mut inputs = vec![f32s(&[batch, rows, k], 1).map(|v| size * v), panels(&[k, n], 2)];
+        inputs.extend(operands(all, &[batch, rows, n]));
+        Case::new(format!("linear {batch}x{rows}x{k}x{n} {all:?}"), Linear(all), inputs, |i| {
             let mut y = Tensor::zeros([batch, rows, n]);
             for r in 0..batch * rows {
                 for c in 0..n {
@@ -88,33 +96,70 @@ fn linear_of_whole_accesses() {
     }
 }
 
+/// The gate, or the bias by sample, is some columns of a wider operand.
+#[test]
+fn columns_of_a_wide_operand() {
+    let gate = Epilogue { gate: true, residual: true, ..Epilogue::bias() };
+    let bias = Epilogue { sample_bias: true, activation: Activation::Silu, ..Epilogue::default() };
+    // Few rows and many; parts; columns that begin within accesses.
+    for ([b, rows, k, n], first, wide) in
+        [([3, 5, 24, 40], 40, 120), ([2, 67, 136, 72], 8, 90), ([2, 1, 16, 20], 3, 23), ([2, 60, 2888, 104], 104, 208)]
+    {
+        for e in [gate, bias].map(|e| Epilogue { sample_first: first, ..e }) {
+            let mut inputs = vec![f32s(&[b, rows, k], 1), panels(&[k, n], 2)];
+            inputs.extend(operands(e, &[b, rows, n]));
+            let at = 2 + e.bias as usize;
+            inputs[at] = f32s(&[b, wide], 4);
+            Case::new(format!("linear {b}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
+                let mut y = Tensor::zeros([b, rows, n]);
+                for (x, y) in i[0].data.chunks(k).zip(y.data.chunks_mut(n)) {
+                    for (x, w) in x.iter().zip(i[1].data.chunks(n)) {
+                        y.iter_mut().zip(w).for_each(|(y, w)| *y += x * w);
+                    }
+                }
+                let mut i: Vec<Tensor> = i.iter().map(|t| Tensor::new(t.shape.clone(), t.data.clone())).collect();
+                let columns = i[at].data.chunks(wide).flat_map(|row| row[first..first + n].to_vec()).collect();
+                i[at] = Tensor::new([b, n], columns);
+                finish(e, &mut y, &i);
+                vec![y]
+            })
+            .forward_only()
+            .check();
+        }
+    }
+}
+
 /// Tiles of all widths, several of them a block, with every epilogue; few tiles of many terms, in parts; ends that are not sent from registers; sizes that end
 /// within tiles and steps.
 #[test]
 fn linear_on_hopper() {
     let all = all_epilogues();
-    let each = all.iter().map(|e| (*e, [3, 99, 136, 264], "product_160_bf16"));
+    // What is activated and then gated has no tiles of its own.
+    let gated = |e: &Epilogue| e.gate && e.activation != Activation::Identity;
+    let entry = |e: &Epilogue| if gated(e) { "product_128_bf16" } else { "product_160_bf16" };
+    let each = all.iter().map(|e| (*e, [3, 96, 136, 264], entry(e)));
     let last = *all.last().unwrap();
+    let gate = Epilogue { gate: true, residual: true, ..Epilogue::bias() };
+    let after = Epilogue { gate: true, sample_bias: false, activation: Activation::Silu, ..last };
     let others = [
         (last, [1, 250, 840, 1000], "product_256_bf16"),
-        (last, [1, 370, 136, 760], "product_192_bf16"),
+        (gate, [5, 48, 840, 1000], "product_256_bf16"),
+        (last, [1, 370, 648, 376], "product_192_bf16"),
+        (gate, [2, 176, 648, 376], "product_192_bf16"),
         (last, [1, 370, 72, 376], "product_128_bf16"),
+        (after, [1, 370, 72, 376], "product_128_bf16"),
+        // Sixteen rows of several samples.
+        (last, [3, 99, 136, 264], "product_128_bf16"),
         (Epilogue { activation: Activation::Relu, ..last }, [3, 99, 136, 264], "product_128_bf16"),
         // In parts.
-        (last, [2, 60, 2888, 160], "product_160_bf16"),
+        (last, [2, 64, 2888, 160], "product_160_bf16"),
+        (gate, [2, 64, 2888, 160], "product_160_bf16"),
         (last, [2, 60, 2888, 100], "product_128_bf16"),
+        (gate, [2, 60, 2888, 100], "product_128_bf16"),
     ];
     for (e, [batch, rows, k, n], entry) in each.chain(others) {
         let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
-        if e.bias {
-            inputs.push(f32s(&[n], 3))
-        }
-        if e.sample_bias {
-            inputs.push(f32s(&[batch, n], 4))
-        }
-        if e.residual {
-            inputs.push(f32s(&[batch, rows, n], 5))
-        }
+        inputs.extend(operands(e, &[batch, rows, n]));
         let case = Case::new(format!("linear {batch}x{rows}x{k}x{n} {e:?}"), Linear(e), inputs, |i| {
             let mut y = Tensor::zeros([batch, rows, n]);
             for (x, y) in i[0].data.chunks(k).zip(y.data.chunks_mut(n)) {

@@ -182,7 +182,8 @@ fn sums_and_windows() {
 fn products() {
     let f32s = |shape: &[usize]| TensorType::f32(shape);
     let panels = |shape: &[usize]| TensorType::panels(shape);
-    let epilogue = Epilogue { bias: true, sample_bias: true, activation: Activation::Silu, residual: true, scale: 0.7 };
+    let epilogue =
+        Epilogue { sample_bias: true, activation: Activation::Silu, residual: true, scale: 0.7, ..Epilogue::bias() };
     // Few rows and many, sums of all of k and of parts.
     for (rows, k, n) in [(2, 24, 20), (2, 23, 9), (20, 24, 20), (20, 600, 17)] {
         let operands = [f32s(&[n]), f32s(&[2, n]), f32s(&[2, rows, n])];
@@ -223,7 +224,7 @@ fn norms() {
             let inputs = [&[x.clone()][..], &vec![c.clone(); affine as usize]].concat();
             check(op, inputs.clone());
             check_all(RmsNormGrad(op), [&inputs[..], &[f32s(&[18]), x.clone()]].concat());
-            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine };
+            let op = LayerNorm { eps: 1e-5, affine, modulate: !affine, first: [0; 2] };
             let parameter = if affine { &c } else { &m };
             let inputs = [x.clone(), parameter.clone(), parameter.clone()];
             check(op, inputs.clone());

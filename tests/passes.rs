@@ -1,0 +1,190 @@
+//! What passes over graphs leave of them, and that it computes the same.
+
+use langevin::Device;
+use langevin::graph::Graph;
+use langevin::ops::{
+    Activate, Activation, Affine, Binary, Epilogue, Gate, LayerNorm, Linear, Random, RandomKind, Reshape, Slice,
+    TimestepEmbedding,
+};
+use langevin::passes::fuse::{Purpose, fuse};
+use langevin::passes::once::once;
+use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
+use langevin::tensor::TensorType;
+
+fn names(graph: &Graph) -> Vec<&'static str> {
+    graph.nodes().iter().map(|n| n.op.name()).collect()
+}
+
+/// The outputs of a graph whose inputs hold numbers that depend on their names, and how many launches made them.
+fn run(graph: &Graph) -> (Vec<Vec<f32>>, usize) {
+    let mut buffers = Buffers::new();
+    for (value, name) in graph.inputs() {
+        buffers.declare(name, graph.ty(value).clone());
+    }
+    let outputs: Vec<_> =
+        graph.outputs().iter().map(|(name, value)| buffers.declare(name, graph.ty(*value).clone())).collect();
+    let places = buffers.clone();
+    let options = Options { guard: 64 };
+    let program =
+        Program::compile("test", graph, Device::Cpu.target(), &mut buffers, |n| places.find(n), options).unwrap();
+    let launches = program.commands.len();
+    let mut schedule = Schedule::new("test", buffers);
+    schedule.add(program);
+    let mut session = Session::new(Device::Cpu, schedule).unwrap().poisoned();
+    for (value, name) in graph.inputs() {
+        let number = |i: usize| ((i * 37 + name.len() * 11) % 101) as f32 / 50.0 - 1.0;
+        let data: Vec<f32> = (0..graph.ty(value).stored()).map(number).collect();
+        session.write(places.find(name).unwrap(), &data).unwrap();
+    }
+    session.run_program(0).unwrap();
+    (outputs.into_iter().map(|id| session.read::<f32>(id).unwrap()).collect(), launches)
+}
+
+#[test]
+fn a_gate_goes_into_the_product_before_it() {
+    let gated = |epilogue: Epilogue| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([2, 3, 8]));
+        let weight = g.input("weight", TensorType::panels([8, 16]));
+        let bias = g.input("the bias", TensorType::f32([16]));
+        let [gate, residual] =
+            [[2, 1, 16], [2, 3, 16]].map(|shape| g.input(format!("{shape:?}"), TensorType::f32(shape)));
+        let gate = g.apply(Reshape(vec![2, 16]), &[gate]).unwrap();
+        let h = g.apply(Linear(epilogue), &[x, weight, bias]).unwrap();
+        let y = g.apply(Gate, &[h, gate, residual]).unwrap();
+        g.output("y", y);
+        g
+    };
+    let g = gated(Epilogue { activation: Activation::Silu, ..Epilogue::bias() });
+    let (fused, log) = fuse(&g, Purpose::Inference).unwrap();
+    assert_eq!((names(&fused), log.len()), (vec!["reshape", "linear"], 1));
+    let ((expected, _), (got, _)) = (run(&g), run(&fused));
+    assert!(expected[0].iter().zip(&got[0]).all(|(e, g)| (e - g).abs() < 1e-5), "{expected:?} {got:?}");
+    // Its gradient would need the product.
+    assert_eq!(names(&fuse(&g, Purpose::Training).unwrap().0), ["reshape", "linear", "gate"]);
+    // Another factor stands before the gate.
+    let scaled = gated(Epilogue { scale: 0.5, ..Epilogue::bias() });
+    assert_eq!(names(&fuse(&scaled, Purpose::Inference).unwrap().0), ["reshape", "linear", "gate"]);
+}
+
+/// A block of DiT: a modulation in parts, a norm and a product that take some of them.
+#[test]
+fn columns_are_read_where_they_lie() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 3, 8]));
+    let rows = g.input("rows", TensorType::f32([2, 40]));
+    let weight = g.input("weight", TensorType::panels([8, 8]));
+    let parts: Vec<_> = (0..5).map(|i| g.apply(Slice { axis: 1, start: 8 * i, len: 8 }, &[rows]).unwrap()).collect();
+    let norm = LayerNorm { eps: 1e-6, affine: false, modulate: true, first: [0; 2] };
+    let h = g.apply(norm, &[x, parts[1], parts[4]]).unwrap();
+    let h = g.apply(Linear(Epilogue::default()), &[h, weight]).unwrap();
+    let y = g.apply(Gate, &[h, parts[3], x]).unwrap();
+    // One part has two readers, and stays.
+    let z = g.apply(norm, &[y, parts[0], parts[2]]).unwrap();
+    g.output("z", z);
+    g.output("part", parts[2]);
+    let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+    assert_eq!(names(&fused), ["slice", "slice", "layer_norm", "linear", "layer_norm"]);
+    let ((expected, _), (got, _)) = (run(&g), run(&fused));
+    for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+        assert!((expected - got).abs() < 1e-5, "{expected} {got}");
+    }
+    assert!(names(&fuse(&g, Purpose::Training).unwrap().0).ends_with(&["layer_norm", "linear", "gate", "layer_norm"]));
+}
+
+/// The embedding of time and class, and what follows on it.
+#[test]
+fn an_activation_behind_a_sum_goes_into_the_product_if_rows_are_samples() {
+    for shape in [&[3, 8][..], &[3, 2, 8]] {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32(shape));
+        let weight = g.input("weight", TensorType::panels([8, 8]));
+        let other = g.input("other", TensorType::f32(shape));
+        let h = g.apply(Linear(Epilogue::default()), &[x, weight]).unwrap();
+        let h = g.apply(Binary::Add, &[h, other]).unwrap();
+        let h = g.apply(Activate(Activation::Silu), &[h]).unwrap();
+        g.output("y", h);
+        let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+        let wanted = if shape.len() == 2 { vec!["linear"] } else { vec!["linear", "activation"] };
+        assert_eq!(names(&fused), wanted);
+        let ((expected, _), (got, _)) = (run(&g), run(&fused));
+        for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+            assert!((expected - got).abs() < 1e-5, "{expected} {got}");
+        }
+        assert_eq!(names(&fuse(&g, Purpose::Training).unwrap().0), ["linear", "activation"]);
+    }
+}
+
+#[test]
+fn what_is_made_again_is_made_once() {
+    let mut g = Graph::new();
+    let t = g.input("t", TensorType::f32([3]));
+    let embedding =
+        TimestepEmbedding { dim: 6, flip_sin_to_cos: false, freq_shift: 0.0, max_period: 100.0, scale: 1.0 };
+    for (i, scale) in [2.0, 2.0, 3.0].into_iter().enumerate() {
+        let e = g.apply(embedding, &[t]).unwrap();
+        let e = g.apply(Activate(Activation::Silu), &[e]).unwrap();
+        let e = g.apply(Affine::scale(scale), &[e]).unwrap();
+        g.output(format!("y{i}"), e);
+    }
+    let shared = once(&g).unwrap();
+    assert_eq!(names(&shared), ["timestep_embedding", "activation", "affine", "affine"]);
+    assert_eq!(run(&g).0, run(&shared).0);
+}
+
+#[test]
+fn random_numbers_are_drawn_again() {
+    let mut g = Graph::new();
+    let (seeds, draw) = (g.input("seeds", TensorType::i32([2, 2])), g.input("draw", TensorType::f32([1])));
+    let noise = Random { kind: RandomKind::Normal, shape: vec![2, 4], stream: 0 };
+    for name in ["a", "b"] {
+        let y = g.apply(noise.clone(), &[seeds, draw]).unwrap();
+        g.output(name, y);
+    }
+    assert_eq!(names(&once(&g).unwrap()).len(), 2);
+}
+
+/// y = the middle third of the numbers of x along an axis, twice; once more, as an output of its own.
+fn middle(shape: &[usize], axis: usize) -> Graph {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32(shape));
+    let x = g.apply(Affine::scale(3.0), &[x]).unwrap();
+    let len = shape[axis] / 3;
+    let part = g.apply(Slice { axis, start: len, len }, &[x]).unwrap();
+    let y = g.apply(Affine::scale(2.0), &[part]).unwrap();
+    g.output("y", y);
+    g.output("part", part);
+    let last = g.apply(Slice { axis, start: 2 * len, len }, &[x]).unwrap();
+    let last = g.apply(Activate(Activation::Relu), &[last]).unwrap();
+    let all = g.apply(Binary::Add, &[last, part]).unwrap();
+    g.output("sum", all);
+    g
+}
+
+#[test]
+fn parts_that_lie_together_are_views() {
+    for (shape, axis, more) in [
+        (&[1, 192][..], 1, 1),
+        (&[3, 64], 0, 1),
+        (&[1, 1, 6, 32], 2, 1),
+        // Between two places where an argument may begin.
+        (&[1, 24], 1, 2),
+        // Rows of several samples.
+        (&[2, 192], 1, 2),
+    ] {
+        let g = middle(shape, axis);
+        let (got, launches) = run(&g);
+        // A part that lies within another value is copied to its buffer; one that does not is made there.
+        assert_eq!(launches, 4 + more, "{shape:?}");
+        let n: usize = shape.iter().product();
+        let x: Vec<f32> = (0..n).map(|i| 3.0 * (((i * 37 + 11) % 101) as f32 / 50.0 - 1.0)).collect();
+        let (outer, run) = (shape[..axis].iter().product::<usize>(), n / shape[..axis].iter().product::<usize>() / 3);
+        let third = |number: usize| -> Vec<f32> {
+            (0..outer).flat_map(|o| x[(o * 3 + number) * run..][..run].to_vec()).collect()
+        };
+        let (part, last) = (third(1), third(2));
+        assert_eq!(got[0], part.iter().map(|v| 2.0 * v).collect::<Vec<_>>(), "{shape:?}");
+        assert_eq!(got[1], part, "{shape:?}");
+        assert_eq!(got[2], last.iter().zip(&part).map(|(l, p)| l.max(0.0) + p).collect::<Vec<_>>(), "{shape:?}");
+    }
+}
