@@ -10,7 +10,7 @@
 
 use langevin::ptx::tensor::{Element, Swizzle, TensorMap};
 use langevin::ptx::{Entry, Launch, Memory, Module};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, LazyLock, Mutex};
 
@@ -35,15 +35,6 @@ struct Node {
     launch: Option<Kept>,
 }
 
-/// `CUgraphEdgeData`.
-#[repr(C)]
-pub struct Edge {
-    from_port: u8,
-    to_port: u8,
-    kind: u8,
-    reserved: [u8; 5],
-}
-
 /// `CUDA_KERNEL_NODE_PARAMS`.
 #[repr(C)]
 pub struct KernelNode {
@@ -61,9 +52,6 @@ struct Driver {
     sizes: HashMap<u64, usize>,
     modules: HashMap<usize, Module>,
     functions: HashMap<usize, Arc<Entry>>,
-    /// Modules' texts, and entries (by address) that wait for launches before them.
-    texts: HashMap<usize, String>,
-    waiting: HashSet<usize>,
     /// What functions were allowed.
     dynamic_shared: HashMap<usize, c_uint>,
     graphs: HashMap<usize, Vec<Node>>,
@@ -82,12 +70,6 @@ fn set(name: &str, default: i64) -> i64 {
 /// Most shared memory of a block.
 fn most_shared() -> u64 {
     if set("FAKE_COMPUTE", 80) >= 90 { 227 * 1024 } else { 99 * 1024 }
-}
-
-/// True if an entry of PTX waits for the launches before it.
-fn waits(ptx: &str, entry: &str) -> bool {
-    let mut entries = ptx.split(".entry ").skip(1);
-    entries.find(|text| text.split('(').next() == Some(entry)).is_some_and(|text| text.contains("griddepcontrol.wait;"))
 }
 
 fn with<T>(f: impl FnOnce(&mut Driver) -> T) -> T {
@@ -284,7 +266,6 @@ driver! {
             Ok(parsed) => with(|d| {
                 *module = d.handle();
                 d.modules.insert(*module, parsed);
-                d.texts.insert(*module, CStr::from_ptr(image).to_string_lossy().into_owned());
                 SUCCESS
             }),
             Err(e) => {
@@ -301,13 +282,9 @@ driver! {
     cuModuleUnload(module: usize) { with(|d| if d.modules.remove(&module).is_some() { SUCCESS } else { INVALID_VALUE }) }
     cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char) {
         with(|d| {
-            let name = CStr::from_ptr(name).to_string_lossy();
-            let found = d.modules.get(&module).and_then(|m| m.entry(&name)).cloned();
+            let found = d.modules.get(&module).and_then(|m| m.entry(&CStr::from_ptr(name).to_string_lossy())).cloned();
             let Some(entry) = found else { return NOT_FOUND };
             *function = d.handle();
-            if waits(&d.texts[&module], &name) {
-                d.waiting.insert(Arc::as_ptr(&entry) as usize);
-            }
             d.functions.insert(*function, entry);
             SUCCESS
         })
@@ -376,24 +353,6 @@ driver! {
                 Err(status) => return status,
             };
             d.add(graph, after, count, Some(kept), node)
-        })
-    }
-    cuGraphAddDependencies_v2(graph: usize, from: *const usize, to: *const usize, edges: *const Edge, count: usize) {
-        with(|d| {
-            for i in 0..count {
-                let (from, to, edge) = (*from.add(i), *to.add(i), &*edges.add(i));
-                let Some(nodes) = d.graphs.get_mut(&graph) else { return INVALID_VALUE };
-                let launch = |number: usize| nodes.get(number.wrapping_sub(1)).and_then(|node| node.launch.as_ref());
-                let (Some(_), Some((entry, _))) = (launch(from), launch(to)) else { return INVALID_VALUE };
-                if (edge.from_port, edge.to_port, edge.kind, edge.reserved) != (2, 0, 1, [0; 5]) || from >= to {
-                    return INVALID_VALUE;
-                }
-                // Whoever does not wait itself has waited only for the beginning.
-                if d.waiting.contains(&(Arc::as_ptr(entry) as usize)) {
-                    nodes[to - 1].after.push(from);
-                }
-            }
-            SUCCESS
         })
     }
     cuGraphAddEventRecordNode(node: *mut usize, graph: usize, after: *const usize, count: usize, _event: usize) {

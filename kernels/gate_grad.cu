@@ -1,13 +1,13 @@
 // dx = gate · dy, and the sums of dy · x over a sample's rows: of every stretch of them, then dgate, theirs   x, dy, dx [B, R, C], gate, dgate
 // [B, C], sums [B, stretches, C], f32
 // Floor: x and dy once, dx once. Threads lie along channels, 16 bytes each, and down the rows of a stretch: four rows of both under way, of
-// 16-bit numbers two.
+// 16-bit numbers, or one at a time, two.
 #include "lib/norm.cuh"
 
 template <class T, int E>
 __device__ __forceinline__ void gate_grad(const T* x, const T* gate, const T* dy, T* dx, f32* out, const Tile<E>& t) {
     using P = Pack<T, E>;
-    constexpr int ROWS = E == 8 ? 2 : 4;
+    constexpr int ROWS = E == 4 ? 4 : 2;
     ColumnSums<E, 1> sums;
     if (t.col < t.end_col) {
         u64 at = u64(t.sample) * t.rows * t.channels + t.at(t.col);

@@ -80,7 +80,8 @@ __device__ __forceinline__ float2 joined(const GroupTeam& team, float each, bool
 }
 
 // The slots of a block's threads in shared memory: neighbours of a group are joined in the thread first, as many as divide both a group and a
-// pack. A plane has one slot of each thread; its lines, an odd number of slots, are in different banks.
+// pack. A plane has one slot of each thread: columns of `pitch` lines, which is such that a warp's are in different banks both where threads put theirs
+// and where a team reads below each other.
 template <class T, int E>
 struct Slots {
     using Own = Moments<T, E>;
@@ -89,12 +90,12 @@ struct Slots {
     // Channels of a slot and slots of a thread, as powers of two.
     u32 channels, own, pitch, plane, lines, width;
 
-    __device__ __forceinline__ Slots(float* at, const Tile<E>& t, u32 width) : tile(t), pitch(t.across | 1), width(width) {
+    __device__ __forceinline__ Slots(float* at, const Tile<E>& t, u32 width, u32 pitch) : tile(t), pitch(pitch), width(width) {
         channels = E == 1 ? 0 : 1;
         if (E >= 4 && width % 4 == 0) channels = 2;
         if (E == 8 && width % 8 == 0) channels = 3;
         own = (E == 1 ? 0 : E == 4 ? 2 : 3) - channels;
-        lines = min(t.down.size, t.end - t.start), plane = pitch * lines;
+        lines = min(t.down.size, t.end - t.start), plane = pitch * t.across;
         means = at, squares = at + (plane << own);
     }
 
@@ -102,7 +103,7 @@ struct Slots {
     __device__ __forceinline__ void put(Own& v, float numbers) const {
         if (E >= 4 && channels >= 2) v.template join<E / 4>(numbers);
         if (E == 8 && channels == 3) v.template join<E / 8>(2.0f * numbers);
-        u32 at = tile.line() * pitch + (tile.col - tile.first_col) / E;
+        u32 at = (tile.col - tile.first_col) / E * pitch + tile.line();
 #pragma unroll
         for (int k = 0; k < Own::SLOTS; k++, at += plane) {
             if (k >= 1 << own) continue;
@@ -127,11 +128,11 @@ struct Slots {
             float few = float(fewer), many = few + 1.0f;
 #pragma unroll 1
             for (u32 i = lane >> down; i < span; i += 1 << (shift - down)) {
-                u32 slot = first + i, at = (slot & ((1 << s.own) - 1)) * s.plane + from * s.pitch + (slot >> s.own);
+                u32 slot = first + i, at = (slot & ((1 << s.own) - 1)) * s.plane + (slot >> s.own) * s.pitch + from;
                 // Of a group wider than a line, some of its channels share a slot.
                 float numbers = float((all > line_slots ? (all - i + line_slots - 1) / line_slots : 1) << s.channels);
 #pragma unroll 2
-                for (u32 line = from; line < s.lines; line += 1 << down, at += s.pitch << down)
+                for (u32 line = from; line < s.lines; line += 1 << down, at += 1 << down)
                     f(numbers * (line < more ? many : few), s.means[at], s.squares[at]);
             }
         }
@@ -142,11 +143,11 @@ struct Slots {
 
 // out [B, groups, count, 2]: mean less the origin, sum of squared differences from the mean.
 template <class T, int E>
-__device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Divisor width, const Tile<E>& t) {
+__device__ __forceinline__ void moments(const T* x, f32* out, u32 groups, Divisor width, u32 pitch, const Tile<E>& t) {
     extern __shared__ float shared[];
     u32 own_rows = t.own_rows(), step = t.down.size * t.channels;
     const T* sample = x + u64(t.sample) * t.rows * t.channels;
-    Slots<T, E> slots(shared, t, width.size);
+    Slots<T, E> slots(shared, t, width.size, pitch);
     if (t.col < t.end_col && own_rows > 0) {
         bool aligned = packs_are_aligned(x);
         const T* from = sample + t.at(t.col);
@@ -339,7 +340,7 @@ __device__ __forceinline__ void apply(const T* x, Parameters<T> p, const f32* mo
 // All rows of a tile in one block, HELD of them a thread.
 template <class T, int E>
 __device__ __forceinline__ void held(const T* x, Parameters<T> p, T* y, f32* stats, u32 groups, Divisor width, u32 kind,
-                                     float eps, const Tile<E>& t) {
+                                     float eps, u32 pitch, const Tile<E>& t) {
     extern __shared__ float shared[];
     __shared__ GroupStats<HELD_GROUPS> tile;
     u32 rows = t.col < t.end_col ? t.own_rows() : 0, step = t.down.size * t.channels;
@@ -348,7 +349,7 @@ __device__ __forceinline__ void held(const T* x, Parameters<T> p, T* y, f32* sta
     kept.fetch(from, step, rows, packs_are_aligned(x));
     if (rows > 0) p.prefetch(t.col);
     u32 first = quotient(t.first_col, width), tile_groups = quotient(t.end_col - t.first_col, width);
-    Slots<T, E> slots(shared, t, width.size);
+    Slots<T, E> slots(shared, t, width.size, pitch);
     GroupTeam team(tile_groups);
     float each = 1.0f / (float(t.rows) * float(width.size));
     if (rows > 0) {
@@ -374,8 +375,9 @@ __device__ __forceinline__ void held(const T* x, Parameters<T> p, T* y, f32* sta
 #define NORM_KERNEL(THREADS, BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 #define ENTRY(T, E)                                                                                                    \
-    NORM_KERNEL(FLAT_THREADS, 3) group_norm_moments_##E##_##T(const T* x, f32* out, TILE, u32 groups, DIVISOR(width)) {\
-        moments<T, E>(x, out, groups, AS_DIVISOR(width), AS_TILE(E, false));                                                              \
+    NORM_KERNEL(FLAT_THREADS, 3) group_norm_moments_##E##_##T(const T* x, f32* out, TILE, u32 groups, DIVISOR(width),   \
+                                                              u32 pitch) {                                             \
+        moments<T, E>(x, out, groups, AS_DIVISOR(width), pitch, AS_TILE(E, false));                                                              \
     }                                                                                                                  \
     NORM_KERNEL(FLAT_THREADS, 3) group_norm_apply_##E##_##T(const T* x, const T* gamma, const T* beta, const T* scale, \
                                            const T* shift, const f32* moments, T* y, f32* stats, TILE, u32 groups,     \
@@ -395,10 +397,11 @@ ENTRY(bf16, 1)
 // Of 16 bits, two blocks of 512 threads fit a multiprocessor.
 #define ALONE(T)                                                                                                       \
     NORM_KERNEL(sizeof(T) == 2 ? 1024 : 768, 1) group_norm_held_##T(const T* x, const T* gamma, const T* beta, const T* scale, const T* shift,\
-                                             T* y, f32* stats, TILE, u32 groups, DIVISOR(width), u32 kind, u32 modulate, float eps) {  \
+                                             T* y, f32* stats, TILE, u32 groups, DIVISOR(width), u32 kind, u32 modulate, float eps,     \
+                                             u32 pitch) {                                                              \
         Tile<WIDE<T>> t = AS_TILE(WIDE<T>, false);                                    \
         u64 sample = u64(t.sample) * channels;                                                                         \
         Parameters<T> p{gamma, beta, scale + sample, shift + sample, true, modulate != 0};                             \
-        held<T, WIDE<T>>(x, p, y, stats, groups, AS_DIVISOR(width), kind, eps, t);                                                        \
+        held<T, WIDE<T>>(x, p, y, stats, groups, AS_DIVISOR(width), kind, eps, pitch, t);                                                        \
     }
 FOR_TYPES(ALONE)

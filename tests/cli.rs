@@ -227,6 +227,13 @@ fn plans_count_what_runs() {
     assert!(place.run(&format!("plan sample {args}")).contains("network evaluations   10"));
     assert!(place.run(&format!("plan sample {args} --dot")).starts_with("digraph"));
     assert!(place.run(&format!("plan sample {args} --launches")).contains("conv2d"));
+    let train = format!("plan train --network {} --batch 8 --device cpu", golden("unet2d/model").display());
+    let plan = |how: &str| place.json(&format!("{train} --recompute {how} --json"));
+    let [off, cheap, auto] = ["off", "cheap", "auto"].map(plan);
+    assert!(cheap["scratch_peak"].as_u64() < off["scratch_peak"].as_u64() && off == auto);
+    assert!(cheap["launches"].as_u64() > off["launches"].as_u64());
+    let peak = place.run(&format!("{train} --peak"));
+    assert!(peak.contains("buffer params f32") && peak.contains("group_norm of the forward pass"), "{peak}");
 }
 
 #[test]
@@ -643,7 +650,7 @@ fn bad_tensors_of_inputs_are_named() {
     place.fail(1, &format!("{good} --grad --device cpu --dtype f16"), &["f16 on this cpu device"]);
     place.fail(1, &format!("{line} --dtype int4"), &["--dtype", "int4"]);
     place.fail(2, &format!("{line} --recompute blocks"), &["--grad"]);
-    place.fail(1, &format!("{line} --grad --recompute some"), &["recompute", "off, cheap, blocks"]);
+    place.fail(1, &format!("{good} --grad --recompute some"), &["recompute", "off, cheap, blocks"]);
     let inputs = golden("unet2d/inputs.safetensors");
     place.fail(
         1,

@@ -107,7 +107,6 @@ fn samples_are_those_of_the_cpu() {
         &ampere,
         "sample --model mnist-unet --n 1 --steps 1 --sampler euler --out a.png --device",
     );
-    // There launches begin early, and wait themselves for those before them.
     same_samples(driver.path(), &hopper, "sample --model mnist-dit --n 1 --steps 2 --out a.png --device");
 }
 

@@ -73,7 +73,8 @@ fn plans_come_near_the_lower_bound() {
                 assert!(ratio(&what, &program, gradients) <= 1.05);
                 peaks.push(program.peak);
             }
-            assert!(peaks[1].max(peaks[2]) < peaks[0], "{name}: recomputation saves nothing");
+            // What one image needs mostly lies where gradients will be.
+            assert!(batch == 1 || peaks[1].max(peaks[2]) < peaks[0], "{name}: recomputation saves nothing");
         }
     }
 }

@@ -980,17 +980,6 @@ fn windows_of_an_arena_are_the_bounds() {
     assert!(memory.slice(arena + 250, 7).is_err() && memory.slice(0, 1).is_err());
 }
 
-/// A kernel that says where it waits for the launches before touches nothing until one of the block's threads has.
-#[test]
-fn memory_before_the_wait_is_found() {
-    let wait = "griddepcontrol.wait;";
-    let (kind, line, _) = fault(&format!("mov.u32 %r1, 7;\nst.global.u32 [%out], %r1;\n{wait}\nret;"), 1);
-    assert!(matches!(kind, FaultKind::Early { access: "store", bytes: 4, .. }) && line == BODY + 1, "{kind} in {line}");
-    let (kind, ..) = fault(&format!("ld.global.u32 %r1, [%in];\n{wait}\nret;"), 1);
-    assert!(kind.to_string().contains("before `griddepcontrol.wait`"), "{kind}");
-    assert_eq!(threads(&format!("griddepcontrol.launch_dependents;\n{wait}\nmov.u32 %r9, 5;"), 33), [5; 33]);
-}
-
 #[test]
 fn variables_belong_to_a_module() {
     let counting = |start: u32| {

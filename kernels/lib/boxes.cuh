@@ -7,10 +7,6 @@ struct alignas(64) TensorMap {
     char bytes[128];
 };
 
-// Until the launches that this one follows have ended: it may have begun early, see device/cuda/early.rs. Before it nothing of the arena is touched. Every thread waits
-// that touches any, unless it is behind one that did.
-__device__ __forceinline__ void await_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
 // Has a map near before its first use.
 __device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 

@@ -101,7 +101,8 @@ struct PatchStore {
     u32 pixel;
 
     __device__ __forceinline__ u32 of(u32 row) const { return __shfl_sync(~0u, pixel, row); }
-    __device__ __forceinline__ bool wide() const { return epilogue.wide(); }
+    // Of four columns: `ops/hopper.rs` asks for no others.
+    __device__ __forceinline__ bool wide() const { return true; }
     __device__ __forceinline__ bool activates() const { return epilogue.activates(); }
     __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { epilogue.activated(of(row), col, v); }
 
@@ -117,7 +118,7 @@ struct PatchStore {
 };
 
 // All tiles of a block. Tiles of 256 columns are of both warpgroups, 64 rows each. Narrower ones are of one warpgroup, and while it sends its sums the other
-// has the tensor cores.
+// has the tensor cores; unless no block has more than one tile, which is of both then.
 template <class T, int COLUMNS>
 struct Wgmma {
     static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : COLS > 128 ? 5 : 6, BARRIERS = 2 * STAGES + 2;
@@ -149,13 +150,15 @@ struct Wgmma {
             // Every thread that copies, and the one that asks for boxes.
             make_barrier(full + 8 * i, 129);
             // A lane of each warp that multiplies.
-            make_barrier(empty + 8 * i, 8 / TEAMS);
+            make_barrier(empty + 8 * i, share() ? 8 : 4);
         }
         for (int i = 0; i < 2; i++) make_barrier(turns + 8 * i, 4);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
 
     __device__ __forceinline__ u32 tiles() const { return patches.count() * tiles_of(n, COLS); }
+    // True if both warpgroups share a tile.
+    __device__ __forceinline__ bool share() const { return TEAMS == 1 || tiles() <= gridDim.x; }
     __device__ __forceinline__ TilePlace place(u32 tile) const { return {patches.count(), tiles_of(n, COLS), TALL, tile}; }
 
     __device__ __forceinline__ void advance() {
@@ -210,28 +213,30 @@ struct Wgmma {
     // Makes a warpgroup's sums and sends them; `room` is the warp's own, for sums on their way out.
     __device__ __forceinline__ void multiply(f32* room, const Epilogue<T>& epilogue) {
         u32 lane = lane_id(), group = warp_id() / 4, tile = blockIdx.x, turn = group ^ 1;
-        if (TEAMS == 2 && group == 1) tile += gridDim.x, skip();
+        bool both = share();
+        if (!both && group == 1) tile += gridDim.x, skip();
 #pragma unroll 1
         for (; tile < tiles(); tile += TEAMS * gridDim.x) {
             TilePlace at = place(tile);
-            PatchStore<T> out = store_of(at, epilogue);
+            PatchStore<T> out = store_of(at, both, epilogue);
             Sums sums = {};
-            if (blockIdx.y == 0) fetch_added(at.col * COLS, out);
+            if (blockIdx.y == 0) fetch_added(at.col * COLS, both, out);
             // Who waits for a stage must have seen the one before it, or a phase that ended long ago would do.
-            if (TEAMS == 2) await(turns + 8 * group, turn), turn ^= 1;
+            if (!both) await(turns + 8 * group, turn), turn ^= 1;
             u32 last = 0;
 #pragma unroll 1
             for (u32 i = steps.first; i < steps.end; i++) {
-                u32 from = base + stage * STAGE, rows = TEAMS == 2 ? 0 : group * 8192;
+                u32 from = base + stage * STAGE, rows = both ? group * 8192 : 0;
                 u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
                 await(full + 8 * stage, parity);
                 // Tensor cores see what was copied. Not by who copied it, who would wait for all that is still on its way.
                 asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
                 asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-                for (int k = 0; k < HOPPER_DEPTH / 16; k++)
+                for (int r = 0; r < TEAMS; r++)
+                    if (r == 0 || !both)
 #pragma unroll
-                    for (int r = 0; r < TEAMS; r++) multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), T{});
+                        for (int k = 0; k < HOPPER_DEPTH / 16; k++) multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), T{});
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
                 // The products of the step before have ended, and its stage may be filled again.
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
@@ -239,31 +244,33 @@ struct Wgmma {
                 last = empty + 8 * stage;
                 advance();
             }
-            if (TEAMS == 2 && lane == 0) arrive(turns + 8 * (group ^ 1));
+            if (!both && lane == 0) arrive(turns + 8 * (group ^ 1));
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             if (lane == 0) arrive(last);
-            if (gridDim.y == 1 || join(sums, tile)) send(room, sums, at.col * COLS, out);
-            if (TEAMS == 2) skip();
+            if (gridDim.y == 1 || join(sums, tile, both)) send(room, sums, at.col * COLS, both, out);
+            if (!both) skip();
         }
     }
 
     // The end of a tile, with the pixels of this warp.
-    __device__ __forceinline__ PatchStore<T> store_of(const TilePlace& at, const Epilogue<T>& epilogue) const {
-        u32 lane = lane_id(), first = TEAMS == 2 ? lane / 16 * 64 : warp_id() / 4 * 64;
+    __device__ __forceinline__ PatchStore<T> store_of(const TilePlace& at, bool both, const Epilogue<T>& epilogue) const {
+        u32 lane = lane_id(), first = both ? warp_id() / 4 * 64 : lane / 16 * 64;
         Patch patch(patches, at.row);
         return {epilogue, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, epilogue.m)};
     }
 
     // Leaves a warp's sums of a part of k. True for the warp that comes last of those that have the same rows of the tile: it has the sums of all parts then,
     // added up in their order.
-    __device__ __forceinline__ bool join(Sums& sums, u32 tile) const {
-        constexpr u32 THREADS = 256 / TEAMS;
-        f32* own = part_of(tile, blockIdx.y);
+    __device__ __forceinline__ bool join(Sums& sums, u32 tile, bool both) const {
+        f32* own = part_of(tile, blockIdx.y, both);
 #pragma unroll
-        for (int i = 0; i < TEAMS * COLS / 8; i++) *(Wide<f32>*)(own + i * THREADS * 4) = four_of(sums, i);
+        for (int r = 0; r < TEAMS; r++)
+            if (r == 0 || !both)
+#pragma unroll
+                for (int i = 0; i < COLS / 8; i++) *(Wide<f32>*)(own + (r * COLS / 8 + i) * 128 * 4) = four_of(sums[r] + 4 * i);
         __threadfence();
         __syncwarp();
-        u32 *arrived = arrivals + tile * 8 + warp_id() % (THREADS / 32), before = 0;
+        u32 *arrived = arrivals + tile * 8 + (both ? warp_id() : warp_id() % 4), before = 0;
         if (lane_id() == 0) before = atomicAdd(arrived, 1);
         if (__shfl_sync(~0u, before, 0) + 1 < gridDim.y) return false;
         __threadfence();
@@ -272,37 +279,41 @@ struct Wgmma {
         for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = 0.0f;
 #pragma unroll 1
         for (u32 part = 0; part < gridDim.y; part++) {
-            const f32* from = part_of(tile, part);
+            const f32* from = part_of(tile, part, both);
 #pragma unroll
-            for (int i = 0; i < TEAMS * COLS / 8; i++) {
-                float4 four = __ldcg((const float4*)(from + i * THREADS * 4));
-                float* to = sums[i / (COLS / 8)] + i % (COLS / 8) * 4;
-                to[0] += four.x, to[1] += four.y, to[2] += four.z, to[3] += four.w;
-            }
+            for (int r = 0; r < TEAMS; r++)
+                if (r == 0 || !both)
+#pragma unroll
+                    for (int i = 0; i < COLS / 8; i++) {
+                        float4 four = __ldcg((const float4*)(from + (r * COLS / 8 + i) * 128 * 4));
+                        float* to = sums[r] + 4 * i;
+                        to[0] += four.x, to[1] += four.y, to[2] += four.z, to[3] += four.w;
+                    }
         }
         return true;
     }
 
     // A thread's place in a part of a tile's sums.
-    __device__ __forceinline__ f32* part_of(u32 tile, u32 part) const {
-        return parts + u64(tile * gridDim.y + part) * (HOPPER_ROWS * COLS) + threadIdx.x % (256 / TEAMS) * 4;
+    __device__ __forceinline__ f32* part_of(u32 tile, u32 part, bool both) const {
+        u32 half = both ? warp_id() / 4 * 64 : 0;
+        return parts + u64(tile * gridDim.y + part) * (HOPPER_ROWS * COLS) + half * COLS + threadIdx.x % 128 * 4;
     }
 
-    static __device__ __forceinline__ Wide<f32> four_of(const Sums& sums, int i) {
+    static __device__ __forceinline__ Wide<f32> four_of(const float* from) {
         Wide<f32> four;
 #pragma unroll
-        for (int j = 0; j < 4; j++) four.at[j] = sums[i / (COLS / 8)][i % (COLS / 8) * 4 + j];
+        for (int j = 0; j < 4; j++) four.at[j] = from[j];
         return four;
     }
 
-    __device__ __forceinline__ void send(f32* room, Sums& sums, u32 first, const PatchStore<T>& out) const {
+    // Ends that are not whole are sent with 128 columns alone, which is what `ops/hopper.rs` asks for. (A trap here would have ptxas 13 forget about `setmaxnreg`.)
+    __device__ __forceinline__ void send(f32* room, Sums& sums, u32 first, bool both, const PatchStore<T>& out) const {
         if (out.epilogue.whole()) {
-            send_whole(sums, first, out);
+#pragma unroll
+            for (int r = 0; r < TEAMS; r++)
+                if (r == 0 || !both) send_whole(sums[r], r, first, out);
         } else if constexpr (COLS == 128) {
-            send_rounds(room, sums, first, out);
-        } else {
-            // `ops/hopper.rs` does not ask for it.
-            __trap();
+            send_rounds(room, sums, first, both, out);
         }
     }
 
@@ -316,13 +327,13 @@ struct Wgmma {
     }
 
     // Has what will be added to a tile's sums near before they are made.
-    __device__ __forceinline__ void fetch_added(u32 first, const PatchStore<T>& out) const {
+    __device__ __forceinline__ void fetch_added(u32 first, bool both, const PatchStore<T>& out) const {
         const Epilogue<T>& e = out.epilogue;
         u32 lane = lane_id(), col = first + lane * 16;
         if (e.has_bias && lane < COLS / 16 && col < n) fetch_line(e.bias + col);
         if (!e.has_residual) return;
         // A lane has a row, or half of one.
-        for (u32 i = TEAMS == 2 ? 0 : lane / 16 * 64; i < COLS; i += TEAMS == 2 ? 64 : 128)
+        for (u32 i = both ? lane / 16 * 64 : 0; i < COLS; i += both ? 128 : 64)
             if (e.has(out.pixel, first + i)) fetch_line(e.residual + u64(out.pixel) * n + first + i);
     }
 
@@ -332,42 +343,37 @@ struct Wgmma {
 
     // Rows of whole accesses of eight columns, straight from registers: four lanes trade what they have of 32 columns, so that each has eight beside each
     // other. Whatever is added to the sums comes before the stores that it would have to wait for.
-    __device__ __forceinline__ void send_whole(Sums& sums, u32 first, const PatchStore<T>& out) const {
+    __device__ __forceinline__ void send_whole(float (&sums)[COLS / 2], int team, u32 first, const PatchStore<T>& out) const {
         const Epilogue<T>& e = out.epilogue;
-        add_biases(sums, first, out);
+        u32 rows[2], col = first + lane_id() % 4 * 8;
+        Pack<u32, 4> residual[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) rows[h] = row_of(out, team, h);
+        add_biases(sums, rows, first, e);
+        // Not before: rows of samples take registers.
+#pragma unroll
+        for (int h = 0; h < 2; h++) residual[h] = residual_of(e, rows[h], col);
         activate(sums, e.activation);
-        // Rows that are sent at a time.
-        constexpr int ROWS = COLS == 192 ? 1 : 2 * TEAMS;
 #pragma unroll
-        for (int first_row = 0; first_row < 2 * TEAMS; first_row += ROWS) {
-            u32 rows[ROWS], col = first + lane_id() % 4 * 8;
-            Pack<u32, 4> residual[ROWS];
+        for (int part = 0; part < COLS / 32; part++, col += 32) {
+            Pack<u32, 4> added[2];
 #pragma unroll
-            for (int i = 0; i < ROWS; i++) {
-                rows[i] = row_of(out, (first_row + i) / 2, (first_row + i) % 2);
-                residual[i] = residual_of(e, rows[i], col);
+            for (int h = 0; h < 2; h++) {
+                added[h] = residual[h];
+                if (part + 1 < COLS / 32) residual[h] = residual_of(e, rows[h], col + 32);
             }
 #pragma unroll
-            for (int part = 0; part < COLS / 32; part++, col += 32) {
-                Pack<u32, 4> added[ROWS];
+            for (int h = 0; h < 2; h++) {
+                Pack<u32, 4> quad;
+                if (e.has_residual) transpose(added[h].at);
 #pragma unroll
-                for (int i = 0; i < ROWS; i++) {
-                    added[i] = residual[i];
-                    if (part + 1 < COLS / 32) residual[i] = residual_of(e, rows[i], col + 32);
+                for (int q = 0; q < 4; q++) {
+                    float* v = sums + 16 * part + 4 * q + 2 * h;
+                    if (e.has_residual) add_pair(v, added[h].at[q]);
+                    quad.at[q] = pack<T>(v[0] * e.scale, v[1] * e.scale);
                 }
-#pragma unroll
-                for (int i = 0; i < ROWS; i++) {
-                    Pack<u32, 4> quad;
-                    if (e.has_residual) transpose(added[i].at);
-#pragma unroll
-                    for (int q = 0; q < 4; q++) {
-                        float* v = sums[(first_row + i) / 2] + 16 * part + 4 * q + (first_row + i) % 2 * 2;
-                        if (e.has_residual) add_pair(v, added[i].at[q]);
-                        quad.at[q] = pack<T>(v[0] * e.scale, v[1] * e.scale);
-                    }
-                    transpose(quad.at);
-                    if (e.has(rows[i], col)) *(Pack<u32, 4>*)(e.y + u64(rows[i]) * n + col) = quad;
-                }
+                transpose(quad.at);
+                if (e.has(rows[h], col)) *(Pack<u32, 4>*)(e.y + u64(rows[h]) * n + col) = quad;
             }
         }
     }
@@ -383,8 +389,7 @@ struct Wgmma {
         v[0] += pair[0], v[1] += pair[1];
     }
 
-    static __device__ __forceinline__ void add_biases(Sums& sums, u32 first, const PatchStore<T>& out) {
-        const Epilogue<T>& e = out.epilogue;
+    static __device__ __forceinline__ void add_biases(float (&sums)[COLS / 2], const u32 (&rows)[2], u32 first, const Epilogue<T>& e) {
         u32 col = first + lane_id() % 4 * 2;
         if (e.has_bias)
 #pragma unroll
@@ -392,24 +397,25 @@ struct Wgmma {
                 if (col + 8 * j < e.n) {
                     u32 bias = *(const u32*)(e.bias + col + 8 * j);
 #pragma unroll
-                    for (int i = 0; i < 2 * TEAMS; i++) add_pair(sums[i / 2] + 4 * j + i % 2 * 2, bias);
+                    for (int h = 0; h < 2; h++) add_pair(sums + 4 * j + 2 * h, bias);
                 }
-        if (e.sample_use == SAMPLE_BIAS) by_sample(sums, col, out, [](float& v, float bias) { v += bias; });
-        if (e.sample_use == SAMPLE_GATE) by_sample(sums, col, out, [](float& v, float gate) { v *= gate; });
+        // Of 192 columns too few registers are left; `ops/hopper.rs` does not ask for that.
+        if constexpr (COLS != 192) {
+            if (e.sample_use == SAMPLE_BIAS) by_sample(sums, col, rows, e, [](float& v, float bias) { v += bias; });
+            if (e.sample_use == SAMPLE_GATE) by_sample(sums, col, rows, e, [](float& v, float gate) { v *= gate; });
+        }
     }
 
-    // Does something to every sum with its column of its sample's row. A row at a time: of 192 columns few registers are left.
+    // Does something to every sum with its column of its sample's row.
     template <class F>
-    static __device__ __forceinline__ void by_sample(Sums& sums, u32 col, const PatchStore<T>& out, const F& f) {
-        const Epilogue<T>& e = out.epilogue;
+    static __device__ __forceinline__ void by_sample(float (&sums)[COLS / 2], u32 col, const u32 (&rows)[2], const Epilogue<T>& e, const F& f) {
 #pragma unroll
-        for (int i = 0; i < 2 * TEAMS; i++) {
-            u32 row = row_of(out, i / 2, i % 2);
-            const T* from = e.sample_of(row) + col;
+        for (int h = 0; h < 2; h++) {
+            const T* from = e.sample_of(rows[h]) + col;
 #pragma unroll
             for (int j = 0; j < COLS / 8; j++)
-                if (e.has(row, col + 8 * j)) {
-                    float pair[2], *v = sums[i / 2] + 4 * j + i % 2 * 2;
+                if (e.has(rows[h], col + 8 * j)) {
+                    float pair[2], *v = sums + 4 * j + 2 * h;
                     widen_both(*(const u32*)(from + 8 * j), pair, T{});
                     f(v[0], pair[0]), f(v[1], pair[1]);
                 }
@@ -417,24 +423,21 @@ struct Wgmma {
     }
 
     // Those activations that `whole` allows, which are a number by a gate: one code for both, so that there is less of it.
-    static __device__ __forceinline__ void activate(Sums& sums, u32 activation) {
+    static __device__ __forceinline__ void activate(float (&sums)[COLS / 2], u32 activation) {
         if (activation == IDENTITY) return;
         constexpr float RATE = -1.44269504f, GELU_RATE = 2.0f * SQRT_2_OVER_PI * RATE;
         float linear = activation == SILU ? RATE : GELU_RATE, cubic = activation == SILU ? 0.0f : 0.044715f * GELU_RATE;
 #pragma unroll
-        for (int i = 0; i < TEAMS * COLS / 2; i++) {
-            float& x = sums[i / (COLS / 2)][i % (COLS / 2)];
-            x *= reciprocal_near(1.0f + exp2_near(x * fmaf(cubic * x, x, linear)));
-        }
+        for (float& x : sums) x *= reciprocal_near(1.0f + exp2_near(x * fmaf(cubic * x, x, linear)));
     }
 
     // To any end, through shared memory, in rounds of 8 rows and PART columns a warp.
-    __device__ __forceinline__ void send_rounds(f32* room, const Sums& sums, u32 first, const PatchStore<T>& out) const {
+    __device__ __forceinline__ void send_rounds(f32* room, const Sums& sums, u32 first, bool both, const PatchStore<T>& out) const {
         constexpr int PARTS = COLS / PART, ROUNDS = TEAMS * PARTS * 2;
         f32* to = room + lane_id() / 4 * PITCH + lane_id() % 4 * 2;
         // A loop, so that the code of an end is there once; registers are not chosen by a number, so that each round has its own stores.
 #pragma unroll 1
-        for (int round = 0; round < ROUNDS; round++) {
+        for (int round = 0; round < (both ? ROUNDS / TEAMS : ROUNDS); round++) {
 #pragma unroll
             for (int r = 0; r < ROUNDS; r++)
                 if (r == round)

@@ -18,11 +18,6 @@
 // Pixels of a step; channels or columns of a box, and its bytes.
 constexpr int GRAD_DEPTH = 64, GRAD_BOX = 64, GRAD_BOX_BYTES = GRAD_DEPTH * GRAD_BOX * 2;
 
-#define NAMES_96 \
-    NAMES_64 \
-    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-
 // Begins d = A B, or d += A B if it `adds`, of 64 rows, 128, 192 or 256 columns and 16 terms, both operands transposed.
 #define MULTIPLY_TRANSPOSED(T, TYPE)                                                                                                      \
     __device__ __forceinline__ void multiply_transposed(float (&d)[64], u64 a, u64 b, u32 adds, T) {                                      \

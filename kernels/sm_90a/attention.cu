@@ -248,11 +248,11 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
     ATTENTION(T, 80, 80, 80, 160, 2, 2, 1, 240)     \
     ATTENTION(T, 128, 128, 128, 160, 2, 2, 1, 240) \
     ATTENTION(T, 160, 160, 160, 96, 2, 2, 1, 240)   \
-    ATTENTION(T, few_40, 48, 40, 96, 1, 2, 2, 0)    \
-    ATTENTION(T, few_64, 64, 64, 64, 1, 2, 2, 0)    \
-    ATTENTION(T, few_80, 80, 80, 64, 1, 2, 2, 0)    \
-    ATTENTION(T, few_128, 128, 128, 64, 1, 2, 1, 0) \
-    ATTENTION(T, few_160, 160, 160, 64, 1, 2, 1, 0) \
-    ATTENTION(T, few_256, 256, 256, 64, 1, 2, 1, 0)
+    ATTENTION(T, few_40, 48, 40, 96, 1, 4, 1, 0)    \
+    ATTENTION(T, few_64, 64, 64, 64, 1, 4, 1, 0)    \
+    ATTENTION(T, few_80, 80, 80, 64, 1, 4, 1, 0)    \
+    ATTENTION(T, few_128, 128, 128, 64, 1, 4, 1, 0) \
+    ATTENTION(T, few_160, 160, 160, 64, 1, 4, 1, 0) \
+    ATTENTION(T, few_256, 256, 256, 64, 1, 3, 1, 0)
 HALVES(f16)
 HALVES(bf16)

@@ -3,10 +3,10 @@
 //
 // Floor: 2 Tq Tk (3 d + 2 dv) FLOPs a head, by `wgmma`. Cycles of a multiprocessor for 64 keys and 64 queries, by arithmetic:
 //
-//   columns of a head              64   128
-//   products                      640  1280
-//   exponentials                  256   256
-//   sums to integers, of 16       128   256
+//   columns of a head              48    64   128
+//   products                      480   640  1280
+//   exponentials                  256   256   256
+//   sums to integers, of 16        96   128   256
 //
 // dq is the sum of what all blocks of a head's keys add to it, in whatever order: so it is of integers, the same bits every time. A query's unit is a power of two for which no
 // sum passes 2^29, as |dS k| is at most sum(P) (|dy| |v| + |rowsum(dy ∘ y)|) |k|, with the longest v of the head and its largest number of k. That leaves 29 bits below a bound
@@ -114,7 +114,7 @@ __device__ __forceinline__ Pack<float, 2> terms_of(u32 place, u32 n) { return re
 template <class T, u32 D>
 __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v, const TensorMap& q, const TensorMap& dy, const float* terms, int* fixed, T* dk,
                                          T* dv, u32 keys, u32 queries, u32 heads, u32 d, u32 width, u32 blocks, float scale) {
-    constexpr u32 PANELS = D / 64, OWN = PANELS * ROWS * PANEL_ROW, TILE = PANELS * OTHERS * PANEL_ROW, STAGE = 2 * TILE, HALF = D / 2;
+    constexpr u32 PANELS = (D + 63) / 64, OWN = PANELS * ROWS * PANEL_ROW, TILE = PANELS * OTHERS * PANEL_ROW, STAGE = 2 * TILE, HALF = D / 2;
     constexpr u32 SLOPES = ROWS * PANEL_ROW, TERM_BYTES = TERMS * 4;
     extern __shared__ __align__(1024) unsigned char room[];
     __shared__ u64 barriers[4];
@@ -201,7 +201,7 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         // dS of the other warpgroup's keys is there too.
         asm volatile("bar.sync 1, 256;" ::: "memory");
         u64 left = matrix_descriptor<128, 16, 1024>(slopes_place + slopes);
-        u64 right = matrix_descriptor<128, 16, 1024>(D == 64 ? place + warpgroup * 64 : place + warpgroup * ROWS * PANEL_ROW);
+        u64 right = matrix_descriptor<128, 16, 1024>(place + warpgroup * (D <= 64 ? D : ROWS * PANEL_ROW));
         float to_q[HALF / 2];
 #pragma unroll
         for (u32 i = 0; i < ROWS / 16; i++) cross(to_q, left + i * (16 * PANEL_ROW >> 4), right + i * (16 * PANEL_ROW >> 4), i > 0, T{});
@@ -265,6 +265,7 @@ __device__ __forceinline__ void finish(const int* fixed, const float* terms, T* 
                                                                                     u32 parts) {                                                            \
         find_limits(k, v, limits, keys, heads, d, dv, parts);                                                                                               \
     }                                                                                                                                                       \
+    GRADIENT(T, 48)                                                                                                                                         \
     GRADIENT(T, 64)                                                                                                                                         \
     GRADIENT(T, 128)
 HALVES(f16)

@@ -20,7 +20,6 @@ __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Pa
     // Threads begin with 168 registers.
     if (warp_id() >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        await_launches();
         tiles.bring(x, w, taps);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");

@@ -21,7 +21,6 @@ __device__ __forceinline__ void weight_grad(const TensorMap& x, const TensorMap&
     // Threads begin with 168 registers.
     if (warp_id() >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        await_launches();
         if (threadIdx.x == 256) tiles.bring(x, dy);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");

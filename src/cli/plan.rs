@@ -218,7 +218,13 @@ fn peak(schedule: &Schedule) -> String {
     for l in &program.live {
         *sums.entry(format!("{} of the {} pass{}", l.op, pass(l), what(l))).or_insert(0) += l.bytes;
     }
-    lines.push(format!("{:>10.3} MiB  scratch of {}", mib(program.lower_bound), program.name));
+    let alive: usize = program.live.iter().map(|l| l.bytes).sum();
+    let lent = mib(alive.saturating_sub(program.lower_bound));
+    lines.push(format!(
+        "{:>10.3} MiB  in {}; {lent:.3} of it lie in buffers not yet written",
+        mib(alive),
+        program.name
+    ));
     lines.extend(sums.into_iter().map(|(name, bytes)| format!("{:>10.3} MiB  {name}", mib(bytes))));
     for l in &program.live {
         let ty = l.ty.as_ref().map_or("scratch".to_string(), |ty| ty.to_string());

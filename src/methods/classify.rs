@@ -7,7 +7,7 @@ use crate::ops::{CrossEntropy, Optimizer, Reduce};
 use crate::passes::autodiff::gradients;
 use crate::passes::fuse::{Purpose, fuse};
 use crate::schedule::{BufferId, Buffers, Program, Rows, Schedule, Step};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ pub struct ClassifierTraining {
 pub fn classify(network: &Built, how: TrainLowering) -> Result<ClassifierTraining> {
     let mut buffers = Buffers::new();
     let row = buffers.declare("row", TensorType::f32([Optimizer::HYPER]));
-    let regions = Regions::declare(network, 0, &mut buffers)?;
+    let regions = Regions::declare(network, 0, DType::F32, &mut buffers)?;
     let graph = step_graph(network, how)?;
     for (value, name) in graph.inputs() {
         buffers.declare(name, graph.ty(value).clone());
@@ -88,5 +88,5 @@ fn step_graph(network: &Built, how: TrainLowering) -> Result<Graph> {
             g.output(name, grad);
         }
     }
-    how.backward.finish(&g, &how.target)
+    how.backward.finish(&g, &how.target, &|_| None)
 }

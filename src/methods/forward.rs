@@ -7,7 +7,7 @@ use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::passes::once::once;
 use crate::passes::recompute::recompute;
-use crate::passes::storage::mixed_precision;
+use crate::passes::storage::mixed_precision_with_copies;
 use crate::passes::verify::verify;
 use crate::schedule::{Buffers, Options, Program, Schedule, Step};
 use crate::tensor::DType;
@@ -27,16 +27,21 @@ impl Default for Backward {
 }
 
 impl Backward {
-    /// A graph with all of its gradients, ready to be lowered.
-    pub(super) fn finish(&self, graph: &Graph, target: &Target) -> Result<Graph> {
+    /// A graph with all of its gradients, ready to be lowered. `copies` names what holds a parameter in 16 bits besides.
+    pub(super) fn finish(
+        &self,
+        graph: &Graph,
+        target: &Target,
+        copies: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Graph> {
         verify(graph, "reverse mode")?;
         let (graph, _) = fuse(graph, Purpose::Inference)?;
         let graph = match self.dtype {
             DType::F32 => graph,
-            dtype => mixed_precision(&graph, dtype, target)?,
+            dtype => mixed_precision_with_copies(&graph, dtype, target, copies)?,
         };
-        // After storage, whose casts are cheap too.
-        if self.recompute == Recompute::Cheap { recompute(&graph) } else { Ok(graph) }
+        // After storage, whose casts are cheap too. Of what crosses the borders of blocks, only they are made again.
+        if self.recompute == Recompute::Off { Ok(graph) } else { recompute(&graph) }
     }
 }
 
@@ -51,7 +56,7 @@ pub fn forward(network: &Built, grad: Option<Backward>, target: Target, options:
     let (mut graph, _) = fuse(&network.graph, purpose)?;
     if let Some(backward) = grad {
         add_gradients(network, &mut graph, backward.recompute)?;
-        graph = backward.finish(&graph, &target)?;
+        graph = backward.finish(&graph, &target, &|_| None)?;
     } else {
         graph = once(&graph)?;
     }

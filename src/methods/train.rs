@@ -10,12 +10,12 @@ use crate::diffusion::{NoiseLevel, Objective, Prediction};
 use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter};
 use crate::ops::{
-    Binary, GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice,
+    Binary, Cast, GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice,
 };
 use crate::passes::autodiff::gradients;
 use crate::passes::fuse::{Purpose, fuse};
 use crate::schedule::{BufferId, Buffers, Mark, Options, Program, Rows, Schedule, Step};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -114,9 +114,9 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
     let row = buffers.declare("row", TensorType::f32([columns]));
     let hyper = buffers.view(row, "hyper", 0, TensorType::f32([Optimizer::HYPER + how.emas]))?;
     buffers.view(row, "draw", columns - 1, TensorType::f32([1]))?;
-    let regions = Regions::declare(network, how.emas, &mut buffers)?;
+    let regions = Regions::declare(network, how.emas, how.backward.dtype, &mut buffers)?;
     let part = part_of(images, how.accumulate)?;
-    let graph = step_graph(network, &part, prediction, how)?;
+    let graph = step_graph(network, &part, prediction, how, &regions)?;
     let mut ports = Vec::new();
     for (value, name) in graph.inputs() {
         if buffers.find(name).is_none() {
@@ -151,6 +151,10 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
     }
     programs.push(optimizer_program(&regions, gradient, how, hyper, grad_norm, &mut buffers)?);
     body.push(Step::Run(programs.len() - 1));
+    if let Some([masters, copies]) = regions.copies {
+        programs.push(copies_program(masters, copies, how, &mut buffers)?);
+        body.insert(0, Step::Run(programs.len() - 1));
+    }
 
     let missing = |what: &str| Error::Verify { pass: "training", reason: format!("there is no buffer `{what}`") };
     // Where the host writes and reads: the whole step's, if it runs in parts.
@@ -281,10 +285,26 @@ fn sum_program([sum, grads]: [BufferId; 2], how: TrainLowering, buffers: &mut Bu
     Program::compile("sum of gradients", &g, how.target, buffers, bind, how.options)
 }
 
+/// Writes the copies of small parameters in 16 bits.
+fn copies_program(masters: BufferId, copies: BufferId, how: TrainLowering, buffers: &mut Buffers) -> Result<Program> {
+    let mut g = Graph::new();
+    let small = g.input("small", buffers.get(masters).ty.clone());
+    let cast = g.apply(Cast(how.backward.dtype), &[small])?;
+    g.output("copies", cast);
+    let bind = |port: &str| Some(if port == "small" { masters } else { copies });
+    Program::compile("copies of small weights", &g, how.target, buffers, bind, how.options)
+}
+
+/// Numbers of a parameter that is small: biases and what norms multiply by. One launch copies them all, where each would take as long
+/// in a launch of its own.
+const SMALL: usize = 1 << 16;
+
 /// Regions that hold all parameters one after the other.
 pub(super) struct Regions {
     pub params: BufferId,
     pub grads: BufferId,
+    /// In a step with numbers of 16 bits: the start of `params`, where the small ones lie, and a copy of it in 16 bits.
+    pub copies: Option<[BufferId; 2]>,
     moments: [BufferId; 2],
     emas: Vec<BufferId>,
     ty: TensorType,
@@ -294,13 +314,19 @@ pub(super) struct Regions {
 }
 
 impl Regions {
-    pub fn declare(network: &Built, emas: usize, buffers: &mut Buffers) -> Result<Regions> {
+    pub fn declare(network: &Built, emas: usize, dtype: DType, buffers: &mut Buffers) -> Result<Regions> {
         let mut offsets = Vec::new();
-        let mut total = 0;
-        for p in network.parameters.iter().filter(|p| p.trainable) {
+        let (mut total, mut small) = (0, 0);
+        let mut parameters: Vec<&Parameter> = network.parameters.iter().filter(|p| p.trainable).collect();
+        let is_small = |p: &Parameter| dtype != DType::F32 && p.ty.stored() < SMALL;
+        parameters.sort_by_key(|p| !is_small(p));
+        for p in parameters {
             offsets.push((p.clone(), total));
-            // Where every device can bind it as it lies.
-            total += p.ty.stored().next_multiple_of(ALIGN / size_of::<f32>());
+            // Where every device can bind it as it lies, and its copy.
+            total += p.ty.stored().next_multiple_of(ALIGN / dtype.size());
+            if is_small(p) {
+                small = total;
+            }
         }
         let ty = TensorType::f32([total]);
         let params = buffers.declare("params", ty.clone());
@@ -308,7 +334,16 @@ impl Regions {
         let moments = ["m", "v"].map(|name| buffers.declare(name, ty.clone()));
         let emas = (0..emas).map(|i| buffers.declare(format!("ema{i}"), ty.clone())).collect();
         let mut views = HashMap::new();
+        let mut copies = None;
+        if small > 0 {
+            let masters = buffers.view(params, "small weights", 0, TensorType::f32([small]))?;
+            copies = Some([masters, buffers.declare("copies", TensorType { dtype, ..TensorType::f32([small]) })]);
+        }
         for (p, at) in &offsets {
+            if let Some([_, copies]) = copies.filter(|_| *at < small) {
+                let (name, ty) = (copy_name(&p.name), TensorType { dtype, ..p.ty.clone() });
+                views.insert(name.clone(), buffers.view(copies, name, *at, ty)?);
+            }
             let grad = format!("grad.{}", p.name);
             views.insert(p.name.clone(), buffers.view(params, &p.name, *at, p.ty.clone())?);
             views.insert(grad.clone(), buffers.view(grads, &grad, *at, p.ty.clone())?);
@@ -317,7 +352,7 @@ impl Regions {
         for p in network.parameters.iter().filter(|p| !p.trainable) {
             views.insert(p.name.clone(), buffers.declare(&p.name, p.ty.clone()));
         }
-        Ok(Regions { params, grads, moments, emas, ty, views, offsets })
+        Ok(Regions { params, grads, copies, moments, emas, ty, views, offsets })
     }
 
     /// Cuts a region between parameters into pieces of `bucket` elements or more, from its end to its start. What remains is
@@ -334,13 +369,24 @@ impl Regions {
     }
 }
 
+/// What a parameter's copy in 16 bits is called.
+fn copy_name(parameter: &str) -> String {
+    format!("copy of {parameter}")
+}
+
 /// What the network calls its noise level.
 fn time_name(network: &Built) -> &'static str {
     if network.graph.inputs().any(|(_, name)| name.as_ref() == "sigma") { "sigma" } else { "timestep" }
 }
 
 /// Noise, network, loss and all gradients.
-fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, how: TrainLowering) -> Result<Graph> {
+fn step_graph(
+    network: &Built,
+    images: &TensorType,
+    prediction: Prediction,
+    how: TrainLowering,
+    regions: &Regions,
+) -> Result<Graph> {
     let batch = images.shape[0];
     let inner = fuse(&network.graph, Purpose::Training)?.0;
     let mut g = Graph::new();
@@ -396,7 +442,8 @@ fn step_graph(network: &Built, images: &TensorType, prediction: Prediction, how:
             g.output(name, grad);
         }
     }
-    how.backward.finish(&g, &how.target)
+    let copy = |name: &str| Some(copy_name(name)).filter(|copy| regions.views.contains_key(copy));
+    how.backward.finish(&g, &how.target, &copy)
 }
 
 pub(super) fn optimizer_program(

@@ -11,6 +11,7 @@ use crate::cpu::simd::{dot, exp};
 use crate::cpu::threads::{Ptr, ranges, tasks};
 use crate::graph::{
     Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+    wgsl_with_matrices,
 };
 use crate::simd;
 use crate::tensor::{DType, PANEL, TensorType};
@@ -19,6 +20,8 @@ use crate::{Error, Result};
 /// Sizes of blocks: elements that fit into a part of L2, then the rows that a block has at least and at most.
 /// Queries of a task of the forward, which copies K and V once.
 const QUERIES: (usize, [usize; 2]) = (1 << 15, [96, 256]);
+/// Workgroup memory of `shaders/attention_matrices.wgsl` beside queries and keys.
+const MATRIX_SCORE_BYTES: usize = 576 * 16 + 640 * 8 + 128 * 8;
 /// Keys of a block of both kernels.
 const KEYS: (usize, [usize; 2]) = (1 << 14, [32, 128]);
 /// Queries of a block of the backward.
@@ -131,6 +134,22 @@ impl Sizes {
         Ok((shader, self.pairs() * rows.div_ceil(4 * lanes)))
     }
 
+    /// `shaders/attention_matrices.wgsl` and the number of its workgroups, if the adapter has matrices of 16 and memory for heads so wide.
+    fn by_matrices(&self, name: &'static str, dtype: DType, target: &WgpuTarget) -> Option<(Shader, usize)> {
+        let edge = target.matrices(dtype).filter(|edge| *edge == 16)?;
+        let [width, width_v] = [self.d, self.dv].map(|width| width.next_multiple_of(16));
+        let line = width.max(width_v) / 4 + 2;
+        let (query_fours, key_fours) = (64 * line, 32 * line);
+        let bytes = (query_fours + key_fours) * 8 + MATRIX_SCORE_BYTES;
+        let fours = self.d.is_multiple_of(4) && self.dv.is_multiple_of(4);
+        let fits = bytes <= target.workgroup_bytes as usize && width_v <= 10 * edge as usize;
+        let text = wgsl_with_matrices!(edge, dtype; "attention_matrices");
+        let shader = Shader::new(name, text).entry("matrices");
+        let shader = shader.constant("WIDTH", width as u32).constant("WIDTH_V", width_v as u32);
+        let shader = shader.constant("QUERY_FOURS", query_fours as u32).constant("KEY_FOURS", key_fours as u32);
+        (fours && fits).then(|| (shader, self.pairs() * self.queries.div_ceil(64)))
+    }
+
     /// The scalars of those shaders.
     fn words(&self, launch: Launch, scale: f32) -> Launch {
         let sizes = [self.queries, self.keys, self.heads, self.d, self.dv, self.pairs()];
@@ -176,9 +195,14 @@ impl Op for Attention {
             Target::Cuda(target) => return Ok(self.launches(&s, io.inputs[0].dtype, target)),
             Target::Cpu => s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale),
             Target::Wgpu(target) => {
-                let text = wgsl!(io.inputs[0].dtype; "lib/attention", "attention");
-                let shader = Shader::new(self.name(), text);
-                let (shader, groups) = s.tiled(shader, target, s.queries, s.dv)?;
+                let dtype = io.inputs[0].dtype;
+                let (shader, groups) = match s.by_matrices(self.name(), dtype, target) {
+                    Some(made) => made,
+                    None => {
+                        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/attention", "attention"));
+                        s.tiled(shader, target, s.queries, s.dv)?
+                    }
+                };
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
                 s.words(Launch::wgsl(shader, target.grid(groups), args), self.scale)
             }

@@ -62,12 +62,20 @@ impl Op for DiffusionUpdate {
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1 + self.terms, 1).scalar(clip),
             Target::Wgpu(target) => {
-                let shader = Shader::new(self.name(), wgsl!("lib/flat", "diffusion_update"));
                 // The first tensor stands for those that are absent.
                 let x = (1..=Self::MAX_TERMS).map(|i| Arg::Input(if i <= self.terms { i } else { 1 }));
                 let args = [Arg::Input(0)].into_iter().chain(x).chain([Arg::Output(0)]);
                 let elements = io.outputs[0].elements();
-                Launch::over(shader, target, elements, args, 1..Self::MAX_TERMS + 2).scalar(self.terms).scalar(clip)
+                let launch = if !target.software && elements.is_multiple_of(4) {
+                    let shader = Shader::new(self.name(), wgsl!("diffusion_update_fours"));
+                    let launch = Launch::over(shader, target, elements, args, 1..Self::MAX_TERMS + 2);
+                    // Only coefficients are parts of rows.
+                    Launch { anywhere: vec![0], ..launch }
+                } else {
+                    let shader = Shader::new(self.name(), wgsl!("lib/flat", "diffusion_update"));
+                    Launch::over(shader, target, elements, args, 1..Self::MAX_TERMS + 2)
+                };
+                launch.scalar(self.terms).scalar(clip)
             }
         }])
     }

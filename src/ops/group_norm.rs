@@ -163,14 +163,15 @@ impl GroupNorm {
         let held = Tiles::held(dims, width, pack, [HELD, most], HELD_GROUPS, target).filter(|_| wide > 1);
         if let Some(tiles) = held {
             let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
-            return vec![scalars(tiles.launch(kernel("held").shared(tiles.slots()), args)).scalar(self.eps)];
+            let launch = scalars(tiles.launch(kernel("held").shared(tiles.slots()), args)).scalar(self.eps);
+            return vec![launch.scalar(tiles.slot_pitch())];
         }
         // As many blocks as run at once.
         let blocks = 3 * target.multiprocessors as usize;
         let parts = Tiles::new(dims, width, pack, HELD, blocks);
         let moments = kernel(&format!("moments_{}", parts.pack)).shared(parts.slots());
         let moments = of_groups(parts.launch(moments, [Arg::Input(0)]));
-        let moments = moments.with_scratch(2 * c.samples * groups * parts.count);
+        let moments = moments.scalar(parts.slot_pitch()).with_scratch(2 * c.samples * groups * parts.count);
 
         let tiles = Tiles::new(dims, width, wide, HELD, blocks);
         let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Left(0, 0), Arg::Output(0), Arg::Output(1)];

@@ -71,22 +71,26 @@ fn steps(w: &Window) -> usize {
 
 impl<'a> Hopper<'a> {
     /// None where the kernels of sm_80, which would take `other` tiles, are faster or the only ones: PTX for `wgmma` is for compute
-    /// capability 9.0 alone; boxes of images are of neighbouring pixels, and begin at multiples of 16 bytes. Ends that are not `whole` have
-    /// but one entry.
+    /// capability 9.0 alone; boxes begin at multiples of 16 bytes, and columns of an end are four in an access. `has` tells which columns of
+    /// tiles there is an entry for.
     pub fn new(
         w: &'a Window,
         images: usize,
         columns: usize,
-        whole: bool,
+        has: impl Fn(usize) -> bool,
         other: &Blocks,
         target: &CudaTarget,
     ) -> Option<Hopper<'a>> {
-        let possible = w.stride <= MOST_STRIDE && w.dilation == 1 && w.channels > 0 && w.channels.is_multiple_of(8);
+        let possible = w.stride <= MOST_STRIDE
+            && w.dilation == 1
+            && w.channels > 0
+            && w.channels.is_multiple_of(8)
+            && columns.is_multiple_of(4);
         if target.compute != (9, 0) || !possible {
             return None;
         }
         let patches = Patches::of(w, images, ROWS);
-        let sizes = SIZES.into_iter().filter(|size| whole || *size == 128);
+        let sizes = SIZES.into_iter().filter(|size| has(*size));
         let all = sizes.flat_map(|size| Hopper::of(w, images, columns, patches, size, target));
         let best = all.min_by_key(|hopper| hopper.cycles())?;
         let launch = if other.parts > 1 { LAUNCH_CYCLES } else { 0 };
@@ -177,7 +181,7 @@ mod tests {
     /// Of images `[images, side, side, channels]` under a window of `taps²`, or rows of a matrix if there is one tap.
     fn cut(w: &Window, images: usize, n: usize) -> Option<Hopper<'_>> {
         let sizes = [images * w.out_height * w.out_width, n, w.taps() * w.channels];
-        Hopper::new(w, images, n, true, &Blocks::new(1, sizes, 128, &H100), &H100)
+        Hopper::new(w, images, n, |_| true, &Blocks::new(1, sizes, 128, &H100), &H100)
     }
 
     fn image(height: usize, width: usize, channels: usize) -> Window {
@@ -233,6 +237,6 @@ mod tests {
         let others = [Window { stride: 3, ..w }, Window { dilation: 2, ..w }, image(64, 64, 4)];
         assert!(others.iter().all(|w| cut(w, 4, 320).is_none()));
         let older = CudaTarget { compute: (8, 9), ..H100 };
-        assert_eq!(Hopper::new(&w, 4, 320, true, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
+        assert_eq!(Hopper::new(&w, 4, 320, |_| true, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
     }
 }

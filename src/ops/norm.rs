@@ -374,9 +374,15 @@ impl Tiles {
         Some(Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count: 1, per: rows })
     }
 
-    /// Bytes of shared memory for the moments of the threads of a block, [`Slots`] of `kernels/group_norm.cu`.
+    /// Lines of a column of the slots of a block's threads, `Slots` of `kernels/group_norm.cu`: what a warp has of its columns is in different banks.
+    pub fn slot_pitch(&self) -> usize {
+        let lines = WARP.div_ceil(self.across).next_power_of_two();
+        lines * (self.down.min(self.per).div_ceil(lines) | 1)
+    }
+
+    /// Bytes of shared memory for those slots: mean and squares of two channels.
     pub fn slots(&self) -> usize {
-        8 * self.pack.div_ceil(2) * (self.across | 1) * self.down.min(self.per)
+        8 * self.pack.div_ceil(2) * self.across * self.slot_pitch()
     }
 
     /// Bytes of shared memory for two sums of every channel of a block, and what its groups make of them: `BlockSums` of

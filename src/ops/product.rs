@@ -340,8 +340,10 @@ impl Product<'_> {
         }
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let half = self.dtype != DType::F32;
-        let whole = self.epilogue.is_whole(n, self.sample_stride);
-        let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
+        let (whole, by_sample) = (self.epilogue.is_whole(n, self.sample_stride), self.epilogue.by_sample());
+        // Ends that are not whole have one width, rows of samples all but one.
+        let has = |size| size == 128 || (whole && !(by_sample && size == 192));
+        let hopper = half.then(|| Hopper::new(self.window, self.images, n, has, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
 
@@ -487,6 +489,32 @@ mod tests {
             assert!(tiles.count * 8 * row_lanes * 4 * col_lanes >= batch * rows * columns);
             assert!(row_lanes * col_lanes <= 256);
         }
+    }
+
+    #[test]
+    fn shader_blocks_cover_the_product_and_occupy_a_gpu() {
+        let matrices = Matrices { f32: 0, f16: 16, subgroup: 32 };
+        let target = WgpuTarget { matrices, workgroup_bytes: 48 << 10, ..Default::default() };
+        for sizes in
+            [[4096, 4096, 4096], [64, 1280, 11520], [16, 512, 4608], [77, 77, 40], [2304, 256, 65536], [5, 3, 0]]
+        {
+            let [m, n, k] = sizes;
+            let parts = shader_parts(sizes, &target);
+            let by_matrices = ShaderBlocks::by_matrices(sizes, parts.clone(), DType::F16, &target);
+            for blocks in [ShaderBlocks::new(1, sizes, parts, &target), by_matrices.expect("the target has matrices")] {
+                let size = blocks.tile.size();
+                assert_eq!(blocks.count, m.div_ceil(size) * n.div_ceil(size) * blocks.parts);
+                assert!(blocks.part * blocks.parts >= k && blocks.part * (blocks.parts - 1) <= k);
+                assert!(blocks.part.is_multiple_of(blocks.tile.depth()));
+                assert!(blocks.count >= BUSY / 2 || k < 1000, "{blocks:?} of {sizes:?}");
+            }
+        }
+        let large = ShaderBlocks::new(1, [4096; 3], 1..=64, &target);
+        assert_eq!((large.tile, large.parts), (ShaderTile::Large, 1));
+        let software = WgpuTarget { software: true, ..target };
+        let small = ShaderBlocks::new(1, [4096; 3], 1..=64, &software);
+        assert_eq!((small.tile, small.parts), (ShaderTile::Small, 1));
+        assert_eq!(ShaderBlocks::by_matrices([4096; 3], 1..=64, DType::F16, &software), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Memory planning: value lifetimes → offsets in one arena.
 //!
 //! Offline dynamic storage allocation is NP-hard; the planner places blocks one by one at the lowest free offset, tries
-//! several orders, and then repairs the best: blocks that stick out above the lower bound are placed first in the next try.
+//! several orders, and repairs each: blocks that stick out above the lower bound are placed first in the next try.
 
 /// A piece of memory with the span of launches over which it must keep its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,10 @@ pub struct Plan {
     pub fullest: usize,
 }
 
-/// Rounds of repair after the best of the fixed orders.
-const REPAIRS: usize = 64;
+/// Rounds of repair of each order.
+const REPAIRS: usize = 32;
+/// A plan is good enough if this part of the lower bound is the most that it wastes.
+const NEAR: usize = 500;
 
 /// Places every block so that no two that are alive at one launch overlap, nor one with what is taken of the lent memory.
 pub fn plan(blocks: &[Block], lent: &Lent) -> Plan {
@@ -55,40 +57,35 @@ pub fn plan(blocks: &[Block], lent: &Lent) -> Plan {
     by(&|b| (usize::MAX - life(b), usize::MAX - b.bytes));
     by(&|b| (usize::MAX - life(b).saturating_mul(b.bytes), b.first));
     by(&|b| (b.first, usize::MAX - b.bytes));
+    // What is alive where memory is fullest comes first: no hole may be left there.
+    let elsewhere = |b: &Block| usize::from(b.last < fullest || fullest < b.first);
+    by(&|b| (elsewhere(b), usize::MAX - b.last));
     let mut best = Plan { offsets: vec![], peak: usize::MAX, lower_bound, fullest };
-    let mut best_order = Vec::new();
     for order in orders {
-        let (offsets, peak) = place(blocks, lent, &order);
-        if peak < best.peak {
-            best = Plan { offsets, peak, lower_bound, fullest };
-            best_order = order;
-        }
-        if best.peak == lower_bound {
-            return best;
-        }
-    }
-    repair(blocks, lent, best, best_order)
-}
-
-/// Moves what sticks out above the lower bound to the front of the order, again and again.
-fn repair(blocks: &[Block], lent: &Lent, mut best: Plan, mut order: Vec<usize>) -> Plan {
-    let mut offsets = best.offsets.clone();
-    for _ in 0..REPAIRS {
-        if best.peak == best.lower_bound {
+        improve(blocks, lent, &mut best, order);
+        if best.peak <= lower_bound + lower_bound / NEAR {
             break;
         }
+    }
+    best
+}
+
+/// Places blocks in that order, then moves what sticks out above the lower bound to the front of it, again and again. `best` becomes the
+/// best of these plans, if it was worse.
+fn improve(blocks: &[Block], lent: &Lent, best: &mut Plan, mut order: Vec<usize>) {
+    for _ in 0..=REPAIRS {
+        let (offsets, peak) = place(blocks, lent, &order);
         let sticks_out = |i: &usize| offsets[*i] + blocks[*i].bytes > lent.bytes + best.lower_bound;
         let (mut front, rest): (Vec<usize>, Vec<usize>) = order.iter().partition(|i| sticks_out(i));
         front.extend(rest);
         order = front;
-        let (next, peak) = place(blocks, lent, &order);
-        offsets = next;
         if peak < best.peak {
-            best.offsets.clone_from(&offsets);
-            best.peak = peak;
+            (best.offsets, best.peak) = (offsets, peak);
+        }
+        if best.peak == best.lower_bound {
+            break;
         }
     }
-    best
 }
 
 /// The most bytes alive at one launch, and the first such launch.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// # Errors
 /// [`Error::Unsupported`] if the target does not store that.
 pub fn store(graph: &Graph, dtype: DType, target: &Target) -> Result<Graph> {
-    Pass::run(graph, dtype, target, false)
+    Pass::run(graph, dtype, target, None)
 }
 
 /// The graph of a training step with its numbers stored as `dtype`. Parameters and their gradients stay f32, for the optimiser; what
@@ -27,15 +27,26 @@ pub fn store(graph: &Graph, dtype: DType, target: &Target) -> Result<Graph> {
 /// # Errors
 /// [`Error::Unsupported`] if the target does not store that.
 pub fn mixed_precision(graph: &Graph, dtype: DType, target: &Target) -> Result<Graph> {
-    Pass::run(graph, dtype, target, true)
+    Pass::run(graph, dtype, target, Some(&|_| None))
 }
+
+/// [`mixed_precision`] where copies of parameters in 16 bits are there already: `copies` says under which parameter's name.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the target does not store that.
+pub fn mixed_precision_with_copies(graph: &Graph, dtype: DType, target: &Target, copies: Copies) -> Result<Graph> {
+    Pass::run(graph, dtype, target, Some(copies))
+}
+
+/// The name of a parameter's copy in 16 bits, if there is one.
+type Copies<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 struct Pass<'a> {
     /// The type of 16 bits.
     dtype: DType,
     target: &'a Target,
-    /// Parameters stay f32.
-    masters: bool,
+    /// Parameters stay f32; who has a copy.
+    masters: Option<Copies<'a>>,
     out: Graph,
     /// By value of the old graph: the new one.
     map: Vec<Value>,
@@ -45,8 +56,8 @@ struct Pass<'a> {
     casts: HashMap<(Value, DType), Value>,
 }
 
-impl Pass<'_> {
-    fn run(graph: &Graph, dtype: DType, target: &Target, masters: bool) -> Result<Graph> {
+impl<'a> Pass<'a> {
+    fn run(graph: &Graph, dtype: DType, target: &'a Target, masters: Option<Copies<'a>>) -> Result<Graph> {
         if !target.stores(dtype) {
             let what = format!("{dtype} on this {} device", target.name());
             let reason = "take f32, or a device that has it (`langevin devices` lists them)";
@@ -78,7 +89,7 @@ impl Pass<'_> {
             }
         }
         for (i, info) in graph.values().iter().enumerate() {
-            let is_narrow = read[i] && narrow[i] && !self.masters;
+            let is_narrow = read[i] && narrow[i] && self.masters.is_none();
             self.map[i] = match &info.origin {
                 Origin::Node { .. } => continue,
                 Origin::Parameter(name) if is_narrow => {
@@ -86,7 +97,7 @@ impl Pass<'_> {
                 }
                 origin => self.out.source(info.ty.clone(), origin.clone()),
             };
-            self.weights[i] &= is_narrow || self.masters;
+            self.weights[i] &= is_narrow || self.masters.is_some();
         }
     }
 
@@ -114,9 +125,17 @@ impl Pass<'_> {
         if let Some(done) = self.casts.get(&(value, dtype)) {
             return Ok(*done);
         }
-        let cast = match reader {
-            Some(node) => self.out.replay(&Node { op: Arc::new(Cast(dtype)), ..node.clone() }, &[value])?[0],
-            None => self.out.apply(Cast(dtype), &[value])?,
+        let copy = match (self.out.origin(value), self.masters) {
+            (Origin::Parameter(name), Some(copies)) => copies(name),
+            _ => None,
+        };
+        let cast = match (copy, reader) {
+            (Some(name), _) => {
+                let ty = TensorType { dtype, ..self.out.ty(value).clone() };
+                self.out.parameter(name, ty)
+            }
+            (None, Some(node)) => self.out.replay(&Node { op: Arc::new(Cast(dtype)), ..node.clone() }, &[value])?[0],
+            (None, None) => self.out.apply(Cast(dtype), &[value])?,
         };
         self.casts.insert((value, dtype), cast);
         Ok(cast)

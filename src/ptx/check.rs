@@ -17,10 +17,6 @@ pub enum FaultKind {
     Misaligned { access: &'static str, space: Space, address: u64, bytes: u64 },
     #[error("reads {bytes} bytes at {space} address {address:#x} ({place}) that nothing has written")]
     Unwritten { space: Space, address: u64, bytes: u64, place: String },
-    #[error(
-        "{access} of {bytes} bytes at global address {address:#x} before `griddepcontrol.wait`: launches before this one may still run"
-    )]
-    Early { access: &'static str, bytes: u64, address: u64 },
     #[error("writes to {place}, which is constant")]
     ReadOnly { place: String },
     #[error(

@@ -94,13 +94,9 @@ impl Entry {
             shadow: Shadow::new(self.shared_bytes(launch) as usize, threads.div_ceil(32) as usize + 1),
             ticks: 0,
         };
-        let waits = self.code.iter().any(|instruction| instruction.opcode == "griddepcontrol.wait");
         let [x, y, z] = launch.grid;
         for index in (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))) {
-            machine.memory.hold(waits);
-            let end = machine.block(index);
-            machine.memory.hold(false);
-            end?;
+            machine.block(index)?;
         }
         let mut counters = machine.counters;
         let issued = Class::ALL.into_iter().zip(machine.classes);

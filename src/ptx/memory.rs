@@ -150,8 +150,6 @@ pub struct Memory {
     bounds: Vec<Bound>,
     /// The one that the last access was in, where the next one probably is.
     last: usize,
-    /// Launches before this one may still run: nothing may be touched.
-    held: bool,
 }
 
 impl Memory {
@@ -308,7 +306,6 @@ impl Memory {
             None => self.bounds.iter().position(|b| may(&b)),
         };
         match found {
-            Some(_) if self.held => Err(FaultKind::Early { access, bytes, address }),
             Some(found) => {
                 self.last = found;
                 let bound = &self.bounds[found];
@@ -316,11 +313,6 @@ impl Memory {
             }
             None => Err(self.outside(access, address, bytes)),
         }
-    }
-
-    /// Forbids all accesses, until the block has waited for the launches before its own; or allows them.
-    pub(super) fn hold(&mut self, held: bool) {
-        self.held = held;
     }
 
     #[cold]

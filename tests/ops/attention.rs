@@ -240,6 +240,25 @@ fn half_gradients_of_large_numbers() {
     }
 }
 
+/// Checks the backward in 16 bits, and that on Hopper it is launches of these entries, without `attention_grad_` and the type.
+fn check_hopper_gradients(s: Sizes, spread: f64, expected: &[String]) {
+    let inputs = grad_inputs(s, spread);
+    let halves = |(i, input): (usize, &Input)| TensorType {
+        dtype: if i == 4 { DType::F32 } else { DType::Bf16 },
+        ..input.ty.clone()
+    };
+    let types: Vec<TensorType> = inputs.iter().enumerate().map(halves).collect();
+    let (op, outputs) = (AttentionGrad(op(s)), types[..3].to_vec());
+    let launches = op.lower(&Signature { inputs: types, outputs }, &Device::ptx((9, 0)).target()).unwrap();
+    let entry = |launch: Launch| match launch.kernel {
+        Kernel::Ptx(kernel) => kernel.entry.replace("attention_grad_", "").replace("_bf16", ""),
+        other => panic!("{other:?}"),
+    };
+    let entries: Vec<String> = launches.into_iter().map(entry).collect();
+    assert_eq!(entries, expected);
+    check_half_gradients(s, &inputs, 3e-3);
+}
+
 /// The backward for Hopper: rows beyond a block of every instance, several tiles of others, remainders, narrower heads of v, sharp softmaxes.
 #[test]
 fn half_gradients_of_hopper() {
@@ -249,30 +268,21 @@ fn half_gradients_of_hopper() {
         ([1, 131, 129, 2, 72, 80], 80),
         ([1, 140, 190, 1, 128, 104], 128),
     ] {
-        let inputs = grad_inputs(s, 40.0);
-        let halves = |(i, input): (usize, &Input)| TensorType {
-            dtype: if i == 4 { DType::F32 } else { DType::Bf16 },
-            ..input.ty.clone()
-        };
-        let types: Vec<TensorType> = inputs.iter().enumerate().map(halves).collect();
-        let (op, outputs) = (AttentionGrad(op(s)), types[..3].to_vec());
-        let launches = op.lower(&Signature { inputs: types, outputs }, &Device::ptx((9, 0)).target()).unwrap();
-        let entry = |launch: Launch| match launch.kernel {
-            Kernel::Ptx(kernel) => kernel.entry,
-            other => panic!("{other:?}"),
-        };
-        let entries: Vec<String> = launches.into_iter().map(entry).collect();
-        let of = |side: &str| format!("attention_grad_{side}_{columns}_bf16");
-        assert_eq!(entries, ["attention_grad_terms_bf16".into(), of("by_key"), of("by_query")]);
-        check_half_gradients(s, &inputs, 3e-3);
+        check_hopper_gradients(s, 40.0, &["terms".into(), format!("by_key_{columns}"), format!("by_query_{columns}")]);
     }
 }
 
-/// The backward for many keys and queries of Hopper: several blocks of keys, which begin at queries of their own, remainders, narrower heads, sharp softmaxes.
+/// The backward for Hopper where there are many keys and queries: several blocks of keys, which begin at queries of their own, remainders, narrower
+/// heads, sharp softmaxes.
 #[test]
 fn half_gradients_of_many() {
-    for (s, spread) in [([1, 520, 515, 1, 64, 64], 2.0), ([1, 513, 640, 1, 128, 112], 40.0)] {
-        check_half_gradients(s, &grad_inputs(s, spread), 3e-3);
+    for (s, spread, columns) in [
+        ([1, 520, 515, 1, 64, 64], 2.0, 64),
+        ([1, 513, 640, 1, 128, 112], 40.0, 128),
+        ([1, 575, 512, 1, 40, 48], 40.0, 48),
+    ] {
+        let of = |part: &str| format!("once{part}_{columns}");
+        check_hopper_gradients(s, spread, &["once_limits".into(), of("_terms"), of(""), of("_finish")]);
     }
 }
 

@@ -139,7 +139,7 @@ fn convolutions_on_hopper() {
 /// A few channels on one side of images in 16 bits, whose patches end within them; strides, kernels of uneven sides, and columns that end within panels.
 #[test]
 fn few_channels() {
-    for epilogue in all_epilogues() {
+    for epilogue in [Epilogue::default(), all_epilogues().pop().unwrap()] {
         let plain = Conv2d::same(3, epilogue);
         let down = Conv2d { stride: 2, ..plain };
         let uneven = Conv2d { kernel: [2, 5], padding: Padding { top: 0, left: 1, bottom: 1, right: 3 }, ..plain };
@@ -151,7 +151,7 @@ fn few_channels() {
             (plain, [1, 5, 33, 96, 3], "conv2d_to_bf16"),
             (Conv2d { padding: Padding::default(), ..plain }, [1, 18, 18, 32, 1], "conv2d_to_bf16"),
         ] {
-            case(conv, size).on_hopper(entry).check();
+            case(conv, size).forward_only().on_hopper(entry).check();
         }
     }
 }

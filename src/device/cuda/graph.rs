@@ -1,17 +1,13 @@
 //! Launches that are made at once, each when those that it waits for have ended.
 
 use super::driver::checked;
-use super::early::Edge;
 use super::{Events, Gpu, Launch};
 use crate::Result;
 use cudarc::driver::sys;
 
 /// A launch or an event of a graph.
 #[derive(Clone, Copy, Debug)]
-pub struct Node {
-    handle: sys::CUgraphNode,
-    launch: bool,
-}
+pub struct Node(sys::CUgraphNode);
 
 /// A graph to which launches are added.
 #[derive(Debug)]
@@ -32,14 +28,12 @@ impl Gpu {
 }
 
 impl Plan {
-    /// Adds a launch, which begins when the nodes `after` have ended; or early, if it waits for their end itself.
+    /// Adds a launch, which begins when the nodes `after` have ended.
     ///
     /// # Errors
     /// As [`Gpu::launch`].
     pub fn launch(&self, launch: &Launch, after: &[Node]) -> Result<Node> {
-        let early = self.gpu.0.add_early.filter(|_| launch.function.waits && after.iter().all(|node| node.launch));
         let (mut pointers, after) = (launch.pointers()?, handles(after));
-        let ended: &[_] = if early.is_some() { &[] } else { &after };
         let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
         let description = sys::CUDA_KERNEL_NODE_PARAMS {
             func: launch.function.handle,
@@ -58,15 +52,9 @@ impl Plan {
         let mut node = std::ptr::null_mut();
         // SAFETY: nodes are of this graph; parameters are as many and as long as the entry's, and copied now.
         let result =
-            unsafe { sys::cuGraphAddKernelNode_v2(&mut node, self.graph, ended.as_ptr(), ended.len(), &description) };
+            unsafe { sys::cuGraphAddKernelNode_v2(&mut node, self.graph, after.as_ptr(), after.len(), &description) };
         checked(result, &launch.what)?;
-        if let Some(add) = early.filter(|_| !after.is_empty()) {
-            let (to, edges) = (vec![node; after.len()], vec![Edge::EARLY; after.len()]);
-            // SAFETY: as many nodes of this graph, and edges, as is told.
-            let result = unsafe { add(self.graph, after.as_ptr(), to.as_ptr(), edges.as_ptr(), after.len()) };
-            checked(result, &launch.what)?;
-        }
-        Ok(Node { handle: node, launch: true })
+        Ok(Node(node))
     }
 
     /// Adds that event `i` happens when the nodes `after` have ended.
@@ -76,7 +64,7 @@ impl Plan {
         let result =
             unsafe { sys::cuGraphAddEventRecordNode(&mut node, self.graph, after.as_ptr(), after.len(), events.at(i)) };
         checked(result, "adding an event to a program's graph")?;
-        Ok(Node { handle: node, launch: false })
+        Ok(Node(node))
     }
 
     /// The graph, ready to be launched.
@@ -91,7 +79,7 @@ impl Plan {
 }
 
 fn handles(nodes: &[Node]) -> Vec<sys::CUgraphNode> {
-    nodes.iter().map(|node| node.handle).collect()
+    nodes.iter().map(|node| node.0).collect()
 }
 
 impl Drop for Plan {

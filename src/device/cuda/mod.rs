@@ -2,7 +2,6 @@
 
 mod arena;
 mod driver;
-mod early;
 mod graph;
 mod module;
 mod stream;
@@ -41,8 +40,6 @@ struct Inner {
     driver: i32,
     memory: usize,
     target: CudaTarget,
-    /// Where launches of a graph may begin early.
-    add_early: Option<early::AddDependencies>,
     modules: Mutex<Modules>,
 }
 
@@ -133,7 +130,6 @@ impl Gpu {
             driver,
             memory,
             target,
-            add_early: early::add_dependencies(target.compute),
             modules: Mutex::default(),
         };
         // SAFETY: out parameters are of the types that the driver writes; the name is a buffer of that length.
@@ -182,11 +178,7 @@ impl Gpu {
     /// [`Error::Kernel`](crate::Error::Kernel) with the driver's log if it refuses the file, or has no such entry.
     pub fn function(&self, kernel: &Ptx) -> Result<Function> {
         self.enter()?;
-        self.0.modules.lock().unwrap_or_else(|e| e.into_inner()).function(
-            kernel,
-            self.0.target.shared_bytes,
-            self.0.add_early.is_some(),
-        )
+        self.0.modules.lock().unwrap_or_else(|e| e.into_inner()).function(kernel, self.0.target.shared_bytes)
     }
 
     /// Makes the context current on this thread.

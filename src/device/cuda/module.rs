@@ -1,7 +1,6 @@
 //! Modules: PTX that the driver has made into machine code.
 
 use super::driver::{checked, text};
-use super::early::{waits, with_waits};
 use crate::device::ptx::{self, parameter_bytes};
 use crate::graph::Ptx;
 use crate::{Error, Result};
@@ -18,8 +17,6 @@ const LOG: usize = 8192;
 pub struct Function {
     pub(super) handle: sys::CUfunction,
     pub(super) parameters: Vec<usize>,
-    /// It waits for the launches before it, and so may begin when they have begun.
-    pub(super) waits: bool,
     /// Most dynamic shared memory of a block.
     most_shared: u32,
 }
@@ -35,13 +32,13 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// The entry of a kernel in the current context, made to wait for the launches before it if they are to overlap with it.
-    pub(super) fn function(&mut self, kernel: &Ptx, most_shared: u32, early: bool) -> Result<Function> {
+    /// The entry of a kernel in the current context.
+    pub(super) fn function(&mut self, kernel: &Ptx, most_shared: u32) -> Result<Function> {
         let (folder, file) = (kernel.file.folder, kernel.file.name);
         let function = match self.functions.get(&(folder, file, kernel.entry.clone())) {
             Some(function) => function.clone(),
             None => {
-                let function = self.load(kernel, most_shared, early)?;
+                let function = self.load(kernel, most_shared)?;
                 self.functions.insert((folder, file, kernel.entry.clone()), function.clone());
                 function
             }
@@ -57,13 +54,12 @@ impl Modules {
         Ok(function)
     }
 
-    fn load(&mut self, kernel: &Ptx, most_shared: u32, early: bool) -> Result<Function> {
+    fn load(&mut self, kernel: &Ptx, most_shared: u32) -> Result<Function> {
         let lacks = || rejected(kernel, format!("its file has no entry `{}`", kernel.entry));
         let (module, text) = match self.loaded.entry((kernel.file.folder, kernel.file.name)) {
             Slot::Occupied(loaded) => loaded.into_mut(),
             Slot::Vacant(place) => {
                 let text = ptx::text(&kernel.file)?.into_owned();
-                let text = early.then(|| with_waits(&text)).flatten().unwrap_or(text);
                 place.insert((compile(kernel, &text)?, text))
             }
         };
@@ -76,8 +72,7 @@ impl Modules {
             return Err(lacks());
         }
         checked(result, "looking for a kernel's entry")?;
-        let waits = waits(text, &kernel.entry);
-        Ok(Function { handle, parameters, waits, most_shared: allow_shared(handle, most_shared)? })
+        Ok(Function { handle, parameters, most_shared: allow_shared(handle, most_shared)? })
     }
 
     /// Unloads all; the context is current, nothing runs.

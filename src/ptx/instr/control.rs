@@ -28,9 +28,9 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
             decoded(Class::Control, Nothing)
         }
         "griddepcontrol" => {
-            let which = op.one_of(&["launch_dependents", "wait"]).ok_or_else(|| op.unknown())?;
+            op.one_of(&["launch_dependents", "wait"]).ok_or_else(|| op.unknown())?;
             op.operands::<0>(operands)?;
-            if which == "wait" { decoded(Class::Control, Wait) } else { decoded(Class::Control, Nothing) }
+            decoded(Class::Control, Nothing)
         }
         "trap" => {
             op.operands::<0>(operands)?;
@@ -53,16 +53,6 @@ impl Execute for Branch {
 
     fn target(&self) -> Option<usize> {
         Some(self.0)
-    }
-}
-
-/// For the launches before: from here on the block may touch memory. No other grid runs.
-struct Wait;
-
-impl Execute for Wait {
-    fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
-        cx.memory.hold(false);
-        Ok(Flow::Next)
     }
 }
 
