@@ -37,12 +37,9 @@ constexpr u32 PANEL_ROW = 128;
     SCORE(T, TYPE, 96, NAMES_48, THIRTY_TWO(d, 0) COMMA SIXTEEN(d, 32), 48, 49, 50)                                \
     SCORE(T, TYPE, 128, NAMES_64, SIXTY_FOUR(d, 0), 64, 65, 66)                                                    \
     SCORE(T, TYPE, 160, NAMES_80, SIXTY_FOUR(d, 0) COMMA SIXTEEN(d, 64), 80, 81, 82)                               \
-    SCORE(T, TYPE, 192, NAMES_96, SIXTY_FOUR(d, 0) COMMA THIRTY_TWO(d, 64), 96, 97, 98)                            \
-    CROSS(T, TYPE, 24, NAMES_12, EIGHT(d, 0) COMMA FOUR(d, 8), 12, 13, 14)                                         \
     CROSS(T, TYPE, 32, NAMES_16, SIXTEEN(d, 0), 16, 17, 18)                                                        \
     CROSS(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34)                                                     \
     WEIGH(T, TYPE, 40, NAMES_20, SIXTEEN(d, 0) COMMA FOUR(d, 16), 20, 21, 22, 23, 24, 25)                          \
-    WEIGH(T, TYPE, 48, NAMES_24, SIXTEEN(d, 0) COMMA EIGHT(d, 16), 24, 25, 26, 27, 28, 29)                         \
     WEIGH(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34, 35, 36, 37)                                         \
     WEIGH(T, TYPE, 72, NAMES_36, THIRTY_TWO(d, 0) COMMA FOUR(d, 32), 36, 37, 38, 39, 40, 41)                       \
     WEIGH(T, TYPE, 80, NAMES_40, THIRTY_TWO(d, 0) COMMA EIGHT(d, 32), 40, 41, 42, 43, 44, 45)                      \

@@ -212,7 +212,7 @@ struct Wgmma {
 
     // Makes a warpgroup's sums and sends them; `room` is the warp's own, for sums on their way out.
     __device__ __forceinline__ void multiply(f32* room, const Epilogue<T>& epilogue) {
-        u32 lane = lane_id(), group = warp_id() / 4, tile = blockIdx.x, turn = group ^ 1;
+        u32 group = warp_id() / 4, tile = blockIdx.x, turn = group ^ 1;
         bool both = share();
         if (!both && group == 1) tile += gridDim.x, skip();
 #pragma unroll 1
@@ -223,33 +223,38 @@ struct Wgmma {
             if (blockIdx.y == 0) fetch_added(at.col * COLS, both, out);
             // Who waits for a stage must have seen the one before it, or a phase that ended long ago would do.
             if (!both) await(turns + 8 * group, turn), turn ^= 1;
-            u32 last = 0;
-#pragma unroll 1
-            for (u32 i = steps.first; i < steps.end; i++) {
-                u32 from = base + stage * STAGE, rows = both ? group * 8192 : 0;
-                u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
-                await(full + 8 * stage, parity);
-                // Tensor cores see what was copied. Not by who copied it, who would wait for all that is still on its way.
-                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-                for (int r = 0; r < TEAMS; r++)
-                    if (r == 0 || !both)
-#pragma unroll
-                        for (int k = 0; k < HOPPER_DEPTH / 16; k++) multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), T{});
-                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-                // The products of the step before have ended, and its stage may be filled again.
-                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                if (i > steps.first && lane == 0) arrive(last);
-                last = empty + 8 * stage;
-                advance();
-            }
-            if (!both && lane == 0) arrive(turns + 8 * (group ^ 1));
-            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-            if (lane == 0) arrive(last);
+            both ? add_steps<1>(sums, group) : add_steps<TEAMS>(sums, group);
             if (gridDim.y == 1 || join(sums, tile, both)) send(room, sums, at.col * COLS, both, out);
             if (!both) skip();
         }
+    }
+
+    // Adds the products of all steps: of all rows in the warpgroup's turn, which ends when all are under way, or of 64 rows, of which each warpgroup has its own.
+    template <int COUNT>
+    __device__ __forceinline__ void add_steps(Sums& sums, u32 group) {
+        u32 last = 0, rows = COUNT == 1 ? group * 8192 : 0;
+#pragma unroll 1
+        for (u32 i = steps.first; i < steps.end; i++) {
+            u32 from = base + stage * STAGE;
+            u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
+            await(full + 8 * stage, parity);
+            // Tensor cores see what was copied. Not by who copied it, who would wait for all that is still on its way.
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+            for (int k = 0; k < HOPPER_DEPTH / 16; k++)
+#pragma unroll
+                for (int r = 0; r < COUNT; r++) multiply_matrices(sums[r], u + (k * 32 + r * 8192 >> 4), v + (k * 512 >> 4), T{});
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            // The products of the step before have ended, and its stage may be filled again.
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+            if (i > steps.first && lane_id() == 0) arrive(last);
+            last = empty + 8 * stage;
+            advance();
+        }
+        if (COUNT == 2 && lane_id() == 0) arrive(turns + 8 * (group ^ 1));
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        if (lane_id() == 0) arrive(last);
     }
 
     // The end of a tile, with the pixels of this warp.
@@ -308,13 +313,19 @@ struct Wgmma {
 
     // Ends that are not whole are sent with 128 columns alone, which is what `ops/hopper.rs` asks for. (A trap here would have ptxas 13 forget about `setmaxnreg`.)
     __device__ __forceinline__ void send(f32* room, Sums& sums, u32 first, bool both, const PatchStore<T>& out) const {
-        if (out.epilogue.whole()) {
+        if (out.epilogue.whole() && (!out.epilogue.sample_use || one_sample(out.epilogue))) {
 #pragma unroll
             for (int r = 0; r < TEAMS; r++)
                 if (r == 0 || !both) send_whole(sums[r], r, first, out);
         } else if constexpr (COLS == 128) {
             send_rounds(room, sums, first, both, out);
         }
+    }
+
+    // True if all of sixteen rows of a tile are of one sample; `one_sample` of `ops/hopper.rs`.
+    __device__ __forceinline__ bool one_sample(const Epilogue<T>& e) const {
+        if (patches.width * patches.height > 1) return patches.wide + patches.high >= 4;
+        return e.per_sample % 16 == 0 || e.per_sample >= e.m;
     }
 
     // The row of y of sums `half` of team `team`: a lane has two neighbouring columns of every eight, of the warp's rows lane / 4 and 8 behind.
@@ -345,15 +356,14 @@ struct Wgmma {
     // other. Whatever is added to the sums comes before the stores that it would have to wait for.
     __device__ __forceinline__ void send_whole(float (&sums)[COLS / 2], int team, u32 first, const PatchStore<T>& out) const {
         const Epilogue<T>& e = out.epilogue;
-        u32 rows[2], col = first + lane_id() % 4 * 8;
+        u32 rows[2] = {row_of(out, team, 0), row_of(out, team, 1)}, col = first + lane_id() % 4 * 8;
         Pack<u32, 4> residual[2];
-#pragma unroll
-        for (int h = 0; h < 2; h++) rows[h] = row_of(out, team, h);
+        auto bring = [&] { residual[0] = residual_of(e, rows[0], col), residual[1] = residual_of(e, rows[1], col); };
+        // With 192 columns no registers are left for it until the others are done.
+        if (COLS != 192) bring();
         add_biases(sums, rows, first, e);
-        // Not before: rows of samples take registers.
-#pragma unroll
-        for (int h = 0; h < 2; h++) residual[h] = residual_of(e, rows[h], col);
         activate(sums, e.activation);
+        if (COLS == 192) bring();
 #pragma unroll
         for (int part = 0; part < COLS / 32; part++, col += 32) {
             Pack<u32, 4> added[2];
@@ -389,36 +399,46 @@ struct Wgmma {
         v[0] += pair[0], v[1] += pair[1];
     }
 
-    static __device__ __forceinline__ void add_biases(float (&sums)[COLS / 2], const u32 (&rows)[2], u32 first, const Epilogue<T>& e) {
-        u32 col = first + lane_id() % 4 * 2;
-        if (e.has_bias)
-#pragma unroll
-            for (int j = 0; j < COLS / 8; j++)
-                if (col + 8 * j < e.n) {
-                    u32 bias = *(const u32*)(e.bias + col + 8 * j);
-#pragma unroll
-                    for (int h = 0; h < 2; h++) add_pair(sums + 4 * j + 2 * h, bias);
-                }
-        // Of 192 columns too few registers are left; `ops/hopper.rs` does not ask for that.
-        if constexpr (COLS != 192) {
-            if (e.sample_use == SAMPLE_BIAS) by_sample(sums, col, rows, e, [](float& v, float bias) { v += bias; });
-            if (e.sample_use == SAMPLE_GATE) by_sample(sums, col, rows, e, [](float& v, float gate) { v *= gate; });
-        }
-    }
+    // The tile's columns of a row of numbers: a lane has two neighbours of every 64, which the lanes that need them ask it for.
+    struct Columns {
+        u32 pairs[(COLS + 63) / 64];
 
-    // Does something to every sum with its column of its sample's row.
-    template <class F>
-    static __device__ __forceinline__ void by_sample(float (&sums)[COLS / 2], u32 col, const u32 (&rows)[2], const Epilogue<T>& e, const F& f) {
+        __device__ __forceinline__ Columns(const T* from, u32 first, u32 n) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const T* from = e.sample_of(rows[h]) + col;
+            for (int i = 0; i < (COLS + 63) / 64; i++) {
+                u32 col = first + 64 * i + 2 * lane_id();
+                pairs[i] = col < n ? *(const u32*)(from + col) : 0;
+            }
+        }
+
+        // Columns 8 j + 2 (lane % 4) and the next.
+        __device__ __forceinline__ void get(int j, float (&pair)[2]) const {
+            widen_both(__shfl_sync(~0u, pairs[j / 8], j % 8 * 4 + lane_id() % 4), pair, T{});
+        }
+    };
+
+    // A bias, and what the sample adds to the sums or multiplies them by: sixteen rows of y are of one sample.
+    static __device__ __forceinline__ void add_biases(float (&sums)[COLS / 2], const u32 (&rows)[2], u32 first, const Epilogue<T>& e) {
+        float pair[2];
+        if (e.has_bias) {
+            Columns bias(e.bias, first, e.n);
 #pragma unroll
-            for (int j = 0; j < COLS / 8; j++)
-                if (e.has(rows[h], col + 8 * j)) {
-                    float pair[2], *v = sums + 4 * j + 2 * h;
-                    widen_both(*(const u32*)(from + 8 * j), pair, T{});
-                    f(v[0], pair[0]), f(v[1], pair[1]);
-                }
+            for (int j = 0; j < COLS / 8; j++) {
+                bias.get(j, pair);
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[4 * j + i] += pair[i % 2];
+            }
+        }
+        if (!e.sample_use) return;
+        Columns sample(e.sample_of(min(__reduce_min_sync(~0u, min(rows[0], rows[1])), e.m - 1)), first, e.n);
+        bool gates = e.gates();
+#pragma unroll
+        for (int j = 0; j < COLS / 8; j++) {
+            sample.get(j, pair);
+            // One code for both.
+            float added[2] = {gates ? 0.0f : pair[0], gates ? 0.0f : pair[1]}, factor[2] = {gates ? pair[0] : 1.0f, gates ? pair[1] : 1.0f};
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[4 * j + i] = fmaf(sums[4 * j + i], factor[i % 2], added[i % 2]);
         }
     }
 

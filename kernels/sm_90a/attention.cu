@@ -9,10 +9,12 @@
 //   instructions of warps, 4             905  1091  1143  1175   944
 //   shared memory, 128 bytes             736  1024  1280  1344  1792
 //
-// A block has two warpgroups, or where that leaves multiprocessors idle one, each with 64 queries of a head, which go over all keys, and one of which a thread brings
-// what they need and all give their registers to the others. Scores are products of what is in shared memory; weights are the left operand of the second product in
-// the registers in which the first one left them. The softmax of a tile of keys runs beside the second product of the tile before it, and beside both products
-// of the other warpgroup: they begin them in turns.
+// Warpgroups have 64 queries of a head each, and go over all keys. Scores are products of what is in shared memory; weights are the left operand of the second product in
+// the registers in which the first one left them. The softmax of a tile of keys runs beside the second product of the tile before it. A block has two warpgroups, or where that leaves
+// multiprocessors idle one.
+//
+// With more than 80 columns, or one warpgroup, there is another of which a thread brings what they need and all give their registers to the others, and each begins its products in turn, so that a softmax is
+// beside both products of the other warpgroup. With fewer, two blocks share a multiprocessor, and four warpgroups' softmaxes are beside each other.
 //
 // Q, K and V come in boxes of panels of 64 columns: rows of 128 bytes with chunks exchanged by the row's number, zeros where a head has no more
 // columns or there are no more rows. Heads are padded to 16 columns in the first product, to 8 in the second.
@@ -233,6 +235,100 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
     rows.put(Head<T>(y, pair, heads, queries, dv), lse + u64(pair) * queries, place, threadIdx.x / 32 * 16, first, queries);
 }
 
+// The same for narrow heads, by blocks that share a multiprocessor, of warpgroups that all multiply: one thread brings what the next turn needs when all have done with the turn
+// before. There is room for Q, and two tiles of K and of V each.
+template <class T, u32 DK, u32 DV, u32 KEYS, u32 QUERIES>
+__device__ __forceinline__ void attention_shared(const TensorMap& q, const TensorMap& k, const TensorMap& v, T* y, float* lse, u32 queries, u32 keys, u32 heads,
+                                          u32 dv, u32 blocks, float scale) {
+    constexpr u32 K_PANELS = (DK + 63) / 64, V_PANELS = (DV + 63) / 64, WARPS = QUERIES / 16;
+    constexpr u32 Q_TILE = K_PANELS * QUERIES * PANEL_ROW, K_TILE = K_PANELS * KEYS * PANEL_ROW, V_TILE = V_PANELS * KEYS * PANEL_ROW;
+    static_assert(DV <= DK);
+    extern __shared__ __align__(1024) unsigned char room[];
+    __shared__ u64 barriers[4];
+    // Patterns of the swizzle begin at multiples of 1024 bytes, whatever stands before the room.
+    u32 place = (shared_address(room) + 1023) & ~1023u, k_place = place + Q_TILE, v_place = k_place + 2 * K_TILE;
+    // What a turn needs is there; all have done with it. Of two turns each.
+    u32 there = shared_address(barriers), done = there + 16;
+    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = threadIdx.x / 128;
+    u32 tiles = (keys + KEYS - 1) / KEYS;
+    // The K of one turn and the V of the one before it come together. The first turn's tile is the last, which alone may have fewer keys.
+    auto load = [&](u32 t) {
+        u32 barrier = there + t % 2 * 8, key = (tiles - 1 - t) * KEYS, head = pair % heads, sample = pair / heads;
+        arrive_and_announce(barrier, (t == 0 ? Q_TILE : V_TILE) + (t < tiles ? K_TILE : 0));
+        if (t == 0) bring<QUERIES, K_PANELS>(place, q, head, first, sample, barrier);
+        if (t < tiles) bring<KEYS, K_PANELS>(k_place + t % 2 * K_TILE, k, head, key, sample, barrier);
+        if (t > 0) bring<KEYS, V_PANELS>(v_place + (t - 1) % 2 * V_TILE, v, head, key + KEYS, sample, barrier);
+    };
+    auto finish = [&](u32 t) {
+        if (threadIdx.x % 32 == 0) arrive(done + t % 2 * 8);
+    };
+    float s[KEYS / 2];
+    u64 q_matrix = matrix_descriptor<128, 16, 1024>(place + warpgroup * 64 * PANEL_ROW);
+    // Begins the scores of a turn's tile.
+    auto multiply = [&](u32 t) {
+        u64 k_matrix = matrix_descriptor<128, 16, 1024>(k_place + t % 2 * K_TILE);
+#pragma unroll
+        for (u32 i = 0; i < DK / 16; i++) {
+            u32 in_panel = i % 4 * (32 >> 4);
+            score(s, q_matrix + (i / 4 * (QUERIES * PANEL_ROW >> 4) + in_panel), k_matrix + (i / 4 * (KEYS * PANEL_ROW >> 4) + in_panel), i > 0, T{});
+        }
+        commit_products();
+    };
+
+    u32 p[KEYS / 16][4];
+    Softmax<T, DV, KEYS, QUERIES> rows;
+    rows.clear();
+    // Begins the sums over the values of a turn's tile.
+    auto sum = [&](u32 t) {
+        u64 v_matrix = matrix_descriptor<128, KEYS * PANEL_ROW, 1024>(v_place + t % 2 * V_TILE);
+#pragma unroll
+        for (u32 i = 0; i < KEYS / 16; i++) weigh(rows.o, p[i], v_matrix + i * (16 * PANEL_ROW >> 4), T{});
+        commit_products();
+    };
+
+    if (threadIdx.x == 0) {
+        fetch_map(q), fetch_map(k), fetch_map(v);
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) make_barrier(there + i * 8, 1), make_barrier(done + i * 8, WARPS);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        load(0);
+        load(1);
+    }
+    __syncthreads();
+    float factor = scale * LOG2_E;
+    await(there, 0);
+    begin_products();
+    multiply(0);
+    wait_products<0>(s);
+    rows.mask(s, keys - (tiles - 1) * KEYS);
+    rows.soften(s, p, factor, true);
+    finish(0);
+    // No product is under way from one turn to the next, and none is left out of a turn: assemblers would put a wait behind each.
+#pragma unroll 1
+    for (u32 t = 1; t < tiles; t++) {
+        await(there + t % 2 * 8, t / 2 % 2);
+        begin_products();
+        multiply(t);
+        sum(t - 1);
+        if (threadIdx.x == 0) {
+            // Behind this all have done with the K of t - 1 and the V of t - 2.
+            await(done + (t - 1) % 2 * 8, (t - 1) / 2 % 2);
+            load(t + 1);
+        }
+        __syncwarp();
+        wait_products<1>(s);
+        rows.soften(s, p, factor, false);
+        finish(t);
+    }
+    await(there + tiles % 2 * 8, tiles / 2 % 2);
+    begin_products();
+    sum(tiles - 1);
+    wait_products<0>(rows.o);
+    // No warp's place is read any more.
+    __syncthreads();
+    rows.put(Head<T>(y, pair, heads, queries, dv), lse + u64(pair) * queries, place, threadIdx.x / 32 * 16, first, queries);
+}
+
 // q, k, v: maps of [B, rows, heads, columns] in boxes of 64 columns of a head, of a block's queries or a tile's keys. blocks: of the queries of a head.
 #define ATTENTION(T, NAME, DK, DV, KEYS, GROUPS, STAGES, BLOCKS, REGISTERS)                                                                          \
     extern "C" __global__ void __launch_bounds__(128 * GROUPS + 128, BLOCKS)                                                                         \
@@ -240,12 +336,18 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
                                float* lse, u32 queries, u32 keys, u32 heads, u32 dv, u32 blocks, float scale) {                                      \
         attention<T, DK, DV, KEYS, GROUPS, STAGES, REGISTERS>(q, k, v, y, lse, queries, keys, heads, dv, blocks, scale);                             \
     }
+#define SHARED(T, NAME, DK, DV, KEYS)                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                                                             \
+        attention_##NAME##_##T(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, T* y, \
+                               float* lse, u32 queries, u32 keys, u32 heads, u32 dv, u32 blocks, float scale) {                                      \
+        attention_shared<T, DK, DV, KEYS, 128>(q, k, v, y, lse, queries, keys, heads, dv, blocks, scale);                                            \
+    }
 // `few`: one warpgroup. REGISTERS of a thread that multiplies are what BLOCKS on a multiprocessor leave.
 #define HALVES(T)                                   \
-    ATTENTION(T, 40, 48, 40, 192, 2, 2, 1, 240)     \
-    ATTENTION(T, 64, 64, 64, 192, 2, 2, 1, 240)     \
-    ATTENTION(T, 72, 80, 72, 160, 2, 2, 1, 240)     \
-    ATTENTION(T, 80, 80, 80, 160, 2, 2, 1, 240)     \
+    SHARED(T, 40, 48, 40, 96)                    \
+    SHARED(T, 64, 64, 64, 64)                    \
+    SHARED(T, 72, 80, 72, 64)                    \
+    SHARED(T, 80, 80, 80, 64)                    \
     ATTENTION(T, 128, 128, 128, 160, 2, 2, 1, 240) \
     ATTENTION(T, 160, 160, 160, 96, 2, 2, 1, 240)   \
     ATTENTION(T, few_40, 48, 40, 96, 1, 4, 1, 0)    \

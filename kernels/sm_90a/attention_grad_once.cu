@@ -3,10 +3,10 @@
 //
 // Floor: 2 Tq Tk (3 d + 2 dv) FLOPs a head, by `wgmma`. Cycles of a multiprocessor for 64 keys and 64 queries, by arithmetic:
 //
-//   columns of a head              48    64   128
-//   products                      480   640  1280
-//   exponentials                  256   256   256
-//   sums to integers, of 16        96   128   256
+//   columns of a head              64   128
+//   products                      640  1280
+//   exponentials                  256   256
+//   sums to integers, of 16       128   256
 //
 // dq is the sum of what all blocks of a head's keys add to it, in whatever order: so it is of integers, the same bits every time. A query's unit is a power of two for which no
 // sum passes 2^29, as |dS k| is at most sum(P) (|dy| |v| + |rowsum(dy ∘ y)|) |k|, with the longest v of the head and its largest number of k. That leaves 29 bits below a bound
@@ -265,7 +265,6 @@ __device__ __forceinline__ void finish(const int* fixed, const float* terms, T* 
                                                                                     u32 parts) {                                                            \
         find_limits(k, v, limits, keys, heads, d, dv, parts);                                                                                               \
     }                                                                                                                                                       \
-    GRADIENT(T, 48)                                                                                                                                         \
     GRADIENT(T, 64)                                                                                                                                         \
     GRADIENT(T, 128)
 HALVES(f16)

@@ -240,7 +240,7 @@ impl Conv2d {
             let kernel = kernel.entry(format!("conv2d_{entry}_{}", product.dtype)).shared(shared);
             let launch = Launch::ptx(kernel, grid, threads, self.epilogue.arguments()).scalars(window_sizes(w));
             let sizes = [pixels, n, k, product.rows_per_sample];
-            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()), n)
+            self.epilogue.scalars(launch.scalars(sizes).scalars(more.iter().copied()), product.sample_stride)
         };
         let square = w.kernel == [3, 3] && w.stride == 1 && w.dilation == 1;
         if n <= 4 && square && w.channels.is_multiple_of(32) && w.channels <= 512 {

@@ -15,7 +15,9 @@ const SIZES: [usize; 4] = [256, 192, 160, 128];
 /// Terms that are summed up in a row at most: longer sums lose digits that the result has in 16 bits.
 const MOST_TERMS: usize = 1 << 15;
 /// Cycles for the last products and the end of a tile of 128 columns by one warpgroup, or of 256 by two.
-const END_CYCLES: usize = 4000;
+const END_CYCLES: usize = 6000;
+/// Bytes of operands that a multiprocessor gets a cycle, if all want some: 32 KiB in 700 cycles, 48 in 1040 on an H200.
+const STEP_BYTES: usize = 46;
 /// Cycles that it takes to know that all parts have come, and bytes of parts that a block reads or writes a cycle.
 const JOIN_CYCLES: usize = 2000;
 const JOIN_BYTES: usize = 48;
@@ -64,6 +66,15 @@ impl Patches {
     }
 }
 
+/// True if all of sixteen rows of a tile, as many as a warp sends at a time, are of one sample; samples have so many rows each.
+pub(super) fn one_sample(w: &Window, images: usize, rows_per_sample: usize) -> bool {
+    if w.out_height * w.out_width > 1 {
+        let patches = Patches::of(w, images, ROWS);
+        return patches.wide + patches.high >= 4;
+    }
+    rows_per_sample.is_multiple_of(16) || rows_per_sample >= images
+}
+
 /// Channels, in steps, of all taps.
 fn steps(w: &Window) -> usize {
     w.taps() * w.channels.div_ceil(DEPTH)
@@ -71,13 +82,13 @@ fn steps(w: &Window) -> usize {
 
 impl<'a> Hopper<'a> {
     /// None where the kernels of sm_80, which would take `other` tiles, are faster or the only ones: PTX for `wgmma` is for compute
-    /// capability 9.0 alone; boxes begin at multiples of 16 bytes, and columns of an end are four in an access. `has` tells which columns of
-    /// tiles there is an entry for.
+    /// capability 9.0 alone; boxes begin at multiples of 16 bytes, and columns of an end are four in an access. Ends that are not `whole` have
+    /// but one entry.
     pub fn new(
         w: &'a Window,
         images: usize,
         columns: usize,
-        has: impl Fn(usize) -> bool,
+        whole: bool,
         other: &Blocks,
         target: &CudaTarget,
     ) -> Option<Hopper<'a>> {
@@ -90,12 +101,12 @@ impl<'a> Hopper<'a> {
             return None;
         }
         let patches = Patches::of(w, images, ROWS);
-        let sizes = SIZES.into_iter().filter(|size| has(*size));
+        let sizes = SIZES.into_iter().filter(|size| whole || *size == 128);
         let all = sizes.flat_map(|size| Hopper::of(w, images, columns, patches, size, target));
-        let best = all.min_by_key(|hopper| hopper.cycles())?;
+        let best = all.min_by_key(|hopper| hopper.cycles(target))?;
         let launch = if other.parts > 1 { LAUNCH_CYCLES } else { 0 };
         let others = 3 * other.half_cycles(best.pixels * columns, target) / 2 + launch;
-        (best.cycles() <= others).then_some(best)
+        (best.cycles(target) <= others).then_some(best)
     }
 
     /// In tiles of `size` columns: with k whole, and cut into every number of parts that lets all of them run at once.
@@ -120,17 +131,20 @@ impl<'a> Hopper<'a> {
         })
     }
 
-    /// Cycles of the multiprocessor that has the most to do, but for what every launch costs. A step takes what is read of shared memory and written to
-    /// it, 128 bytes a cycle, which is as long as its products take with 256 columns and longer with fewer; but then all ends of tiles but
-    /// the last are hidden behind another tile's steps. Parts are written and read again by those who end a tile.
-    fn cycles(&self) -> usize {
+    /// Cycles of the multiprocessor that has the most to do, but for what every launch costs. A step takes what the tensor cores take, or its operands on
+    /// their way: with fewer columns there are more of them for a product. But all ends of tiles of fewer than 256 columns but the last are hidden behind another
+    /// tile's steps, and both warpgroups share a tile if there is but one. Parts are written and read again by those who end a tile.
+    fn cycles(&self, target: &CudaTarget) -> usize {
         let (rounds, sums) = (self.tiles.div_ceil(self.blocks), ROWS * self.size);
-        let (steps, ends) = match self.size {
-            256 => (rounds * self.part, rounds * END_CYCLES),
-            size => (rounds * self.part, END_CYCLES * size / 128),
+        let ends = match (self.size, rounds) {
+            (256, _) => rounds * END_CYCLES,
+            (size, 1) => END_CYCLES * size / 256,
+            (size, _) => END_CYCLES * size / 128,
         };
         let join = if self.parts == 1 { 0 } else { JOIN_CYCLES + (self.parts + 1) * 4 * sums / JOIN_BYTES };
-        steps * (256 + 3 * self.size) + ends + rounds * join
+        let running = self.blocks * self.parts;
+        let bytes = (ROWS + self.size) * DEPTH * 2 * running / (STEP_BYTES * target.multiprocessors as usize);
+        rounds * self.part * bytes.max(4 * self.size) + ends + rounds * join
     }
 
     /// Bytes of shared memory: stages of operands, sums on their way out where not all are sent from registers, and what it takes to begin at
@@ -181,7 +195,7 @@ mod tests {
     /// Of images `[images, side, side, channels]` under a window of `taps²`, or rows of a matrix if there is one tap.
     fn cut(w: &Window, images: usize, n: usize) -> Option<Hopper<'_>> {
         let sizes = [images * w.out_height * w.out_width, n, w.taps() * w.channels];
-        Hopper::new(w, images, n, |_| true, &Blocks::new(1, sizes, 128, &H100), &H100)
+        Hopper::new(w, images, n, true, &Blocks::new(1, sizes, 128, &H100), &H100)
     }
 
     fn image(height: usize, width: usize, channels: usize) -> Window {
@@ -216,14 +230,14 @@ mod tests {
     fn tiles_are_as_large_as_rounds_are_full() {
         let size = |m, n, k| cut(&Window::matrix(k), m, n).map(|h| (h.size, h.parts, h.blocks));
         assert_eq!(size(8192, 8192, 8192), Some((256, 1, 132)));
-        // 132 tiles of 128 columns are one round, 66 of 256 take longer, though k is cut.
-        assert_eq!(size(12 * 128, 11 * 128, 4096), Some((128, 1, 132)));
+        // 108 tiles of 160 columns are one round, 66 of 256 take longer, though k is cut, and 132 of 128 have more operands.
+        assert_eq!(size(12 * 128, 11 * 128, 4096), Some((160, 1, 108)));
         assert_eq!(size(8192, 8192, 192), Some((192, 1, 132)));
         // Six tiles of 192 columns beside each other, or two of 160.
         assert_eq!(size(16384, 1152, 1152), Some((192, 1, 132)));
         assert_eq!(size(16384, 320, 320), Some((160, 1, 132)));
         // Few tiles of many terms.
-        assert_eq!(size(256, 1152, 9216), Some((128, 7, 18)));
+        assert_eq!(size(256, 1152, 9216), Some((128, 5, 18)));
         // Few rows; rows that do not begin at 16 bytes.
         assert_eq!(size(40, 640, 640), None);
         assert_eq!(size(8192, 8192, 1028), None);
@@ -237,6 +251,6 @@ mod tests {
         let others = [Window { stride: 3, ..w }, Window { dilation: 2, ..w }, image(64, 64, 4)];
         assert!(others.iter().all(|w| cut(w, 4, 320).is_none()));
         let older = CudaTarget { compute: (8, 9), ..H100 };
-        assert_eq!(Hopper::new(&w, 4, 320, |_| true, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
+        assert_eq!(Hopper::new(&w, 4, 320, true, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
     }
 }

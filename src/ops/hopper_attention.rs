@@ -7,8 +7,10 @@ use crate::tensor::DType;
 /// An instance of the forward in `kernels/sm_90a/attention.cu`.
 pub(super) struct HopperTile {
     pub entry: String,
-    /// Warpgroups of a block, each with 64 queries; one more brings tiles.
+    /// Warpgroups of a block, each with 64 queries.
     groups: usize,
+    /// Keys of a tile, where blocks share a multiprocessor: then no other warpgroup brings tiles, and they come whole.
+    shared: Option<usize>,
     shared_bytes: usize,
     /// Nanoseconds, about, that it takes.
     pub time: usize,
@@ -19,7 +21,7 @@ type Instance = (usize, usize, usize, usize);
 
 impl HopperTile {
     const MANY: [Instance; 6] =
-        [(40, 2, 192, 2), (64, 2, 192, 2), (72, 2, 160, 2), (80, 2, 160, 2), (128, 2, 160, 2), (160, 2, 96, 2)];
+        [(40, 2, 96, 2), (64, 2, 64, 2), (72, 2, 64, 2), (80, 2, 64, 2), (128, 2, 160, 2), (160, 2, 96, 2)];
     const FEW: [Instance; 6] =
         [(40, 1, 96, 4), (64, 1, 64, 4), (80, 1, 64, 4), (128, 1, 64, 4), (160, 1, 64, 4), (256, 1, 64, 3)];
     /// Rows of a box in which operands come.
@@ -44,9 +46,11 @@ impl HopperTile {
         let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
         // Panels of 64 columns, which begin at a multiple of 1024 bytes.
         let shared_bytes = (64 * groups + 2 * stages * keys) * columns.div_ceil(64) * 128 + 1024;
-        let time = blocks(groups).div_ceil(processors) * s.keys * Self::KEY_TIME;
+        let shared = (groups == 2 && columns <= 80).then_some(keys);
+        let at_once = processors * if shared.is_some() { 2 } else { 1 };
+        let time = blocks(groups).div_ceil(at_once) * s.keys * Self::KEY_TIME;
         let entry = format!("attention_{name}{columns}_{dtype}");
-        chosen.then_some(HopperTile { entry, groups, shared_bytes, time })
+        chosen.then_some(HopperTile { entry, groups, shared, shared_bytes, time })
     }
 
     pub fn launch(&self, op: &Attention, s: &Sizes, dtype: DType) -> Launch {
@@ -54,10 +58,14 @@ impl HopperTile {
         let kernel = kernel.entry(self.entry.clone()).shared(self.shared_bytes);
         let blocks = s.queries.div_ceil(64 * self.groups);
         let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
-        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 128 * (self.groups + 1), args);
-        let boxes = |rows, width| s.boxes(dtype, rows, width, Self::BOX);
-        let launch = launch.in_boxes(0, boxes(s.queries, s.d));
-        let launch = launch.in_boxes(1, boxes(s.keys, s.d)).in_boxes(2, boxes(s.keys, s.dv));
+        let (warpgroups, queries, keys) = match self.shared {
+            Some(keys) => (self.groups, 64 * self.groups, keys),
+            None => (self.groups + 1, Self::BOX, Self::BOX),
+        };
+        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 128 * warpgroups, args);
+        let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
+        let launch = launch.in_boxes(0, boxes(s.queries, s.d, queries));
+        let launch = launch.in_boxes(1, boxes(s.keys, s.d, keys)).in_boxes(2, boxes(s.keys, s.dv, keys));
         launch.scalars([s.queries, s.keys, s.heads, s.dv, blocks]).scalar(op.scale)
     }
 }
@@ -126,7 +134,7 @@ impl HopperOnce {
 
     /// The instance for such heads, if there is one.
     pub fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
-        let columns = [48, 64, 128].into_iter().find(|columns| s.d.max(s.dv) <= *columns)?;
+        let columns = [64, 128].into_iter().find(|columns| s.d.max(s.dv) <= *columns)?;
         let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
         let fits = halves && 8 * (s.d + s.dv) >= 13 * columns && s.keys.min(s.queries) >= Self::LEAST;
         let busy = 2 * s.pairs() * s.keys.div_ceil(Self::ROWS) >= target.multiprocessors as usize;
@@ -206,7 +214,9 @@ mod tests {
         for columns in [40, 64, 72, 80, 128, 160, 256] {
             for queries in [64, 4096] {
                 let tile = HopperTile::of(&sizes(queries, columns, columns), DType::F16, &HOPPER).unwrap();
-                assert!(tile.shared_bytes <= HOPPER.shared_bytes as usize, "{}", tile.entry);
+                // As many blocks share a multiprocessor's 228 KiB, of which each has two more, as registers allow for.
+                let blocks = if tile.shared.is_some() { 2 } else { 1 };
+                assert!(blocks * (tile.shared_bytes + 2048) <= 229 * 1024, "{}", tile.entry);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`, and into those of `kernels/lib/gemm.cuh`.
 
 use super::Epilogue;
-use super::hopper::Hopper;
+use super::hopper::{Hopper, one_sample};
 use crate::cpu::gemm::Window;
 use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, PANEL};
@@ -340,10 +340,10 @@ impl Product<'_> {
         }
         let blocks = Blocks::new(1, self.sizes, 128, target);
         let half = self.dtype != DType::F32;
-        let (whole, by_sample) = (self.epilogue.is_whole(n, self.sample_stride), self.epilogue.by_sample());
-        // Ends that are not whole have one width, rows of samples all but one.
-        let has = |size| size == 128 || (whole && !(by_sample && size == 192));
-        let hopper = half.then(|| Hopper::new(self.window, self.images, n, has, &blocks, target)).flatten();
+        let samples = !self.epilogue.by_sample() || one_sample(self.window, self.images, self.rows_per_sample);
+        let whole = self.epilogue.is_whole(n, self.sample_stride) && samples;
+        let half = half && self.epilogue.by_fours(n, self.sample_stride);
+        let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
 

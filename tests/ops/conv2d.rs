@@ -124,7 +124,7 @@ fn convolutions_on_hopper() {
     for (conv, size, entry) in [
         (plain, [1, 18, 31, 64, 136], "product_160_bf16"),
         (plain, [2, 18, 15, 64, 192], "product_192_bf16"),
-        (plain, [2, 7, 15, 64, 384], "product_256_bf16"),
+        (plain, [2, 16, 15, 64, 256], "product_256_bf16"),
         (uneven, [3, 7, 15, 120, 136], "product_160_bf16"),
         (shrinking, [8, 10, 10, 64, 120], "product_128_bf16"),
         (Conv2d::same(1, all), [2, 16, 15, 192, 264], "product_160_bf16"),

@@ -137,20 +137,23 @@ fn linear_on_hopper() {
     // What is activated and then gated has no tiles of its own.
     let gated = |e: &Epilogue| e.gate && e.activation != Activation::Identity;
     let entry = |e: &Epilogue| if gated(e) { "product_128_bf16" } else { "product_160_bf16" };
-    let each = all.iter().map(|e| (*e, [3, 99, 136, 264], entry(e)));
+    let each = all.iter().map(|e| (*e, [3, 96, 136, 264], entry(e)));
     let last = *all.last().unwrap();
     let gate = Epilogue { gate: true, residual: true, ..Epilogue::bias() };
     let after = Epilogue { gate: true, sample_bias: false, activation: Activation::Silu, ..last };
     let others = [
         (last, [1, 250, 840, 1000], "product_256_bf16"),
-        (gate, [5, 50, 840, 1000], "product_256_bf16"),
-        (Epilogue { sample_bias: false, ..last }, [1, 370, 136, 760], "product_192_bf16"),
+        (gate, [5, 48, 840, 1000], "product_256_bf16"),
+        (last, [1, 370, 648, 376], "product_192_bf16"),
+        (gate, [2, 176, 648, 376], "product_192_bf16"),
         (last, [1, 370, 72, 376], "product_128_bf16"),
         (after, [1, 370, 72, 376], "product_128_bf16"),
+        // Sixteen rows of several samples.
+        (last, [3, 99, 136, 264], "product_128_bf16"),
         (Epilogue { activation: Activation::Relu, ..last }, [3, 99, 136, 264], "product_128_bf16"),
         // In parts.
-        (last, [2, 60, 2888, 160], "product_160_bf16"),
-        (gate, [2, 60, 2888, 160], "product_160_bf16"),
+        (last, [2, 64, 2888, 160], "product_160_bf16"),
+        (gate, [2, 64, 2888, 160], "product_160_bf16"),
         (last, [2, 60, 2888, 100], "product_128_bf16"),
         (gate, [2, 60, 2888, 100], "product_128_bf16"),
     ];
