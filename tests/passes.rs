@@ -7,6 +7,7 @@ use langevin::ops::{
     TimestepEmbedding,
 };
 use langevin::passes::fuse::{Purpose, fuse};
+use langevin::passes::hoist::hoist;
 use langevin::passes::once::once;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
 use langevin::tensor::TensorType;
@@ -130,6 +131,22 @@ fn what_is_made_again_is_made_once() {
     let shared = once(&g).unwrap();
     assert_eq!(names(&shared), ["timestep_embedding", "activation", "affine", "affine"]);
     assert_eq!(run(&g).0, run(&shared).0);
+}
+
+#[test]
+fn what_is_small_goes_first() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 64, 8]));
+    let t = g.input("t", TensorType::f32([2, 8]));
+    let large = g.apply(Activate(Activation::Relu), &[x]).unwrap();
+    let small = g.apply(Affine::scale(2.0), &[t]).unwrap();
+    let gated = g.apply(Gate, &[large, small, x]).unwrap();
+    let small = g.apply(Activate(Activation::Silu), &[small]).unwrap();
+    let y = g.apply(Gate, &[gated, small, large]).unwrap();
+    g.output("y", y);
+    let sorted = hoist(&g).unwrap();
+    assert_eq!(names(&sorted), ["affine", "activation", "activation", "gate", "gate"]);
+    assert_eq!(run(&g).0, run(&sorted).0);
 }
 
 #[test]

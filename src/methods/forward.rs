@@ -5,6 +5,7 @@ use crate::graph::{Graph, Target};
 use crate::nn::Built;
 use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::hoist::hoist;
 use crate::passes::once::once;
 use crate::passes::recompute::recompute;
 use crate::passes::storage::mixed_precision_with_copies;
@@ -58,7 +59,7 @@ pub fn forward(network: &Built, grad: Option<Backward>, target: Target, options:
         add_gradients(network, &mut graph, backward.recompute)?;
         graph = backward.finish(&graph, &target, &|_| None)?;
     } else {
-        graph = once(&graph)?;
+        graph = hoist(&once(&graph)?)?;
     }
     // An input and an output may have one name: that of the buffer of an output says which it is.
     graph.rename_outputs(|name| format!("out/{name}"));

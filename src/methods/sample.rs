@@ -11,6 +11,7 @@ use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter, adapter_parameter};
 use crate::ops::{Broadcast, DiffusionUpdate, GuidanceRescale, Random, RandomKind, Slice};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::hoist::hoist;
 use crate::passes::once::once;
 use crate::schedule::{BufferId, Buffers, Options, Program, Rows, Schedule, Step as ScheduleStep};
 use crate::tensor::TensorType;
@@ -282,7 +283,7 @@ impl<'a> Builder<'a> {
         let graph = if self.how.fuse {
             let (graph, log) = fuse(&graph, Purpose::Inference)?;
             self.fusions.extend(log);
-            once(&graph)?
+            hoist(&once(&graph)?)?
         } else {
             graph
         };

@@ -145,40 +145,43 @@ impl TimestepMlp {
     /// Its ops one after the other, what is between them in scratch.
     fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let (samples, dtype, mut launches) = (io.outputs[0].rows(), io.outputs[0].dtype, Vec::new());
-        let mut add = |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, to: Arg| -> Result<(Arg, TensorType)> {
-            let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
-            let dtype = if launches.is_empty() { DType::F32 } else { dtype };
-            let between = TensorType { dtype, ..TensorType::f32([samples, n]) };
-            let lowered = op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)?;
-            let (before, last) = (launches.len(), lowered.len().saturating_sub(1));
-            for (i, mut launch) in lowered.into_iter().enumerate() {
-                if to == Arg::Scratch(0) && i == last {
-                    launch.scratch = vec![between.bytes()];
+        let mut add =
+            |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, last: bool| -> Result<(Arg, TensorType)> {
+                let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
+                let dtype = if launches.is_empty() { DType::F32 } else { dtype };
+                let between = TensorType { dtype, ..TensorType::f32([samples, n]) };
+                // What the op's own launches leave for each other is numbered from here on; the last of them makes its output.
+                let (first, mut made) = (launches.len(), Arg::Output(0));
+                for mut launch in op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)? {
+                    let own = launch.scratch.len();
+                    let makes = launch.args.contains(&Arg::Output(0)) && !last;
+                    if makes {
+                        launch.scratch.push(between.bytes());
+                        made = Arg::Left(launches.len(), own);
+                    }
+                    for arg in &mut launch.args {
+                        *arg = match *arg {
+                            Arg::Input(i) => args[i],
+                            Arg::Output(_) if makes => Arg::Scratch(own),
+                            Arg::Left(launch, piece) => Arg::Left(first + launch, piece),
+                            arg => arg,
+                        };
+                    }
+                    launches.push(launch);
                 }
-                for arg in &mut launch.args {
-                    *arg = match *arg {
-                        Arg::Input(i) => args[i],
-                        Arg::Output(_) => to,
-                        // What a layer left that comes in parts.
-                        Arg::Left(launch, piece) => Arg::Left(before + launch, piece),
-                        other => other,
-                    };
-                }
-                launches.push(launch);
-            }
-            Ok((Arg::Left(launches.len().saturating_sub(1), 0), between))
-        };
+                Ok((made, between))
+            };
         let input = |i: usize| (Arg::Input(i), io.inputs[i].clone());
         let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
         let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
-        let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, Arg::Scratch(0))?;
+        let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, false)?;
         let embedded = match dtype {
             DType::F32 => embedded,
-            _ => add(&Cast(dtype), vec![embedded], self.embedding.dim, Arg::Scratch(0))?,
+            _ => add(&Cast(dtype), vec![embedded], self.embedding.dim, false)?,
         };
-        let hidden = add(&first, vec![embedded, input(1), input(2)], io.inputs[1].cols(), Arg::Scratch(0))?;
+        let hidden = add(&first, vec![embedded, input(1), input(2)], io.inputs[1].cols(), false)?;
         let operands = (3..io.inputs.len()).map(input);
-        add(&second, [hidden].into_iter().chain(operands).collect(), io.outputs[0].cols(), Arg::Output(0))?;
+        add(&second, [hidden].into_iter().chain(operands).collect(), io.outputs[0].cols(), true)?;
         Ok(launches)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod autodiff;
 pub mod fuse;
+pub mod hoist;
 pub mod once;
 pub mod plan;
 pub mod recompute;
