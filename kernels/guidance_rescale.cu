@@ -13,7 +13,7 @@ template <bool WHOLE>
 __device__ __forceinline__ Spreads spreads(const f32* cond, const f32* combined, const Stretch<WHOLE>& s) {
     // Less the first, all deviations of a constant are exactly zero, as are those of what is not there.
     float first[2] = {cond[s.start], combined[s.start]}, mean[2] = {}, squares[2] = {};
-    Wide<f32> x[2][HELD];
+    Wide<f32> x[2][PACKS_HELD];
     s.load(x[0], cond, first[0]);
     s.load(x[1], combined, first[1]);
 #pragma unroll
@@ -25,7 +25,7 @@ __device__ __forceinline__ Spreads spreads(const f32* cond, const f32* combined,
     for (int of = 0; of < 2; of++) {
         mean[of] /= s.count;
 #pragma unroll
-        for (u32 k = 0; k < HELD; k++)
+        for (u32 k = 0; k < PACKS_HELD; k++)
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
                 float d = s.has(k, j) ? x[of][k].at[j] - mean[of] : 0.0f;
@@ -70,7 +70,7 @@ __device__ __forceinline__ float factor(const Spreads* parts, u32 n, u32 each, u
 template <bool WHOLE>
 __device__ __forceinline__ void rescale(
     const f32* combined, const Spreads* parts, f32* y, u32 n, u32 each, u32 stretches, float phi, const Stretch<WHOLE>& s) {
-    Wide<f32> x[HELD];
+    Wide<f32> x[PACKS_HELD];
     s.load(x, combined, 0.0f);
     float by = factor(parts + u64(s.sample) * stretches, n, each, stretches, phi);
     each_held(x, [&](float& v) { v *= by; });

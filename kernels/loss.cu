@@ -12,7 +12,7 @@ __device__ __forceinline__ float weighted(float square, float weight, u32 n, u32
 
 template <bool WHOLE>
 __device__ __forceinline__ float squares(const f32* prediction, const f32* goal, const Stretch<WHOLE>& s) {
-    Wide<f32> p[HELD], t[HELD];
+    Wide<f32> p[PACKS_HELD], t[PACKS_HELD];
     s.load(p, prediction, 0.0f);
     s.load(t, goal, 0.0f);
     subtract(p, t);

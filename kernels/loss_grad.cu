@@ -7,7 +7,7 @@ template <bool WHOLE>
 __device__ __forceinline__ void grad(
     const f32* prediction, const f32* goal, const f32* weight, const f32* dy, f32* dx, const f32* squares, u32 n, u32 stretches, u32 kind,
     float c, const Stretch<WHOLE>& s) {
-    Wide<f32> d[HELD], t[HELD];
+    Wide<f32> d[PACKS_HELD], t[PACKS_HELD];
     s.load(d, prediction, 0.0f);
     s.load(t, goal, 0.0f);
     float slope = 2.0f / n, scale = weight[s.sample] * dy[s.sample];

@@ -3,7 +3,7 @@
 #include "norm.cuh"
 
 // Packs of a thread: a stretch has 4096 numbers at most, which are under way at once.
-constexpr u32 HELD = 4;
+constexpr u32 PACKS_HELD = 4;
 
 // WHOLE: samples are a multiple of 16 bytes, all arrays begin at one.
 template <bool WHOLE>
@@ -24,18 +24,18 @@ struct Stretch {
     __device__ __forceinline__ bool has(u32 k, u32 j) const { return place(k, WHOLE ? 0 : j) < count; }
 
     // Those that are not there are `rest`.
-    __device__ __forceinline__ void load(Wide<f32> (&v)[HELD], const f32* x, f32 rest) const {
+    __device__ __forceinline__ void load(Wide<f32> (&v)[PACKS_HELD], const f32* x, f32 rest) const {
 #pragma unroll
-        for (u32 k = 0; k < HELD; k++) {
+        for (u32 k = 0; k < PACKS_HELD; k++) {
 #pragma unroll
             for (u32 j = 0; j < 4; j++) v[k].at[j] = !WHOLE && has(k, j) ? x[start + place(k, j)] : rest;
             if (WHOLE && has(k, 0)) v[k] = *(const Wide<f32>*)(x + start + place(k, 0));
         }
     }
 
-    __device__ __forceinline__ void store(f32* y, const Wide<f32> (&v)[HELD]) const {
+    __device__ __forceinline__ void store(f32* y, const Wide<f32> (&v)[PACKS_HELD]) const {
 #pragma unroll
-        for (u32 k = 0; k < HELD; k++) {
+        for (u32 k = 0; k < PACKS_HELD; k++) {
             if constexpr (WHOLE) {
                 if (has(k, 0)) *(Wide<f32>*)(y + start + place(k, 0)) = v[k];
             } else {
@@ -49,17 +49,17 @@ struct Stretch {
 
 // f(v) for every number that a thread holds.
 template <class F>
-__device__ __forceinline__ void each_held(Wide<f32> (&v)[HELD], F f) {
+__device__ __forceinline__ void each_held(Wide<f32> (&v)[PACKS_HELD], F f) {
 #pragma unroll
-    for (u32 k = 0; k < HELD; k++)
+    for (u32 k = 0; k < PACKS_HELD; k++)
 #pragma unroll
         for (u32 j = 0; j < 4; j++) f(v[k].at[j]);
 }
 
 // a becomes a - b.
-__device__ __forceinline__ void subtract(Wide<f32> (&a)[HELD], const Wide<f32> (&b)[HELD]) {
+__device__ __forceinline__ void subtract(Wide<f32> (&a)[PACKS_HELD], const Wide<f32> (&b)[PACKS_HELD]) {
 #pragma unroll
-    for (u32 k = 0; k < HELD; k++)
+    for (u32 k = 0; k < PACKS_HELD; k++)
 #pragma unroll
         for (u32 j = 0; j < 4; j++) a[k].at[j] -= b[k].at[j];
 }
@@ -71,7 +71,7 @@ __device__ __forceinline__ float sum_of_block(float v) {
 }
 
 // The sum over a block of the squares that its threads hold.
-__device__ __forceinline__ float squares_of_block(Wide<f32> (&v)[HELD]) {
+__device__ __forceinline__ float squares_of_block(Wide<f32> (&v)[PACKS_HELD]) {
     float sum = 0.0f;
     each_held(v, [&](float d) { sum = fmaf(d, d, sum); });
     return sum_of_block(sum);
