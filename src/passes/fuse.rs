@@ -105,10 +105,12 @@ const MLP_ROWS: usize = 16;
 
 /// Merged op and its inputs.
 type Merged = (Arc<dyn Op>, Vec<Value>);
+/// What goes into a merged op (nodes, or the values that they make), that op, and its inputs.
+type MergedFrom<T> = (Vec<T>, Arc<dyn Op>, Vec<Value>);
 
 /// If a node reads columns of every sample's row of a wider value that are put together for it alone: the slices that do it, and the op that
 /// reads them where they lie, with its inputs.
-fn columns(graph: &Graph, node: &Node, once: impl Fn(Value) -> bool) -> Option<(Vec<usize>, Arc<dyn Op>, Vec<Value>)> {
+fn columns(graph: &Graph, node: &Node, once: impl Fn(Value) -> bool) -> Option<MergedFrom<usize>> {
     let slice = |operand: usize| {
         let value = *node.inputs.get(operand)?;
         let producer = producer_of(graph, value).filter(|_| once(value))?;
@@ -133,7 +135,7 @@ fn columns(graph: &Graph, node: &Node, once: impl Fn(Value) -> bool) -> Option<(
 }
 
 /// If `node` is the second layer of a timestep's MLP and `from` the first: the values before that, and the op that is all of it.
-fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<(Vec<Value>, Arc<dyn Op>, Vec<Value>)> {
+fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<MergedFrom<Value>> {
     let (Linear(first), Linear(second)) = (from.op.downcast::<Linear>()?, node.op.downcast::<Linear>()?);
     let mut before = vec![from.inputs[0]];
     let mut source = graph.producer(from.inputs[0])?;
