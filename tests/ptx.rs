@@ -1267,6 +1267,31 @@ fn bulk_copies_complete_barrier_objects() {
     assert_eq!(kind(bulk(80, wait)), FaultKind::Budget(100_000));
 }
 
+/// Copies arrive at a barrier object by themselves: behind its phase they are there for all, and before it for nobody.
+#[test]
+fn copies_arrive_at_barrier_objects() {
+    let body = |wait: &str| {
+        format!(
+            ".shared .align 16 .b8 x[1024];\n.shared .align 8 .b64 object;\nmov.u32 %r30, %tid.x;\nmov.u64 %d0, x;\nmov.u64 %d6, object;\n\
+             setp.ne.u32 %p0, %r30, 0;\n@%p0 bra READY;\nmbarrier.init.shared.b64 [%d6], 64;\nREADY:\nbar.sync 0;\n\
+             mul.wide.u32 %d1, %r30, 16;\nadd.u64 %d2, %d0, %d1;\nadd.u64 %d3, %in, %d1;\ncp.async.cg.shared.global [%d2], [%d3], 16;\n\
+             cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%d6];\n{wait}\nxor.b32 %r2, %r30, 32;\nmul.wide.u32 %d4, %r2, 16;\n\
+             add.u64 %d4, %d0, %d4;\nld.shared.u32 %r1, [%d4];\nmul.wide.u32 %d5, %r30, 4;\nadd.u64 %d5, %out, %d5;\n\
+             st.global.u32 [%d5], %r1;\nret;"
+        )
+    };
+    let input: Vec<u8> = (0..1024).map(|i| (i / 16) as u8).collect();
+    let of = |wait: &str| run(&kernel(&body(wait)), 1, 64, 256, &input);
+    let (out, _) = of("WAIT:\nmbarrier.try_wait.parity.shared.b64 %p1, [%d6], 0;\n@!%p1 bra WAIT;").unwrap();
+    assert_eq!(words(&out), (0..64).map(|i| 0x0101_0101 * (i ^ 32)).collect::<Vec<u32>>());
+    let Err(Failure::Fault(fault)) = of("") else { panic!("nobody waits for the copies") };
+    let kind = fault.kind;
+    assert!(
+        matches!(kind, FaultKind::InFlight { .. } | FaultKind::Race { .. } | FaultKind::Unwritten { .. }),
+        "{kind}"
+    );
+}
+
 #[test]
 fn barrier_objects_count_arrivals() {
     // 64 threads arrive; then the phase is over, and what each wrote is there for all.
