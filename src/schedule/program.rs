@@ -514,6 +514,8 @@ impl<'a> Compiler<'a> {
                     && readers.iter().all(|k| {
                         let exact = self.home[self.root[node.inputs[*k].index()]] == Home::Buffer(buffer)
                             || matches!(self.home[self.root[node.inputs[*k].index()]], Home::Buffer(b) if buffers.get(b).offset == target.offset);
+                        // A part of what the buffer holds begins elsewhere, or ends sooner.
+                        let exact = exact && self.fills(node.inputs[*k]);
                         exact && node.op.in_place().iter().any(|(a, o)| a == k && node.outputs.get(*o).is_some_and(|v| self.root[v.index()] == root))
                     }))
         }) && !self.copies.iter().any(|(v, _)| shares(v))
