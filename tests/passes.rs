@@ -205,3 +205,25 @@ fn parts_that_lie_together_are_views() {
         assert_eq!(got[2], last.iter().zip(&part).map(|(l, p)| l.max(0.0) + p).collect::<Vec<_>>(), "{shape:?}");
     }
 }
+
+/// An op that may run in place reads a part of a buffer, and its output is another part of it: it may not be written over what is still read.
+#[test]
+fn parts_of_a_buffer_are_not_written_in_place() {
+    let mut buffers = Buffers::new();
+    let whole = buffers.declare("x", TensorType::f32([3, 64]));
+    buffers.view(whole, "start", 0, TensorType::f32([2, 64])).unwrap();
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([3, 64]));
+    let part = g.apply(Slice { axis: 0, start: 1, len: 2 }, &[x]).unwrap();
+    let y = g.apply(Affine::scale(2.0), &[part]).unwrap();
+    g.output("start", y);
+    let names = buffers.clone();
+    let program =
+        Program::compile("part", &g, Device::Cpu.target(), &mut buffers, |n| names.find(n), Options::default())
+            .unwrap();
+    for command in &program.commands {
+        let [from, to] = [command.args[0], *command.args.last().unwrap()];
+        let apart = from.offset + from.bytes <= to.offset || to.offset + to.bytes <= from.offset;
+        assert!(from.space != to.space || from == to || apart, "{}: {from:?} over {to:?}", command.op);
+    }
+}
