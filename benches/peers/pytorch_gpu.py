@@ -1,17 +1,26 @@
 """PyTorch on the same GPU, beside `langevin kernels bench --model peers` and `langevin bench`: one line of JSON a measurement.
 
-    python3 benches/peers/pytorch_gpu.py [PART ...]
+    python3 benches/peers/pytorch_gpu.py [PART[:MODE[:BATCH]] ...]
 
 Products by cuBLAS, convolutions by cuDNN (channels last), attention by every back end of SDPA, group norm + SiLU and layer norm + modulation eager and
 compiled; networks and a training step (of diffusers, if it is installed) eager, compiled with CUDA graphs, and compiled with mode="max-autotune". Times are
 medians by CUDA events, caches cold before every run of a kernel. Compilers' caches are kept, so that a second run measures sooner.
+
+Networks take minutes to compile, one core each. With LANGEVIN_TURNS=FOLDER several processes compile at the same time: each says FOLDER/ready.PID when its
+warm-up is done, waits for FOLDER/go, and then measures alone.
 """
+import contextlib
+import fcntl
 import json
+import os
+import pathlib
 import statistics
 import sys
+import time
 
 import torch
 import torch._inductor.config
+import torch._inductor.runtime.benchmarking
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,19 +28,49 @@ DEVICE, BF16 = "cuda", torch.bfloat16
 FLUSH = torch.empty(128 << 18, dtype=torch.int32, device=DEVICE)
 
 
+@contextlib.contextmanager
+def turn(what):
+    """What is measured within has the GPU alone among the processes that share LANGEVIN_TURNS."""
+    folder = os.environ.get("LANGEVIN_TURNS")
+    if not folder:
+        yield
+        return
+    if what == "measure":
+        pathlib.Path(folder, f"ready.{os.getpid()}").touch()
+        while not os.path.exists(f"{folder}/go"):
+            time.sleep(0.05)
+    with open(f"{folder}/{what}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def tune_in_turns():
+    """Candidates that max-autotune times do not disturb each other either."""
+    benchmarker = type(torch._inductor.runtime.benchmarking.benchmarker)
+    time_one = benchmarker.benchmark_gpu
+
+    def timed(*args, **kwargs):
+        with turn("tune"):
+            return time_one(*args, **kwargs)
+
+    benchmarker.benchmark_gpu = timed
+
+
 def milliseconds(run, runs=20):
     """Median time of a run, its caches cold."""
     for _ in range(4):
         run()
     times = []
-    for _ in range(runs):
-        FLUSH.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
+    torch.cuda.synchronize()
+    with turn("measure"):
+        for _ in range(runs):
+            FLUSH.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
     return statistics.median(times)
 
 
@@ -132,14 +171,14 @@ def network(name):
     return made.to(DEVICE).to(memory_format=torch.channels_last), inputs
 
 
-def forward(name):
+def forward(name, modes, batches):
     """A network's forward in bf16."""
     made, inputs = network(name)
     made = made.to(BF16).eval()
-    for mode in ["eager", *COMPILED]:
+    for mode in modes:
         torch.compiler.reset()
         run = made if mode == "eager" else torch.compile(made, mode=mode, dynamic=False)
-        for batch in NETWORKS[name]:
+        for batch in batches or NETWORKS[name]:
             given = inputs(batch)
             with torch.no_grad():
                 report(f"{name} forward bf16", [batch], lambda: run(*given), mode=mode)
@@ -208,7 +247,7 @@ class DdpmPlusPlus(torch.nn.Module):
         return c_skip * x + c_out * self.last(F.silu(self.norm(h)))
 
 
-def training(name):
+def training(name, modes):
     """A step of training: autocast to bf16, AdamW."""
     batch = {"ddpm-cifar10": 64, "edm-ddpmpp": 128}[name]
     x = torch.randn(batch, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
@@ -220,7 +259,7 @@ def training(name):
         output = lambda run: run(x, sigma)
     print(json.dumps({"peer": "pytorch", "what": f"{name} parameters", "count": sum(p.numel() for p in made.parameters())}), flush=True)
     optimizer = torch.optim.AdamW(made.parameters(), fused=True)
-    for mode in ["eager", *COMPILED]:
+    for mode in modes:
         torch.compiler.reset()
         run = made if mode == "eager" else torch.compile(made, mode=mode, dynamic=False)
 
@@ -238,13 +277,25 @@ def training(name):
         print(json.dumps(peak), flush=True)
 
 
-PARTS = {"products": products, "convolutions": convolutions, "attention": attention, "norms": norms}
-PARTS |= {name: lambda name=name: forward(name) for name in NETWORKS}
-PARTS |= {f"training-{name}": lambda name=name: training(name) for name in ("ddpm-cifar10", "edm-ddpmpp")}
+KERNELS = {"products": products, "convolutions": convolutions, "attention": attention, "norms": norms}
+TRAINED = {"training-ddpm-cifar10": "ddpm-cifar10", "training-edm-ddpmpp": "edm-ddpmpp"}
+
+
+def measure(part, mode=None, batch=None):
+    """A part by its name; of a network all modes and batches, unless they are given."""
+    modes = [mode] if mode else ["eager", *COMPILED]
+    if part in KERNELS:
+        KERNELS[part]()
+    elif part in TRAINED:
+        training(TRAINED[part], modes)
+    else:
+        forward(part, modes, [int(batch)] if batch else None)
+
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or PARTS:
+    tune_in_turns()
+    for given in sys.argv[1:] or [*KERNELS, *NETWORKS, *TRAINED]:
         try:
-            PARTS[part]()
+            measure(*given.split(":"))
         except ImportError as error:
-            print(f"{part}: {error}", file=sys.stderr)
+            print(f"{given}: {error}", file=sys.stderr)

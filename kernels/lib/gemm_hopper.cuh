@@ -27,6 +27,7 @@ constexpr int HOPPER_ROWS = 128, HOPPER_DEPTH = 64, HOPPER_THREADS = 384;
                      : "l"(a), "l"(b));                                                                                                    \
     }
 #define MULTIPLY_ALL(T, TYPE)                                                                                                    \
+    MULTIPLY_MATRICES(T, TYPE, "64", 32, NAMES_32, "%32", "%33", THIRTY_TWO(d, 0))                                               \
     MULTIPLY_MATRICES(T, TYPE, "128", 64, NAMES_64, "%64", "%65", SIXTY_FOUR(d, 0))                                              \
     MULTIPLY_MATRICES(T, TYPE, "160", 80, NAMES_80, "%80", "%81", SIXTY_FOUR(d, 0), SIXTEEN(d, 64))                              \
     MULTIPLY_MATRICES(T, TYPE, "192", 96, NAMES_96, "%96", "%97", SIXTY_FOUR(d, 0), THIRTY_TWO(d, 64))                           \
@@ -121,7 +122,7 @@ struct PatchStore {
 // has the tensor cores; unless no block has more than one tile, which is of both then.
 template <class T, int COLUMNS>
 struct Wgmma {
-    static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : COLS > 128 ? 5 : 6, BARRIERS = 2 * STAGES + 2;
+    static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : COLS > 128 ? 5 : COLS == 128 ? 6 : 8, BARRIERS = 2 * STAGES + 2;
     static constexpr int A_BYTES = HOPPER_ROWS * 128, STAGE = A_BYTES + COLS * 128;
     // Panels of a tile, and the bytes that a step takes of one.
     static constexpr int PANELS = COLS / 16, PANEL_BYTES = HOPPER_DEPTH * 32;

@@ -37,6 +37,6 @@ __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Pa
         Taps taps{tap_columns, stride, pad_top, pad_left, tap_steps, tap_channels, lines};                                                          \
         product<T, COLS>(x, w, {width, height, images, wide, high}, taps, terms_of(steps, part), parts, arrivals, e);                               \
     }
-#define PRODUCTS(T) PRODUCT(T, 256) PRODUCT(T, 192) PRODUCT(T, 160) PRODUCT(T, 128)
+#define PRODUCTS(T) PRODUCT(T, 256) PRODUCT(T, 192) PRODUCT(T, 160) PRODUCT(T, 128) PRODUCT(T, 64)
 PRODUCTS(f16)
 PRODUCTS(bf16)

@@ -11,13 +11,17 @@ const DEPTH: usize = 64;
 /// A box is of 256 pixels along an axis at most, of which it has so many-th; patches have 128.
 const MOST_STRIDE: usize = 2;
 /// Columns of a tile: what there are entries for. With 256 two warpgroups share a tile; of narrower ones each has its own.
-const SIZES: [usize; 4] = [256, 192, 160, 128];
+const SIZES: [usize; 5] = [256, 192, 160, 128, FEW_COLUMNS];
+/// For few rows, where no block has more than one tile: twice as many multiprocessors have one, and a join of parts moves half as much.
+const FEW_COLUMNS: usize = 64;
 /// Terms that are summed up in a row at most: longer sums lose digits that the result has in 16 bits.
 const MOST_TERMS: usize = 1 << 15;
 /// Cycles for the last products and the end of a tile of 128 columns by one warpgroup, or of 256 by two.
 const END_CYCLES: usize = 6000;
 /// Bytes of operands that a multiprocessor gets a cycle, if all want some: 32 KiB in 700 cycles, 48 in 1040 on an H200.
 const STEP_BYTES: usize = 46;
+/// Bytes that it gets a cycle if no other wants any.
+const ALONE_BYTES: usize = 64;
 /// Cycles that it takes to know that all parts have come, and bytes of parts that a block reads or writes a cycle.
 const JOIN_CYCLES: usize = 2000;
 const JOIN_BYTES: usize = 48;
@@ -103,6 +107,7 @@ impl<'a> Hopper<'a> {
         let patches = Patches::of(w, images, ROWS);
         let sizes = SIZES.into_iter().filter(|size| whole || *size == 128);
         let all = sizes.flat_map(|size| Hopper::of(w, images, columns, patches, size, target));
+        let all = all.filter(|hopper| hopper.size > FEW_COLUMNS || hopper.blocks == hopper.tiles);
         let best = all.min_by_key(|hopper| hopper.cycles(target))?;
         let launch = if other.parts > 1 { LAUNCH_CYCLES } else { 0 };
         let others = 3 * other.half_cycles(best.pixels * columns, target) / 2 + launch;
@@ -142,15 +147,15 @@ impl<'a> Hopper<'a> {
             (size, _) => END_CYCLES * size / 128,
         };
         let join = if self.parts == 1 { 0 } else { JOIN_CYCLES + (self.parts + 1) * 4 * sums / JOIN_BYTES };
-        let running = self.blocks * self.parts;
-        let bytes = (ROWS + self.size) * DEPTH * 2 * running / (STEP_BYTES * target.multiprocessors as usize);
+        let (running, bytes) = (self.blocks * self.parts, (ROWS + self.size) * DEPTH * 2);
+        let bytes = (bytes * running / (STEP_BYTES * target.multiprocessors as usize)).max(bytes / ALONE_BYTES);
         rounds * self.part * bytes.max(4 * self.size) + ends + rounds * join
     }
 
     /// Bytes of shared memory: stages of operands, sums on their way out where not all are sent from registers, and what it takes to begin at
     /// a multiple of 1024.
     fn shared(&self) -> usize {
-        let stages = [(256, 4), (192, 5), (160, 5), (128, 6)];
+        let stages = [(256, 4), (192, 5), (160, 5), (128, 6), (FEW_COLUMNS, 8)];
         let stages = stages.iter().find(|(size, _)| *size == self.size).map_or(0, |(_, stages)| *stages);
         let sums = if self.size == 128 { 8 * 8 * (32 + 8) * 4 } else { 0 };
         stages * (ROWS + self.size) * DEPTH * 2 + sums + 1024
@@ -236,10 +241,11 @@ mod tests {
         // Six tiles of 192 columns beside each other, or two of 160.
         assert_eq!(size(16384, 1152, 1152), Some((192, 1, 132)));
         assert_eq!(size(16384, 320, 320), Some((160, 1, 132)));
-        // Few tiles of many terms.
-        assert_eq!(size(256, 1152, 9216), Some((128, 5, 18)));
-        // Few rows; rows that do not begin at 16 bytes.
-        assert_eq!(size(40, 640, 640), None);
+        // Few tiles of many terms; few rows.
+        assert_eq!(size(256, 1152, 9216), Some((64, 3, 36)));
+        assert_eq!(size(40, 640, 640), Some((64, 1, 10)));
+        // One row; rows that do not begin at 16 bytes.
+        assert_eq!(size(1, 1152, 6912), None);
         assert_eq!(size(8192, 8192, 1028), None);
     }
 

@@ -152,10 +152,12 @@ fn linear_on_hopper() {
         (last, [3, 99, 136, 264], "product_128_bf16"),
         (Epilogue { activation: Activation::Relu, ..last }, [3, 99, 136, 264], "product_128_bf16"),
         // In parts.
-        (last, [2, 64, 2888, 160], "product_160_bf16"),
-        (gate, [2, 64, 2888, 160], "product_160_bf16"),
+        (last, [2, 112, 2888, 160], "product_160_bf16"),
+        (gate, [2, 112, 2888, 160], "product_160_bf16"),
         (last, [2, 60, 2888, 100], "product_128_bf16"),
         (gate, [2, 60, 2888, 100], "product_128_bf16"),
+        (last, [2, 48, 2888, 104], "product_64_bf16"),
+        (gate, [2, 64, 2888, 136], "product_64_bf16"),
     ];
     for (e, [batch, rows, k, n], entry) in each.chain(others) {
         let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, n], 2)];
