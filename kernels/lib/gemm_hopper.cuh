@@ -232,9 +232,10 @@ struct Wgmma {
     // Adds the products of all steps: of all rows in the warpgroup's turn, which ends when all are under way, or of 64 rows, of which each warpgroup has its own.
     template <int COUNT>
     __device__ __forceinline__ void add_steps(Sums& sums, u32 group) {
-        u32 last = 0, rows = COUNT == 1 ? group * 8192 : 0;
+        u32 last = 0, rows = COUNT == 1 ? group * 8192 : 0, i = steps.first;
+        // There is a step: with a way past the loop ptxas 12 waits for each product.
 #pragma unroll 1
-        for (u32 i = steps.first; i < steps.end; i++) {
+        do {
             u32 from = base + stage * STAGE;
             u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
             await(full + 8 * stage, parity);
@@ -251,7 +252,7 @@ struct Wgmma {
             if (i > steps.first && lane_id() == 0) arrive(last);
             last = empty + 8 * stage;
             advance();
-        }
+        } while (++i < steps.end);
         if (COUNT == 2 && lane_id() == 0) arrive(turns + 8 * (group ^ 1));
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         if (lane_id() == 0) arrive(last);
@@ -273,12 +274,16 @@ struct Wgmma {
             if (r == 0 || !both)
 #pragma unroll
                 for (int i = 0; i < COLS / 8; i++) *(Wide<f32>*)(own + (r * COLS / 8 + i) * 128 * 4) = four_of(sums[r] + 4 * i);
-        __threadfence();
-        __syncwarp();
         u32 *arrived = arrivals + tile * 8 + (both ? warp_id() : warp_id() % 4), before = 0;
-        if (lane_id() == 0) before = atomicAdd(arrived, 1);
+        // Who counts the warp vouches for what all its lanes wrote before, and sees for all of them what others have.
+        __syncwarp();
+        if (lane_id() == 0) {
+            __threadfence();
+            before = atomicAdd(arrived, 1);
+            __threadfence();
+        }
+        __syncwarp();
         if (__shfl_sync(~0u, before, 0) + 1 < gridDim.y) return false;
-        __threadfence();
         if (lane_id() == 0) *arrived = 0;
 #pragma unroll
         for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = 0.0f;
