@@ -92,10 +92,10 @@ struct Epilogue {
     }
 
     __device__ __forceinline__ bool wide() const { return is_wide; }
-    // True if eight columns of 16 bits may be one access, and the activation is one that networks end many products with, without a gate.
+    // True if eight columns of 16 bits may be one access, where all tensors begin at multiples of 16 bytes, and the activation is one that networks end many
+    // products with, without a gate: `Epilogue::is_whole` of `ops/linear.rs`.
     __device__ __forceinline__ bool whole() const {
-        return is_wide && n % 8 == 0 && is_aligned(y, 16) && (!has_residual || is_aligned(residual, 16)) && activation != GELU && activation != RELU &&
-               !(gates() && activates());
+        return n % 8 == 0 && (!sample_use || (sample_stride | sample_first) % 4 == 0) && activation != GELU && activation != RELU && !(gates() && activates());
     }
     __device__ __forceinline__ bool activates() const { return activation != IDENTITY; }
     __device__ __forceinline__ bool gates() const { return sample_use == SAMPLE_GATE; }
@@ -122,8 +122,9 @@ struct Epilogue {
     }
 
     __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const {
-        if (!has(row, col)) return;
-        Operands o = wide() ? biases<true>(row, col) : biases<false>(row, col);
+        if (has(row, col)) activated(wide() ? biases<true>(row, col) : biases<false>(row, col), v);
+    }
+    __device__ __forceinline__ void activated(const Operands& o, float (&v)[4]) const {
         add_pack(v, o.bias);
         add_pack(v, o.sample);
 #pragma unroll

@@ -68,19 +68,20 @@ struct Taps {
     u32 columns, stride, pad_top, pad_left, steps, channels, lines;
 };
 
-// Trades one of two registers with the lane that differs in a bit: who has the bit gives its first for the other's second.
-template <u32 BIT>
-__device__ __forceinline__ void trade(u32& first, u32& second) {
-    bool has = lane_id() & BIT;
-    u32 other = __shfl_xor_sync(~0u, has ? first : second, BIT);
-    first = has ? other : first;
-    second = has ? second : other;
+// Registers in shared memory.
+__device__ __forceinline__ void write_shared(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+__device__ __forceinline__ void write_shared(u32 at, const Pack<u32, 4>& v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.at[0]), "r"(v.at[1]), "r"(v.at[2]), "r"(v.at[3]) : "memory");
 }
-
-// Register i of lane j of four neighbours becomes register j of lane i.
-__device__ __forceinline__ void transpose(u32 (&r)[4]) {
-    trade<2>(r[0], r[2]), trade<2>(r[1], r[3]);
-    trade<1>(r[0], r[1]), trade<1>(r[2], r[3]);
+__device__ __forceinline__ u32 read_shared(u32 at) {
+    u32 v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ Pack<u32, 4> read_shared_four(u32 at) {
+    Pack<u32, 4> v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.at[0]), "=r"(v.at[1]), "=r"(v.at[2]), "=r"(v.at[3]) : "r"(at) : "memory");
+    return v;
 }
 
 // The two numbers of a register.
@@ -91,6 +92,14 @@ __device__ __forceinline__ void widen_both(u32 two, float (&v)[2], f16) {
     Pack<f16, 2> pair;
     pair.whole = two;
     v[0] = widen(pair.at[0]), v[1] = widen(pair.at[1]);
+}
+
+// Waits until so many have counted themselves, and sees what they wrote before.
+__device__ __forceinline__ void await_count(const u32* at, u32 count) {
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(__cvta_generic_to_global(at)) : "memory");
+    } while (seen < count);
 }
 
 // An end for the sums of a patch: lane i knows the pixel of the warp's row i, of which there are 16 or twice 16.
@@ -105,7 +114,10 @@ struct PatchStore {
     // Of four columns: `ops/hopper.rs` asks for no others.
     __device__ __forceinline__ bool wide() const { return true; }
     __device__ __forceinline__ bool activates() const { return epilogue.activates(); }
-    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const { epilogue.activated(of(row), col, v); }
+    __device__ __forceinline__ void activated(u32 row, u32 col, float (&v)[4]) const {
+        row = of(row);
+        if (epilogue.has(row, col)) epilogue.activated(epilogue.template biases<true>(row, col), v);
+    }
 
     template <bool WIDE>
     __device__ __forceinline__ Operands operands(u32 row, u32 col) const {
@@ -128,6 +140,10 @@ struct Wgmma {
     static constexpr int PANELS = COLS / 16, PANEL_BYTES = HOPPER_DEPTH * 32;
     // Columns of sums that a warp sends at a time, of 8 rows, with a gap so that they meet 32 banks.
     static constexpr int PART = 32, PITCH = PART + 8;
+    // Columns of numbers that a warp sends at a time, of 16 rows, and the bytes between those, by which they meet all banks; a warp's room.
+    static constexpr int SLICE = 64, SLICE_PITCH = SLICE * 2 + 16, ROOM = 16 * SLICE_PITCH;
+    // Whether what will be added is on its way one slice ahead: with 192 columns no registers are left for it.
+    static constexpr bool AHEAD = COLS != 192;
     // Rows of tiles in a band.
     static constexpr u32 TALL = COLS == 256 ? 16 : 8;
     // A warpgroup's sums: of 64 rows, or twice of them.
@@ -142,8 +158,8 @@ struct Wgmma {
     u32* arrivals;
     // Shared memory: stages; a barrier of each that says that it is full; those that say that it is empty; those that give a warpgroup its turn.
     u32 base, full, empty = full + 8 * STAGES, turns = empty + 8 * STAGES;
-    // The stage that is next, and the parity of its phase.
-    u32 stage = 0, parity = 0;
+    // Steps so far, which say what stage is next and what its phase is.
+    u32 count = 0;
 
     __device__ __forceinline__ void make_barriers() const {
 #pragma unroll 1
@@ -162,16 +178,8 @@ struct Wgmma {
     __device__ __forceinline__ bool share() const { return TEAMS == 1 || tiles() <= gridDim.x; }
     __device__ __forceinline__ TilePlace place(u32 tile) const { return {patches.count(), tiles_of(n, COLS), TALL, tile}; }
 
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-
-    // Leaves out the stages of a tile.
-    __device__ __forceinline__ void skip() {
-        u32 next = stage + steps.count();
-        stage = next % STAGES;
-        parity ^= next / STAGES & 1;
-    }
+    __device__ __forceinline__ u32 stage() const { return count % STAGES; }
+    __device__ __forceinline__ u32 parity() const { return count / STAGES & 1; }
 
     // Brings the operands of all steps of all tiles, by a warpgroup: a box of x, and a chunk of each panel by each of its threads. Nobody waits for what is on
     // its way: when a thread's copies have come, they arrive at the stage's barrier by themselves.
@@ -190,8 +198,8 @@ struct Wgmma {
             const char* of_tap = (const char*)w + at.col * PANELS * panel + u64(tap) * taps.channels * 32 + thread * 16;
 #pragma unroll 1
             for (u32 i = steps.first; i < steps.end; i++) {
-                u32 barrier = full + 8 * stage, channel = step * HOPPER_DEPTH;
-                await(empty + 8 * stage, parity ^ 1);
+                u32 stage = this->stage(), barrier = full + 8 * stage, channel = step * HOPPER_DEPTH;
+                await(empty + 8 * stage, parity() ^ 1);
                 if (thread == 0) {
                     arrive_and_announce(barrier, A_BYTES);
                     copy_box(base + stage * STAGE, x, channel, patch.x * taps.stride + kx - taps.pad_left, patch.y * taps.stride + ky - taps.pad_top,
@@ -206,39 +214,40 @@ struct Wgmma {
                     step = 0, of_tap += taps.channels * 32;
                     if (++kx == taps.columns) kx = 0, ky++;
                 }
-                advance();
+                count++;
             }
         }
     }
 
     // Makes a warpgroup's sums and sends them; `room` is the warp's own, for sums on their way out.
     __device__ __forceinline__ void multiply(f32* room, const Epilogue<T>& epilogue) {
-        u32 group = warp_id() / 4, tile = blockIdx.x, turn = group ^ 1;
+        u32 group = warp_id() / 4, tile = blockIdx.x;
         bool both = share();
-        if (!both && group == 1) tile += gridDim.x, skip();
+        if (!both && group == 1) tile += gridDim.x, count += steps.count();
 #pragma unroll 1
         for (; tile < tiles(); tile += TEAMS * gridDim.x) {
             TilePlace at = place(tile);
             PatchStore<T> out = store_of(at, both, epilogue);
             Sums sums = {};
-            if (blockIdx.y == 0) fetch_added(at.col * COLS, both, out);
+            if (blockIdx.y + 1 == gridDim.y) fetch_added(at.col * COLS, both, out);
             // Who waits for a stage must have seen the one before it, or a phase that ended long ago would do.
-            if (!both) await(turns + 8 * group, turn), turn ^= 1;
+            if (!both) await(turns + 8 * group, (count / steps.count() / 2 + group + 1) % 2);
             both ? add_steps<1>(sums, group) : add_steps<TEAMS>(sums, group);
             if (gridDim.y == 1 || join(sums, tile, both)) send(room, sums, at.col * COLS, both, out);
-            if (!both) skip();
+            if (!both) count += steps.count();
         }
     }
 
     // Adds the products of all steps: of all rows in the warpgroup's turn, which ends when all are under way, or of 64 rows, of which each warpgroup has its own.
     template <int COUNT>
     __device__ __forceinline__ void add_steps(Sums& sums, u32 group) {
-        u32 last = 0, rows = COUNT == 1 ? group * 8192 : 0;
+        u32 rows = COUNT == 1 ? group * 8192 : 0, i = steps.first;
+        // There is a step: with a way past the loop ptxas 12 waits for each product.
 #pragma unroll 1
-        for (u32 i = steps.first; i < steps.end; i++) {
-            u32 from = base + stage * STAGE;
+        do {
+            u32 stage = this->stage(), from = base + stage * STAGE;
             u64 u = matrix_descriptor<128, 16, 1024>(from + rows), v = matrix_descriptor<32, 2048, 256>(from + A_BYTES);
-            await(full + 8 * stage, parity);
+            await(full + 8 * stage, parity());
             // Tensor cores see what was copied. Not by who copied it, who would wait for all that is still on its way.
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -249,13 +258,12 @@ struct Wgmma {
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             // The products of the step before have ended, and its stage may be filled again.
             asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-            if (i > steps.first && lane_id() == 0) arrive(last);
-            last = empty + 8 * stage;
-            advance();
-        }
+            if (i > steps.first && lane_id() == 0) arrive(empty + 8 * ((count - 1) % STAGES));
+            count++;
+        } while (++i < steps.end);
         if (COUNT == 2 && lane_id() == 0) arrive(turns + 8 * (group ^ 1));
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-        if (lane_id() == 0) arrive(last);
+        if (lane_id() == 0) arrive(empty + 8 * ((count - 1) % STAGES));
     }
 
     // The end of a tile, with the pixels of this warp.
@@ -265,26 +273,25 @@ struct Wgmma {
         return {epilogue, patch.pixel(patches, first + warp_id() % 4 * 16 + lane % 16, epilogue.m)};
     }
 
-    // Leaves a warp's sums of a part of k. True for the warp that comes last of those that have the same rows of the tile: it has the sums of all parts then,
-    // added up in their order.
+    // The last part of k has the end of a tile: other parts leave a warp's sums, and it adds them to its own, in their order. True for the last part. It waits for blocks
+    // before its own alone, which run if it does.
     __device__ __forceinline__ bool join(Sums& sums, u32 tile, bool both) const {
-        f32* own = part_of(tile, blockIdx.y, both);
+        u32 *arrived = arrivals + tile * 8 + (both ? warp_id() : warp_id() % 4), others = gridDim.y - 1;
+        if (blockIdx.y < others) {
+            f32* own = part_of(tile, blockIdx.y, both);
 #pragma unroll
-        for (int r = 0; r < TEAMS; r++)
-            if (r == 0 || !both)
+            for (int r = 0; r < TEAMS; r++)
+                if (r == 0 || !both)
 #pragma unroll
-                for (int i = 0; i < COLS / 8; i++) *(Wide<f32>*)(own + (r * COLS / 8 + i) * 128 * 4) = four_of(sums[r] + 4 * i);
-        __threadfence();
-        __syncwarp();
-        u32 *arrived = arrivals + tile * 8 + (both ? warp_id() : warp_id() % 4), before = 0;
-        if (lane_id() == 0) before = atomicAdd(arrived, 1);
-        if (__shfl_sync(~0u, before, 0) + 1 < gridDim.y) return false;
-        __threadfence();
-        if (lane_id() == 0) *arrived = 0;
-#pragma unroll
-        for (int i = 0; i < TEAMS * COLS / 2; i++) sums[i / (COLS / 2)][i % (COLS / 2)] = 0.0f;
+                    for (int i = 0; i < COLS / 8; i++) *(Wide<f32>*)(own + (r * COLS / 8 + i) * 128 * 4) = four_of(sums[r] + 4 * i);
+            // One lane vouches for what all have written.
+            __syncwarp();
+            if (lane_id() == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(arrived)) : "memory");
+            return false;
+        }
+        await_count(arrived, others);
 #pragma unroll 1
-        for (u32 part = 0; part < gridDim.y; part++) {
+        for (u32 part = 0; part < others; part++) {
             const f32* from = part_of(tile, part, both);
 #pragma unroll
             for (int r = 0; r < TEAMS; r++)
@@ -296,6 +303,8 @@ struct Wgmma {
                         to[0] += four.x, to[1] += four.y, to[2] += four.z, to[3] += four.w;
                     }
         }
+        __syncwarp();
+        if (lane_id() == 0) *arrived = 0;
         return true;
     }
 
@@ -312,13 +321,13 @@ struct Wgmma {
         return four;
     }
 
-    // Ends that are not whole are sent with 128 columns alone, which is what `ops/hopper.rs` asks for. (A trap here would have ptxas 13 forget about `setmaxnreg`.)
+    // Ends that are not whole are sent with 128 columns alone: `ops/hopper.rs` asks for no others. (A trap here would have ptxas 13 forget about `setmaxnreg`.)
     __device__ __forceinline__ void send(f32* room, Sums& sums, u32 first, bool both, const PatchStore<T>& out) const {
-        if (out.epilogue.whole() && (!out.epilogue.sample_use || one_sample(out.epilogue))) {
+        if (COLS != 128 || (out.epilogue.whole() && (!out.epilogue.sample_use || one_sample(out.epilogue)))) {
 #pragma unroll
             for (int r = 0; r < TEAMS; r++)
-                if (r == 0 || !both) send_whole(sums[r], r, first, out);
-        } else if constexpr (COLS == 128) {
+                if (r == 0 || !both) send_whole(u32(__cvta_generic_to_shared(room)), sums[r], r, first, out);
+        } else {
             send_rounds(room, sums, first, both, out);
         }
     }
@@ -353,44 +362,78 @@ struct Wgmma {
         asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from)) : "memory");
     }
 
-    // Rows of whole accesses of eight columns, straight from registers: four lanes trade what they have of 32 columns, so that each has eight beside each
-    // other. Whatever is added to the sums comes before the stores that it would have to wait for.
-    __device__ __forceinline__ void send_whole(float (&sums)[COLS / 2], int team, u32 first, const PatchStore<T>& out) const {
-        const Epilogue<T>& e = out.epilogue;
-        u32 rows[2] = {row_of(out, team, 0), row_of(out, team, 1)}, col = first + lane_id() % 4 * 8;
-        Pack<u32, 4> residual[2];
-        auto bring = [&] { residual[0] = residual_of(e, rows[0], col), residual[1] = residual_of(e, rows[1], col); };
-        // With 192 columns no registers are left for it until the others are done.
-        if (COLS != 192) bring();
-        add_biases(sums, rows, first, e);
-        activate(sums, e.activation);
-        if (COLS == 192) bring();
+    // What a lane has of 16 rows and 64 columns where accesses are of eight columns: those of every fourth row.
+    struct Slice {
+        const PatchStore<T>& out;
+        // Of the warp's room, its first row, its columns.
+        u32 at, first, col;
+        Pack<u32, 4> residual[4];
+
+        // Whether the lane's columns are among so many.
+        __device__ __forceinline__ bool among(int columns) const { return columns >= SLICE || lane_id() % 8 * 8 < columns; }
+
+        __device__ __forceinline__ void bring(int columns, u32 ahead = 0) {
+            const Epilogue<T>& e = out.epilogue;
 #pragma unroll
-        for (int part = 0; part < COLS / 32; part++, col += 32) {
-            Pack<u32, 4> added[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                added[h] = residual[h];
-                if (part + 1 < COLS / 32) residual[h] = residual_of(e, rows[h], col + 32);
-            }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                Pack<u32, 4> quad;
-                if (e.has_residual) transpose(added[h].at);
-#pragma unroll
-                for (int q = 0; q < 4; q++) {
-                    float* v = sums + 16 * part + 4 * q + 2 * h;
-                    if (e.has_residual) add_pair(v, added[h].at[q]);
-                    quad.at[q] = pack<T>(v[0] * e.scale, v[1] * e.scale);
-                }
-                transpose(quad.at);
-                if (e.has(rows[h], col)) *(Pack<u32, 4>*)(e.y + u64(rows[h]) * n + col) = quad;
+            for (int i = 0; i < 4; i++) {
+                u32 row = out.of(first + 4 * i);
+                bool there = among(columns) && e.has(row, col + ahead);
+                residual[i] = there ? *(const Pack<u32, 4>*)(e.residual + u64(row) * e.n + col + ahead) : Pack<u32, 4>::zeros();
             }
         }
+
+        __device__ __forceinline__ void give() const {
+#pragma unroll
+            for (int i = 0; i < 4; i++) write_shared(at + 4 * i * SLICE_PITCH, residual[i]);
+        }
+
+        __device__ __forceinline__ void store(int columns) const {
+            const Epilogue<T>& e = out.epilogue;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                u32 row = out.of(first + 4 * i);
+                Pack<u32, 4> eight = read_shared_four(at + 4 * i * SLICE_PITCH);
+                if (among(columns) && e.has(row, col)) *(Pack<u32, 4>*)(e.y + u64(row) * e.n + col) = eight;
+            }
+        }
+    };
+
+    // Rows of whole accesses of eight columns, 16 rows and 64 columns of a warp at a time, through its room: a lane has pairs of neighbours in registers, and
+    // eight of them beside each other in memory, so that a warp's access is four lines of 128 bytes. What is added to the sums goes the other way.
+    __device__ __forceinline__ void send_whole(u32 room, float (&sums)[COLS / 2], int team, u32 first, const PatchStore<T>& out) const {
+        const Epilogue<T>& e = out.epilogue;
+        // As if nobody knew it: or the compiler keeps places in rows of biases for the next team, in registers that there are not.
+        asm volatile("" : "+r"(first));
+        u32 lane = lane_id(), rows[2] = {row_of(out, team, 0), row_of(out, team, 1)};
+        Slice slice{out, room + lane / 8 * SLICE_PITCH + lane % 8 * 16, 16 * team + lane / 8, first + lane % 8 * 8};
+        if (AHEAD && e.has_residual) slice.bring(COLS);
+        add_biases(sums, rows, first, e);
+        activate(sums, e.activation);
+        send_slices<0>(room + lane / 4 * SLICE_PITCH + lane % 4 * 4, sums, slice, e);
     }
 
-    static __device__ __forceinline__ Pack<u32, 4> residual_of(const Epilogue<T>& e, u32 row, u32 col) {
-        return e.has_residual && e.has(row, col) ? *(const Pack<u32, 4>*)(e.residual + u64(row) * e.n + col) : Pack<u32, 4>::zeros();
+    // The columns from `PART` on; a lane's pairs of two rows in the room.
+    template <int PART>
+    __device__ __forceinline__ void send_slices(u32 pairs, float (&sums)[COLS / 2], Slice& slice, const Epilogue<T>& e) const {
+        constexpr int LEFT = COLS - PART, WIDE = LEFT < SLICE ? LEFT : SLICE;
+        if (e.has_residual) {
+            if (!AHEAD) slice.bring(LEFT);
+            slice.give();
+            if constexpr (AHEAD && LEFT > SLICE) slice.bring(LEFT - SLICE, SLICE);
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < WIDE / 4; j++) add_pair(sums + PART / 2 + 2 * j, read_shared(pairs + j % 2 * 8 * SLICE_PITCH + j / 2 * 16));
+        }
+#pragma unroll
+        for (int j = 0; j < WIDE / 4; j++) {
+            const float* v = sums + PART / 2 + 2 * j;
+            write_shared(pairs + j % 2 * 8 * SLICE_PITCH + j / 2 * 16, pack<T>(v[0] * e.scale, v[1] * e.scale));
+        }
+        __syncwarp();
+        slice.store(WIDE);
+        __syncwarp();
+        slice.col += SLICE;
+        if constexpr (LEFT > SLICE) send_slices<PART + SLICE>(pairs, sums, slice, e);
     }
 
     // Adds the two numbers of a register to two neighbours.

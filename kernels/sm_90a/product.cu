@@ -23,7 +23,7 @@ __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Pa
         tiles.bring(x, w, taps);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        f32* sums = (f32*)(shared + Tiles::STAGES * Tiles::STAGE) + warp_id() * 8 * Tiles::PITCH;
+        f32* sums = (f32*)(shared + Tiles::STAGES * Tiles::STAGE + warp_id() * Tiles::ROOM);
         tiles.multiply(sums, epilogue);
     }
 }

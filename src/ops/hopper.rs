@@ -19,7 +19,7 @@ const MOST_TERMS: usize = 1 << 15;
 /// Cycles for the last products and the end of a tile of 128 columns by one warpgroup, or of 256 by two.
 const END_CYCLES: usize = 6000;
 /// Bytes of operands that a multiprocessor gets a cycle, if all want some: 32 KiB in 700 cycles, 48 in 1040 on an H200.
-const STEP_BYTES: usize = 46;
+pub(super) const STEP_BYTES: usize = 46;
 /// Bytes that it gets a cycle if no other wants any.
 const ALONE_BYTES: usize = 64;
 /// Cycles that it takes to know that all parts have come, and bytes of parts that a block reads or writes a cycle.
@@ -152,13 +152,12 @@ impl<'a> Hopper<'a> {
         rounds * self.part * bytes.max(4 * self.size) + ends + rounds * join
     }
 
-    /// Bytes of shared memory: stages of operands, sums on their way out where not all are sent from registers, and what it takes to begin at
-    /// a multiple of 1024.
+    /// Bytes of shared memory: stages of operands, numbers on their way out, of 16 rows and 64 columns a warp with a gap behind each row, and what it takes to
+    /// begin at a multiple of 1024.
     fn shared(&self) -> usize {
         let stages = [(256, 4), (192, 5), (160, 5), (128, 6), (FEW_COLUMNS, 8)];
         let stages = stages.iter().find(|(size, _)| *size == self.size).map_or(0, |(_, stages)| *stages);
-        let sums = if self.size == 128 { 8 * 8 * (32 + 8) * 4 } else { 0 };
-        stages * (ROWS + self.size) * DEPTH * 2 + sums + 1024
+        stages * (ROWS + self.size) * DEPTH * 2 + 8 * 16 * (64 * 2 + 16) + 1024
     }
 
     /// The launch over `args`: x, W, operands of the epilogue, and y.
