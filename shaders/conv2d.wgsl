@@ -142,11 +142,16 @@ fn direct(
             }
         }
     }
-    // Sums that a loop indexes would lie in memory all along.
-    var left = array<vec4<f32>, 8>(left_0, left_1, left_2, left_3, left_4, left_5, left_6, left_7);
-    var right = array<vec4<f32>, 8>(right_0, right_1, right_2, right_3, right_4, right_5, right_6, right_7);
-    for (var r = 0u; r < 8u; r++) {
-        store(row + r, 8u * half, left[r]);
-        store(row + r, 8u * half + 4u, right[r]);
+    // No array of sums that a loop indexes: they would lie in memory all along. And a loop, so that less is compiled.
+    for (var side = 0u; side < 2u; side++) {
+        let col = 8u * half + 4u * side;
+        store(row, col, select(left_0, right_0, side == 1u));
+        store(row + 1u, col, select(left_1, right_1, side == 1u));
+        store(row + 2u, col, select(left_2, right_2, side == 1u));
+        store(row + 3u, col, select(left_3, right_3, side == 1u));
+        store(row + 4u, col, select(left_4, right_4, side == 1u));
+        store(row + 5u, col, select(left_5, right_5, side == 1u));
+        store(row + 6u, col, select(left_6, right_6, side == 1u));
+        store(row + 7u, col, select(left_7, right_7, side == 1u));
     }
 }
