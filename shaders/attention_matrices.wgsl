@@ -1,7 +1,7 @@
 // `attention` by cooperative matrices: y = softmax(scale q k^T) v in each head, and lse, the logarithm of the softmax's denominator.
-// A workgroup has 64 queries of a head, each subgroup EDGE of them, and goes over the keys twice, 32 at a time: nothing can be done to a
+// A workgroup has QUERIES queries of a head, each subgroup EDGE of them, and goes over the keys twice, 32 at a time: nothing can be done to a
 // matrix by rows, so sums could not be scaled to a larger score. The first time it finds lse, the second time it weighs v by
-// exp(scale q k - lse), which is never too large. After: lib/matrices_8 or lib/matrices_16.
+// exp(scale q k - lse), which is never too large. Where v has more columns than WIDTH_V, other workgroups have those. After: lib/matrices_8 or lib/matrices_16.
 
 struct Scalars {
     queries: u32,
@@ -14,9 +14,10 @@ struct Scalars {
     scale: f32,
 }
 
-// Widths of heads, rounded up to multiples of 16.
+// Widths of heads and of what a workgroup has of v, rounded up to multiples of 16.
 override WIDTH: u32;
 override WIDTH_V: u32;
+override QUERIES: u32;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
 @group(0) @binding(1) var<storage, read_write> q: array<vec4<real>>;
@@ -25,8 +26,6 @@ override WIDTH_V: u32;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<real>>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 
-const LANES: u32 = 128u;
-const QUERIES: u32 = 64u;
 const KEYS: u32 = 32u;
 const LOWEST: f32 = -3.4028234e38;
 
@@ -34,16 +33,19 @@ const LOWEST: f32 = -3.4028234e38;
 override LINE: u32 = max(WIDTH, WIDTH_V) / 4u + 2u;
 override QUERY_FOURS: u32;
 override KEY_FOURS: u32;
+override LANES: u32 = 2u * QUERIES;
+override SCORE_FOURS: u32 = 9u * QUERIES;
+override WEIGHT_FOURS: u32 = 10u * QUERIES;
 const SCORE_LINE: u32 = 9u;
 const WEIGHT_LINE: u32 = 10u;
 
 var<workgroup> query_part: array<vec4<real>, QUERY_FOURS>;
 // Keys, then their values.
 var<workgroup> key_part: array<vec4<real>, KEY_FOURS>;
-var<workgroup> scores: array<vec4<f32>, 576>;
-var<workgroup> weights: array<vec4<real>, 640>;
+var<workgroup> scores: array<vec4<f32>, SCORE_FOURS>;
+var<workgroup> weights: array<vec4<real>, WEIGHT_FOURS>;
 // The largest score and the denominator of each half of a row's keys.
-var<workgroup> halves: array<vec2<f32>, 128>;
+var<workgroup> halves: array<vec2<f32>, LANES>;
 
 // Matrices along a row of scores, and of y.
 alias Scores = array<SumMatrix, 4>;
@@ -53,6 +55,8 @@ struct Head {
     sample: u32,
     head: u32,
     first_row: u32,
+    // Of v and y, in fours.
+    first_col: u32,
 }
 
 // Puts queries in their place; zeros behind their width. Rows beyond the last are the last.
@@ -79,7 +83,8 @@ fn put_values(at: Head, first: u32, lane: u32) {
         let row = i / (WIDTH_V / 4u);
         let c = i % (WIDTH_V / 4u);
         let begin = ((at.sample * s.keys + min(first + row, s.keys - 1u)) * s.heads + at.head) * s.dv / 4u;
-        key_part[row * LINE + c] = select(vec4<real>(), v[begin + min(c, s.dv / 4u - 1u)], 4u * c < s.dv);
+        let col = at.first_col + c;
+        key_part[row * LINE + c] = select(vec4<real>(), v[begin + min(col, s.dv / 4u - 1u)], 4u * col < s.dv);
     }
 }
 
@@ -159,7 +164,7 @@ fn store_columns(at: Head, first_row: u32, rows: u32, col: u32, lane: u32) {
     let line = 2u * EDGE / 4u;
     for (var i = lane; i < rows * line; i += LANES) {
         let row = first_row + i / line;
-        let c = col / 4u + i % line;
+        let c = at.first_col + col / 4u + i % line;
         if at.first_row + row < s.queries && 4u * c < s.dv {
             let to = ((at.sample * s.queries + at.first_row + row) * s.heads + at.head) * s.dv / 4u + c;
             y[to] = vec4<real>(scores[row * SCORE_LINE + i % line]);
@@ -168,7 +173,7 @@ fn store_columns(at: Head, first_row: u32, rows: u32, col: u32, lane: u32) {
     workgroupBarrier();
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(LANES)
 fn matrices(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
@@ -177,12 +182,14 @@ fn matrices(
     @builtin(num_subgroups) subgroups: u32,
 ) {
     let blocks = (s.queries + QUERIES - 1u) / QUERIES;
+    let slices = (s.dv + WIDTH_V - 1u) / WIDTH_V;
     let number = wg.x + wg.y * wgs.x;
-    let pair = number / blocks;
+    let slice = number / blocks % slices;
+    let pair = number / blocks / slices;
     if pair >= s.pairs {
         return;
     }
-    let at = Head(pair / s.heads, pair % s.heads, number % blocks * QUERIES);
+    let at = Head(pair / s.heads, pair % s.heads, number % blocks * QUERIES, slice * WIDTH_V / 4u);
     // Of scores an invocation has half of a row's keys.
     let row = lane / 2u;
     let half = lane % 2u;
@@ -213,7 +220,7 @@ fn matrices(
     workgroupBarrier();
     let both = join(halves[2u * row], halves[2u * row + 1u]);
     let logarithm = both.x + log(both.y);
-    if half == 0u && at.first_row + row < s.queries {
+    if slice == 0u && half == 0u && at.first_row + row < s.queries {
         lse[pair * s.queries + at.first_row + row] = logarithm;
     }
 

@@ -59,7 +59,7 @@ fn quad(pixel: vec2<u32>, i: u32) -> vec4<f32> {
     return select(vec4<f32>(), vec4<f32>(x_quads[pixel.x + i]), pixel.y == 1u);
 }
 
-// Each invocation on its own, 4 rows of 8 columns, for processors that play GPU: there workgroup memory is as dear as any, and
+// Each invocation on its own, 8 rows of 8 columns, for processors that play GPU: there workgroup memory is as dear as any, and
 // barriers are dearer. The channels are a multiple of 4.
 @compute @workgroup_size(64)
 fn direct(
@@ -70,7 +70,7 @@ fn direct(
     // Of panels, those that hold columns.
     let halves = (s.n + 7u) / 8u;
     let number = (wg.x + wg.y * wgs.x) * 64u + lane;
-    let row = number / halves * 4u;
+    let row = number / halves * 8u;
     let half = number % halves;
     if row >= s.pixels {
         return;
@@ -79,9 +79,27 @@ fn direct(
     let corner_1 = corner(row + 1u);
     let corner_2 = corner(row + 2u);
     let corner_3 = corner(row + 3u);
+    let corner_4 = corner(row + 4u);
+    let corner_5 = corner(row + 5u);
+    let corner_6 = corner(row + 6u);
+    let corner_7 = corner(row + 7u);
     var at = half / 2u * s.terms * 4u + half % 2u * 2u;
-    var left = array<vec4<f32>, 4>();
-    var right = array<vec4<f32>, 4>();
+    var left_0 = vec4<f32>();
+    var right_0 = vec4<f32>();
+    var left_1 = vec4<f32>();
+    var right_1 = vec4<f32>();
+    var left_2 = vec4<f32>();
+    var right_2 = vec4<f32>();
+    var left_3 = vec4<f32>();
+    var right_3 = vec4<f32>();
+    var left_4 = vec4<f32>();
+    var right_4 = vec4<f32>();
+    var left_5 = vec4<f32>();
+    var right_5 = vec4<f32>();
+    var left_6 = vec4<f32>();
+    var right_6 = vec4<f32>();
+    var left_7 = vec4<f32>();
+    var right_7 = vec4<f32>();
     for (var ky = 0u; ky < s.kernel_rows; ky++) {
         for (var kx = 0u; kx < s.kernel_cols; kx++) {
             let tap = vec2<u32>(ky, kx);
@@ -89,27 +107,51 @@ fn direct(
             let pixel_1 = pixel_quads(corner_1, tap);
             let pixel_2 = pixel_quads(corner_2, tap);
             let pixel_3 = pixel_quads(corner_3, tap);
+            let pixel_4 = pixel_quads(corner_4, tap);
+            let pixel_5 = pixel_quads(corner_5, tap);
+            let pixel_6 = pixel_quads(corner_6, tap);
+            let pixel_7 = pixel_quads(corner_7, tap);
             for (var i = 0u; i < s.channels / 4u; i++) {
                 let w_left = mat4x4<f32>(weight(at), weight(at + 4u), weight(at + 8u), weight(at + 12u));
                 let w_right = mat4x4<f32>(weight(at + 1u), weight(at + 5u), weight(at + 9u), weight(at + 13u));
                 let v_0 = quad(pixel_0, i);
-                left[0] += w_left * v_0;
-                right[0] += w_right * v_0;
+                left_0 += w_left * v_0;
+                right_0 += w_right * v_0;
                 let v_1 = quad(pixel_1, i);
-                left[1] += w_left * v_1;
-                right[1] += w_right * v_1;
+                left_1 += w_left * v_1;
+                right_1 += w_right * v_1;
                 let v_2 = quad(pixel_2, i);
-                left[2] += w_left * v_2;
-                right[2] += w_right * v_2;
+                left_2 += w_left * v_2;
+                right_2 += w_right * v_2;
                 let v_3 = quad(pixel_3, i);
-                left[3] += w_left * v_3;
-                right[3] += w_right * v_3;
+                left_3 += w_left * v_3;
+                right_3 += w_right * v_3;
+                let v_4 = quad(pixel_4, i);
+                left_4 += w_left * v_4;
+                right_4 += w_right * v_4;
+                let v_5 = quad(pixel_5, i);
+                left_5 += w_left * v_5;
+                right_5 += w_right * v_5;
+                let v_6 = quad(pixel_6, i);
+                left_6 += w_left * v_6;
+                right_6 += w_right * v_6;
+                let v_7 = quad(pixel_7, i);
+                left_7 += w_left * v_7;
+                right_7 += w_right * v_7;
                 at += 16u;
             }
         }
     }
-    for (var r = 0u; r < 4u; r++) {
-        store(row + r, 8u * half, left[r]);
-        store(row + r, 8u * half + 4u, right[r]);
+    // No array of sums that a loop indexes: they would lie in memory all along. And a loop, so that less is compiled.
+    for (var side = 0u; side < 2u; side++) {
+        let col = 8u * half + 4u * side;
+        store(row, col, select(left_0, right_0, side == 1u));
+        store(row + 1u, col, select(left_1, right_1, side == 1u));
+        store(row + 2u, col, select(left_2, right_2, side == 1u));
+        store(row + 3u, col, select(left_3, right_3, side == 1u));
+        store(row + 4u, col, select(left_4, right_4, side == 1u));
+        store(row + 5u, col, select(left_5, right_5, side == 1u));
+        store(row + 6u, col, select(left_6, right_6, side == 1u));
+        store(row + 7u, col, select(left_7, right_7, side == 1u));
     }
 }

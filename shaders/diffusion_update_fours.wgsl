@@ -39,14 +39,15 @@ fn main(
     let c3 = coefficient(3u);
     let c4 = coefficient(4u);
     let c5 = coefficient(5u);
-    // Where the coefficient is 0 one place is read for all, and its number is not used. No branch: all terms are read at a time.
+    // No number waits for a coefficient: all terms are read at a time, and what is not a term at one place for all. A number whose
+    // coefficient is 0 is not used, whatever it is.
     let none = vec4<f32>();
-    let v0 = x0[select(0u, i, c0 != 0.0)];
-    let v1 = x1[select(0u, i, c1 != 0.0)];
-    let v2 = x2[select(0u, i, c2 != 0.0)];
-    let v3 = x3[select(0u, i, c3 != 0.0)];
-    let v4 = x4[select(0u, i, c4 != 0.0)];
-    let v5 = x5[select(0u, i, c5 != 0.0)];
+    let v0 = x0[i];
+    let v1 = x1[select(0u, i, s.terms > 1u)];
+    let v2 = x2[select(0u, i, s.terms > 2u)];
+    let v3 = x3[select(0u, i, s.terms > 3u)];
+    let v4 = x4[select(0u, i, s.terms > 4u)];
+    let v5 = x5[select(0u, i, s.terms > 5u)];
     var v = select(none, c0 * v0, c0 != 0.0);
     v += select(none, c1 * v1, c1 != 0.0);
     v += select(none, c2 * v2, c2 != 0.0);

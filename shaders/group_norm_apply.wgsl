@@ -20,13 +20,13 @@ struct Scalars {
 override MODULATE: bool;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> gamma: array<f32>;
-@group(0) @binding(3) var<storage, read_write> beta: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
+@group(0) @binding(2) var<storage, read_write> gamma: array<real>;
+@group(0) @binding(3) var<storage, read_write> beta: array<real>;
 // [B, C]
-@group(0) @binding(4) var<storage, read_write> scale: array<f32>;
-@group(0) @binding(5) var<storage, read_write> shift: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> scale: array<real>;
+@group(0) @binding(5) var<storage, read_write> shift: array<real>;
+@group(0) @binding(6) var<storage, read_write> y: array<real>;
 // [B, groups, 2]: mean, rstd
 @group(0) @binding(7) var<storage, read_write> stats: array<f32>;
 // [B, groups, 2]: the mean in two parts
@@ -45,13 +45,13 @@ fn main(
             let c = (s.first + i) % s.channels;
             let sample = (s.first + i) / (s.rows * s.channels);
             let group = 2u * (sample * s.groups + c / (s.channels / s.groups));
-            let centred = (x[s.x_at + i] - means[s.means_at + group]) - means[s.means_at + group + 1u];
-            var v = centred * stats[s.stats_at + group + 1u] * gamma[s.gamma_at + c] + beta[s.beta_at + c];
+            let centred = (f32(x[s.x_at + i]) - means[s.means_at + group]) - means[s.means_at + group + 1u];
+            var v = centred * stats[s.stats_at + group + 1u] * f32(gamma[s.gamma_at + c]) + f32(beta[s.beta_at + c]);
             if MODULATE {
                 let at = sample * s.channels + c;
-                v = v * (1.0 + scale[s.scale_at + at]) + shift[s.shift_at + at];
+                v = v * (1.0 + f32(scale[s.scale_at + at])) + f32(shift[s.shift_at + at]);
             }
-            y[s.y_at + i] = act(v);
+            y[s.y_at + i] = real(act(v));
         }
     }
 }

@@ -11,7 +11,7 @@ struct Scalars {
 }
 
 @group(0) @binding(0) var<uniform> s: Scalars;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<real>;
 // [stretches, groups, 3], of all stretches, even where x is seen in pieces.
 @group(0) @binding(2) var<storage, read_write> moments: array<f32>;
 
@@ -31,15 +31,15 @@ fn main(
     let n = s.rows * width;
     for (var group = 0u; group < s.groups; group++) {
         let corner = s.x_at + start + group * width;
-        let origin = x[corner];
+        let origin = f32(x[corner]);
         var sum = 0.0;
         for (var i = lane; i < n; i += REDUCE_LANES) {
-            sum += x[corner + (i / width) * s.channels + i % width] - origin;
+            sum += f32(x[corner + (i / width) * s.channels + i % width]) - origin;
         }
         let mean = reduce_sum(sum, place) / f32(n);
         var square = 0.0;
         for (var i = lane; i < n; i += REDUCE_LANES) {
-            let d = (x[corner + (i / width) * s.channels + i % width] - origin) - mean;
+            let d = (f32(x[corner + (i / width) * s.channels + i % width]) - origin) - mean;
             square += d * d;
         }
         let squares = reduce_sum(square, place);

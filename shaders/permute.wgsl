@@ -5,6 +5,9 @@ struct Scalars {
     n: u32,
     // How many axes are listed: all of y's, for `transpose` the others.
     rank: u32,
+    // Where their first number lies.
+    x_at: u32,
+    y_at: u32,
     // For `transpose`: y's last axis, with the distance of its neighbours in x; the axis whose neighbours touch in x, with
     // their distance in y.
     last: u32,
@@ -63,7 +66,7 @@ fn axis(number: u32) -> vec3<u32> {
 // Where a row-major index over the listed axes lies in x and in y.
 fn places(index: u32) -> vec2<u32> {
     var rest = index;
-    var at = vec2<u32>();
+    var at = vec2<u32>(s.x_at, s.y_at);
     for (var k = s.rank; k > 0u; k--) {
         let a = axis(k - 1u);
         at += (rest % a.x) * a.yz;
@@ -82,7 +85,8 @@ fn main(
     for (var k = 0u; k < FLAT_EACH; k++) {
         let i = start + k * FLAT_LANES;
         if i < s.n {
-            y[i] = x[places(i).x];
+            let at = places(i);
+            y[at.y] = x[at.x];
         }
     }
 }

@@ -11,6 +11,8 @@ struct Scalars {
     out_width: u32,
     up: u32,
     down: u32,
+    // Of rows, of which a launch may see a band, and of columns.
+    row_pad: u32,
     pad: u32,
     taps: u32,
     weight_0: f32,
@@ -39,14 +41,14 @@ override EQUAL: bool;
 @group(0) @binding(2) var<storage, read_write> y: array<real>;
 
 // The first input pixel that output pixel o sees.
-fn first_seen(o: u32) -> u32 {
+fn first_seen(o: u32, pad: u32) -> u32 {
     let base = o * s.down;
-    return (base - min(base, s.pad) + s.up - 1u) / s.up;
+    return (base - min(base, pad) + s.up - 1u) / s.up;
 }
 
 // The number of the tap with which output pixel o sees input pixel i, from the first one on.
-fn tap(o: u32, i: u32) -> u32 {
-    return i * s.up + s.pad - o * s.down;
+fn tap(o: u32, i: u32, pad: u32) -> u32 {
+    return i * s.up + pad - o * s.down;
 }
 
 fn weight(t: u32) -> f32 {
@@ -77,20 +79,20 @@ fn main(
     }
     let image = line / s.out_height;
     let oy = line % s.out_height;
-    let first_row = first_seen(oy);
+    let first_row = first_seen(oy, s.row_pad);
     for (var k = 0u; k < LINE_EACH; k++) {
         let e = place.y + k * LINE_LANES;
         if e < s.out_width * s.channels {
             let ox = e / s.channels;
             let channel = e % s.channels;
             var sum = 0.0;
-            for (var i = first_seen(ox); i < s.width && tap(ox, i) < s.taps; i++) {
+            for (var i = first_seen(ox, s.pad); i < s.width && tap(ox, i, s.pad) < s.taps; i++) {
                 var column = 0.0;
-                for (var j = first_row; j < s.height && tap(oy, j) < s.taps; j++) {
+                for (var j = first_row; j < s.height && tap(oy, j, s.row_pad) < s.taps; j++) {
                     let pixel = (image * s.height + j) * s.width + i;
-                    column += weight(tap(oy, j)) * f32(x[pixel * s.channels + channel]);
+                    column += weight(tap(oy, j, s.row_pad)) * f32(x[pixel * s.channels + channel]);
                 }
-                sum += weight(tap(ox, i)) * column;
+                sum += weight(tap(ox, i, s.pad)) * column;
             }
             y[line * s.out_width * s.channels + e] = real(sum);
         }

@@ -1,9 +1,11 @@
-// y [n] = the sum of x [parts, n] over the parts, in their order. After: lib/flat.
+// y [n] = the sum of x [parts, n] over the parts, in their order; with ADD that and what y was. After: lib/flat.
 
 struct Scalars {
     n: u32,
     parts: u32,
 }
+
+override ADD: bool;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
@@ -22,6 +24,9 @@ fn main(
             var sum = x[i];
             for (var part = 1u; part < s.parts; part++) {
                 sum += x[part * s.n + i];
+            }
+            if ADD {
+                sum += y[i];
             }
             y[i] = sum;
         }

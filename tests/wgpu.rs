@@ -7,9 +7,10 @@ mod support;
 use half::f16;
 use langevin::graph::{Graph, Launch, Op, Shader, Signature, Target};
 use langevin::ops::{
-    Activation, Affine, Binary, Broadcast, Cast, Concat, Conv2d, DiffusionUpdate, Dropout, Embedding, Epilogue, Gate,
-    GatherGrad, GradNorm, GroupNorm, Linear, Optimizer, OptimizerKind, Pad, Padding, Random, RandomKind, Resample,
-    SampleMix,
+    Activation, Affine, Attention, AttentionGrad, BatchedMatmul, Binary, Broadcast, Cast, Concat, Conv2d,
+    Conv2dWeightGrad, DiffusionUpdate, Dropout, Embedding, Epilogue, Gate, GatherGrad, GradNorm, GroupNorm, LayerNorm,
+    Linear, LinearWeightGrad, Optimizer, OptimizerKind, Pad, Padding, Permute, Random, RandomKind, Resample, RmsNorm,
+    SampleMix, TimestepEmbedding, TimestepMlp,
 };
 use langevin::sampler::SampleRequest;
 use langevin::schedule::{Buffers, Event, Options, Program, Rows, Schedule, Session, Step};
@@ -440,13 +441,146 @@ fn images_are_resampled_in_pieces() {
         let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op.clone(), &[TensorType::f32(shape)]));
         expect_close(&format!("{op:?} of {shape:?}"), &expected, &got);
     }
-    // A filter that looks across the borders of pieces.
+    // A filter that looks across the borders of pieces; samples that are seen whole, and those that are not.
+    let filter = [1.0, 3.0, 3.0, 1.0];
+    for (op, shape) in [
+        (Resample::fir_down(&filter), [1, 64, 32, 16]),
+        (Resample::fir_up(&filter), [1, 30, 32, 16]),
+        (Resample::fir_up(&filter), [5, 16, 16, 16]),
+        (Resample::fir_down(&filter), [3, 64, 32, 16]),
+        (Resample { up: 3, down: 2, filter: vec![0.5, 1.0, 2.0, 1.0, 0.25], pad: [3, 9] }, [1, 40, 32, 16]),
+        (Resample { up: 1, down: 1, filter: vec![1.0, 2.0], pad: [1, 40] }, [1, 32, 32, 16]),
+    ] {
+        let [expected, got] = [&Device::Cpu, &wgpu].map(|device| made(device, op.clone(), &[TensorType::f32(shape)]));
+        expect_close(&format!("{op:?} of {shape:?}"), &expected, &got);
+    }
+    // Rows that begin where no argument may begin.
     let mut g = Graph::new();
-    let x = g.input("x", TensorType::f32([1, 64, 32, 16]));
-    let y = g.apply(Resample::fir_down(&[1.0, 3.0, 3.0, 1.0]), &[x]).unwrap();
+    let x = g.input("x", TensorType::f32([1, 200, 33, 3]));
+    let y = g.apply(Resample::fir_down(&filter), &[x]).unwrap();
     g.output("y", y);
     let e = session(&wgpu, &g).unwrap_err();
     assert!(matches!(&e, Error::TooLarge { what, .. } if what.contains("resample")), "{e}");
+    assert!(e.to_string().contains("cannot be cut"), "{e}");
+}
+
+/// A run of an op, and what it is.
+type Large = (Box<dyn Fn(&Device, DType) -> Vec<f32>>, String);
+
+/// Ops with what they are given, which is more than 64 KiB in f16 too.
+fn large_cases() -> Vec<Large> {
+    let (f32s, panels) = (|shape: &[usize]| TensorType::f32(shape), |shape: &[usize]| TensorType::panels(shape));
+    let mut cases: Vec<Large> = Vec::new();
+    fn add(cases: &mut Vec<Large>, op: impl Op + Clone, inputs: Vec<TensorType>) {
+        let name = format!("{op:?} of {}", inputs.iter().map(|ty| ty.to_string()).collect::<Vec<_>>().join(", "));
+        cases.push((Box::new(move |device, dtype| stored(device, dtype, op.clone(), &inputs)), name));
+    }
+    // By samples.
+    let attention = Attention { heads: 2, scale: 0.25 };
+    add(&mut cases, attention, vec![f32s(&[9, 64, 64]), f32s(&[9, 16, 64]), f32s(&[9, 16, 64])]);
+    let product = |transpose_a, transpose_b| BatchedMatmul { transpose_a, transpose_b };
+    add(&mut cases, product(false, false), vec![f32s(&[9, 64, 64]), f32s(&[9, 64, 20])]);
+    add(&mut cases, product(true, true), vec![f32s(&[10, 64, 64]), f32s(&[10, 24, 64])]);
+    // One sample after the other, and each by rows of a.
+    add(&mut cases, product(false, true), vec![f32s(&[2, 640, 64]), f32s(&[2, 16, 64])]);
+    add(&mut cases, product(false, false), vec![f32s(&[1, 650, 64]), f32s(&[1, 64, 52])]);
+    // x and y have the same first axis, or others; the last axis stays, or does not; rows that are no whole places.
+    for (shape, axes) in [
+        ([9, 40, 8, 16], [0, 2, 1, 3]),
+        ([64, 2, 16, 24], [2, 1, 0, 3]),
+        ([16, 3, 128, 8], [2, 3, 1, 0]),
+        ([130, 1, 300, 1], [2, 0, 1, 3]),
+    ] {
+        add(&mut cases, Permute(axes.to_vec()), vec![f32s(&shape)]);
+    }
+    let norm = LayerNorm { eps: 1e-5, affine: true, modulate: true, first: [0; 2] };
+    let parameters = [f32s(&[64]), f32s(&[64]), f32s(&[9, 64]), f32s(&[9, 64])];
+    add(&mut cases, norm, [&[f32s(&[9, 64, 64])], &parameters[..]].concat());
+    add(&mut cases, RmsNorm { eps: 1e-5, affine: true }, vec![f32s(&[9, 64, 64]), f32s(&[64])]);
+    let embedding =
+        TimestepEmbedding { dim: 32, flip_sin_to_cos: false, freq_shift: 0.0, max_period: 10000.0, scale: 1.0 };
+    let mlp = TimestepMlp { embedding, act: Activation::Silu, label: true };
+    let weights = [panels(&[32, 96]), f32s(&[96]), panels(&[96, 144]), f32s(&[144])];
+    for samples in [300, 600] {
+        add(&mut cases, mlp, [&[f32s(&[samples])], &weights[..], &[f32s(&[samples, 144])]].concat());
+    }
+    add(&mut cases, Linear(Epilogue::bias()), vec![f32s(&[1100, 64]), panels(&[64, 48]), f32s(&[48])]);
+    let same = Conv2d::same(3, Epilogue::bias());
+    add(&mut cases, same, vec![f32s(&[1, 70, 32, 32]), panels(&[9, 32, 16]), f32s(&[16])]);
+    add(&mut cases, same, vec![f32s(&[37, 8, 8, 32]), panels(&[9, 32, 16]), f32s(&[16])]);
+    add(&mut cases, Resample::fir_up(&[1.0, 3.0, 3.0, 1.0]), vec![f32s(&[1, 40, 32, 16])]);
+    add(&mut cases, Resample::nearest_up(2), vec![f32s(&[3, 20, 32, 16])]);
+    let norm = GroupNorm { groups: 8, eps: 1e-5, activation: Activation::Silu, modulate: true };
+    let parameters = [f32s(&[64]), f32s(&[64]), f32s(&[2, 64]), f32s(&[2, 64])];
+    add(&mut cases, norm, [&[f32s(&[2, 600, 64])], &parameters[..]].concat());
+    cases
+}
+
+/// What an op makes of some numbers where the device stores them as that type; a time stays f32.
+fn stored(device: &Device, dtype: DType, op: impl Op, inputs: &[TensorType]) -> Vec<f32> {
+    let mut g = Graph::new();
+    let mut values = Vec::new();
+    for (i, ty) in inputs.iter().enumerate() {
+        let x = g.input(format!("x{i}"), ty.clone());
+        let cast = dtype != DType::F32 && !op.stays_f32(i);
+        values.push(if cast { g.apply(Cast(dtype), &[x]).unwrap() } else { x });
+    }
+    let out = g.apply_all(op, &values).unwrap()[0];
+    let out = if dtype == DType::F32 { out } else { g.apply(Cast(DType::F32), &[out]).unwrap() };
+    g.output("y", out);
+    let mut session = session(device, &g).unwrap().poisoned();
+    for (k, ty) in inputs.iter().enumerate() {
+        let numbers = (0..ty.elements()).map(|i| ((i * (k + 7919)) % 997) as f32 / 997.0 - 0.4);
+        write(&mut session, &format!("x{k}"), &numbers.collect::<Vec<_>>());
+    }
+    session.run(&mut |_, _| Ok(())).unwrap();
+    read(&mut session, "y")
+}
+
+/// 64 KiB are seen, in f32 and in f16.
+#[test]
+fn what_is_too_large_is_cut_into_pieces() {
+    let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
+    for (run, name) in large_cases() {
+        let expected = run(&Device::Cpu, DType::F32);
+        expect_close(&name, &expected, &run(&wgpu, DType::F32));
+        if support::wgpu_f16().is_some() {
+            let got = run(&wgpu, DType::F16);
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
+            let off = norm(&mut expected.iter().zip(&got).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+            assert!(off < 1e-2, "{name} in f16 is off by {off:.1e}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_what_is_too_large_are_cut_into_pieces() {
+    let Some(wgpu) = narrow(1 << 16, 1 << 20) else { return };
+    let (f32s, panels) = (|shape: &[usize]| TensorType::f32(shape), |shape: &[usize]| shape.to_vec());
+    let check = |name: String, run: &dyn Fn(&Device) -> Vec<f32>| expect_close(&name, &run(&Device::Cpu), &run(&wgpu));
+    // The rows of a linear layer; samples; rows of one sample, by four columns and not.
+    for [rows, k, n] in [[700, 64, 16], [601, 33, 48], [5000, 8, 16]] {
+        let op = LinearWeightGrad { shape: panels(&[k, n]) };
+        check(format!("linear {rows}, {k}, {n}"), &|d| {
+            stored(d, DType::F32, op.clone(), &[f32s(&[rows, k]), f32s(&[rows, n])])
+        });
+    }
+    let same = Conv2d::same(3, Epilogue::default());
+    let down = Conv2d { stride: 2, padding: Padding { top: 0, left: 0, bottom: 1, right: 1 }, ..same };
+    for (conv, [b, h, w, c], [h_out, w_out, n]) in [
+        (same, [37, 8, 8, 16], [8, 8, 16]),
+        (same, [1, 70, 32, 16], [70, 32, 32]),
+        (same, [2, 64, 64, 3], [64, 64, 5]),
+        (down, [1, 99, 32, 16], [49, 16, 64]),
+    ] {
+        let op = Conv2dWeightGrad { conv, shape: panels(&[9, c, n]) };
+        let inputs = [f32s(&[b, h, w, c]), f32s(&[b, h_out, w_out, n])];
+        check(format!("{conv:?} of {b}, {h}, {w}, {c}"), &|d| stored(d, DType::F32, op.clone(), &inputs));
+    }
+    let attention = AttentionGrad(Attention { heads: 2, scale: 0.25 });
+    let [q, k] = [f32s(&[5, 64, 64]), f32s(&[5, 16, 64])];
+    let inputs = [q.clone(), k.clone(), k, q.clone(), f32s(&[5, 2, 64]), q];
+    check("attention".into(), &|d| stored(d, DType::F32, attention, &inputs));
 }
 
 #[test]

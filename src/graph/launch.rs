@@ -175,8 +175,8 @@ impl Default for WgpuTarget {
     }
 }
 
-/// From one place where an argument may begin to the next, in numbers of 4 bytes.
-pub(crate) const PLACES: usize = 64;
+/// From one place where an argument may begin to the next, in bytes.
+pub(crate) const PLACES: usize = 256;
 
 impl WgpuTarget {
     /// A processor that plays GPU has cheap barriers among few lanes, and nothing to gain.
@@ -194,11 +194,11 @@ impl WgpuTarget {
         (edge > 0 && fits && !self.software).then_some(edge)
     }
 
-    /// How many of `count` rows a launch can see at once of arguments whose rows have so many numbers of 4 bytes: all, or as
-    /// many as begin and end where an argument may begin. None if it cannot see that many.
+    /// How many of `count` rows a launch can see at once of arguments whose rows have so many bytes: all, or as many as begin and
+    /// end where an argument may begin. None if it cannot see that many.
     pub fn rows(&self, count: usize, widths: &[usize]) -> Option<usize> {
         // An argument that begins between two places is seen from the place before it.
-        let most = (self.argument_bytes as usize / 4).saturating_sub(PLACES);
+        let most = (self.argument_bytes as usize).saturating_sub(PLACES);
         let fit = most / widths.iter().copied().max().unwrap_or(0).max(1);
         let unit = widths.iter().map(|w| PLACES >> w.trailing_zeros().min(PLACES.ilog2())).max().unwrap_or(1);
         let rows = if fit >= count { count } else { fit / unit * unit };
@@ -479,19 +479,15 @@ impl Launch {
         self
     }
 
-    /// Lets the launch see only some of an argument's numbers, all of 4 bytes, wherever it stands among the arguments. The first
-    /// one is at a multiple of [`ALIGN`](crate::device::ALIGN) bytes. So an op makes several launches where an adapter cannot
-    /// bind an argument whole.
-    pub fn part(mut self, arg: Arg, elements: Range<usize>) -> Self {
-        let bytes = 4 * elements.start..4 * elements.end;
-        let here = (0..self.args.len()).filter(|i| self.args[*i] == arg);
-        self.parts.extend(here.map(|i| (i, bytes.clone())));
-        self
-    }
-
-    /// Lets the launch see all of every argument again.
-    pub(crate) fn see_all(mut self) -> Self {
-        self.parts.clear();
+    /// Lets the launch see only some bytes of an argument, or of what it sees of it, wherever that stands among the arguments. They begin at a
+    /// multiple of [`ALIGN`](crate::device::ALIGN). So an op makes several launches where an adapter cannot bind an argument whole.
+    pub fn part(mut self, arg: Arg, bytes: Range<usize>) -> Self {
+        for i in (0..self.args.len()).filter(|i| self.args[*i] == arg) {
+            match self.parts.iter_mut().find(|(argument, _)| *argument == i) {
+                Some((_, seen)) => *seen = bytes.start + seen.start..bytes.start + seen.end,
+                None => self.parts.push((i, bytes.clone())),
+            }
+        }
         self
     }
 

@@ -5,6 +5,8 @@
 //! copied, a block at a time.
 
 use super::hopper_attention::{HopperOnce, HopperSums, HopperTile};
+use super::pieces::along;
+use super::product::BUSY;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::simd::{dot, exp};
@@ -20,8 +22,9 @@ use crate::{Error, Result};
 /// Sizes of blocks: elements that fit into a part of L2, then the rows that a block has at least and at most.
 /// Queries of a task of the forward, which copies K and V once.
 const QUERIES: (usize, [usize; 2]) = (1 << 15, [96, 256]);
-/// Workgroup memory of `shaders/attention_matrices.wgsl` beside queries and keys.
-const MATRIX_SCORE_BYTES: usize = 576 * 16 + 640 * 8 + 128 * 8;
+/// Of `shaders/attention_matrices.wgsl`: workgroup memory of a query beside queries and keys, and columns of v that a workgroup has.
+const MATRIX_QUERY_BYTES: usize = 9 * 16 + 10 * 8 + 2 * 8;
+const MATRIX_COLUMNS: usize = 160;
 /// Keys of a block of both kernels.
 const KEYS: (usize, [usize; 2]) = (1 << 14, [32, 128]);
 /// Queries of a block of the backward.
@@ -137,17 +140,18 @@ impl Sizes {
     /// `shaders/attention_matrices.wgsl` and the number of its workgroups, if the adapter has matrices of 16 and memory for heads so wide.
     fn by_matrices(&self, name: &'static str, dtype: DType, target: &WgpuTarget) -> Option<(Shader, usize)> {
         let edge = target.matrices(dtype).filter(|edge| *edge == 16)?;
-        let [width, width_v] = [self.d, self.dv].map(|width| width.next_multiple_of(16));
+        let (width, all) = (self.d.next_multiple_of(16), self.dv.next_multiple_of(16));
+        let slices = all.div_ceil(MATRIX_COLUMNS);
+        let width_v = all.div_ceil(slices).next_multiple_of(16);
         let line = width.max(width_v) / 4 + 2;
-        let (query_fours, key_fours) = (64 * line, 32 * line);
-        let bytes = (query_fours + key_fours) * 8 + MATRIX_SCORE_BYTES;
-        let fours = self.d.is_multiple_of(4) && self.dv.is_multiple_of(4);
-        let fits = bytes <= target.workgroup_bytes as usize && width_v <= 10 * edge as usize;
+        let bytes = |queries: usize| (queries + 32) * line * 8 + queries * MATRIX_QUERY_BYTES;
+        let queries = [64, 32].into_iter().find(|queries| bytes(*queries) <= target.workgroup_bytes as usize)?;
         let text = wgsl_with_matrices!(edge, dtype; "attention_matrices");
-        let shader = Shader::new(name, text).entry("matrices");
+        let shader = Shader::new(name, text).entry("matrices").constant("QUERIES", queries as u32);
         let shader = shader.constant("WIDTH", width as u32).constant("WIDTH_V", width_v as u32);
-        let shader = shader.constant("QUERY_FOURS", query_fours as u32).constant("KEY_FOURS", key_fours as u32);
-        (fours && fits).then(|| (shader, self.pairs() * self.queries.div_ceil(64)))
+        let shader = shader.constant("QUERY_FOURS", (queries * line) as u32).constant("KEY_FOURS", (32 * line) as u32);
+        let fours = self.d.is_multiple_of(4) && self.dv.is_multiple_of(4);
+        fours.then(|| (shader, self.pairs() * slices * self.queries.div_ceil(queries)))
     }
 
     /// The scalars of those shaders.
@@ -191,26 +195,51 @@ impl Op for Attention {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let s = self.sizes_of(self.name(), io)?;
-        Ok(vec![match target {
-            Target::Cuda(target) => return Ok(self.launches(&s, io.inputs[0].dtype, target)),
-            Target::Cpu => s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale),
-            Target::Wgpu(target) => {
-                let dtype = io.inputs[0].dtype;
-                let (shader, groups) = match s.by_matrices(self.name(), dtype, target) {
-                    Some(made) => made,
-                    None => {
-                        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/attention", "attention"));
-                        s.tiled(shader, target, s.queries, s.dv)?
-                    }
-                };
-                let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
-                s.words(Launch::wgsl(shader, target.grid(groups), args), self.scale)
-            }
-        }])
+        match target {
+            Target::Cuda(target) => Ok(self.launches(&s, io.inputs[0].dtype, target)),
+            Target::Cpu => Ok(vec![s.scalars(Launch::cpu(self.name(), forward, 3, 2)).scalar(self.scale)]),
+            Target::Wgpu(target) => along(0, &[], io, target, |io| self.shaders(io, target)),
+        }
     }
 }
 
 impl Attention {
+    /// On the wgpu device: by cooperative matrices where they have enough to do, else by blocks, and what those are too narrow for by tiles.
+    fn shaders(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
+        let (s, dtype) = (self.sizes_of(self.name(), io)?, io.inputs[0].dtype);
+        let (q, k, v, y, lse) = (Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1));
+        let blocks = ShaderBlocks::of(&s, target);
+        if let Some((shader, groups)) = s.by_matrices(self.name(), dtype, target)
+            && (blocks.is_none() || groups >= BUSY)
+        {
+            let launch = Launch::wgsl(shader, target.grid(groups), [q, k, v, y, lse]);
+            return Ok(vec![s.words(launch, self.scale)]);
+        }
+        let Some(blocks) = blocks else {
+            let shader = Shader::new(self.name(), wgsl!(dtype; "lib/attention", "attention"));
+            let (shader, groups) = s.tiled(shader, target, s.queries, s.dv)?;
+            let launch = Launch::wgsl(shader, target.grid(groups), [q, k, v, y, lse]);
+            return Ok(vec![s.words(launch, self.scale)]);
+        };
+        let shader = blocks.shader(Shader::new(self.name(), wgsl!(dtype; "attention_blocks")));
+        let launch = |args: [Arg; 5]| {
+            let launch = Launch::wgsl(shader.clone(), target.grid(blocks.count), args);
+            s.words(launch, self.scale).scalars([blocks.part, blocks.parts])
+        };
+        // What is not there is not touched; q stands for it.
+        if blocks.parts == 1 {
+            let mut one = launch([q, k, v, y, lse]);
+            one.args.extend([q, q]);
+            return Ok(vec![one]);
+        }
+        let (rows, fours) = (s.pairs() * s.queries, s.dv / 4);
+        let parts = launch([q, k, v, q, q]).with_scratch(blocks.parts * rows * s.dv).with_scratch(blocks.parts * rows);
+        let shader = Shader::new(self.name(), wgsl!(dtype; "attention_join"));
+        let args = [Arg::Left(0, 0), Arg::Left(0, 1), y, lse];
+        let join = Launch::wgsl(shader, target.grid((rows * fours).div_ceil(JOIN_LANES)), args);
+        Ok(vec![parts, join.scalars([s.queries, s.heads, s.dv, s.pairs(), blocks.parts])])
+    }
+
     /// On the cuda device: a block for some queries of a head, which goes over the keys. Where there are too few blocks the keys are cut
     /// into parts, and a second launch puts together what those left in scratch.
     fn launches(&self, s: &Sizes, dtype: DType, target: &CudaTarget) -> Vec<Launch> {
@@ -240,6 +269,54 @@ impl Attention {
         let grid = [(rows * pieces(s.dv, dtype)).div_ceil(JOIN_THREADS), 1, 1];
         let join = Launch::ptx(kernel, grid, JOIN_THREADS, [Arg::Left(0, 0), y, lse]);
         vec![launch, join.scalars([s.pairs(), s.queries, s.heads, s.dv, width, parts])]
+    }
+}
+
+/// Invocations of a workgroup of `shaders/attention_join.wgsl`.
+const JOIN_LANES: usize = 64;
+/// Keys that a workgroup of `shaders/attention_blocks.wgsl` meets at a time, columns of v that it has at most, and parts of keys.
+const BLOCK_KEYS: usize = 64;
+const BLOCK_COLUMNS: usize = 256;
+const BLOCK_PARTS: usize = 16;
+
+/// The workgroups of `shaders/attention_blocks.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct ShaderBlocks {
+    row_lanes: usize,
+    value_fours: usize,
+    count: usize,
+    /// Keys of a part.
+    part: usize,
+    parts: usize,
+}
+
+impl ShaderBlocks {
+    /// For heads that the shader can take. The more rows a workgroup has, the less it reads; where they are few, workgroups are small, and have a
+    /// part of the keys. A processor that plays GPU needs few.
+    fn of(s: &Sizes, target: &WgpuTarget) -> Option<ShaderBlocks> {
+        let fits = s.d.is_multiple_of(4) && s.dv.is_multiple_of(4) && s.dv <= BLOCK_COLUMNS;
+        if !fits {
+            return None;
+        }
+        let busy = if target.software { 4 } else { 2 * BUSY };
+        let count = |lanes: usize| s.pairs() * s.queries.div_ceil(4 * lanes);
+        let has_memory = |lanes: &usize| Self::bytes(*lanes) <= target.workgroup_bytes as usize;
+        let row_lanes = [16, 8].into_iter().filter(has_memory).find(|lanes| count(*lanes) >= busy).unwrap_or(4);
+        let room = target.argument_bytes as usize / (4 * s.pairs() * s.queries * s.dv);
+        let wanted = busy.div_ceil(count(row_lanes)).min(s.keys / BLOCK_KEYS).min(room).clamp(1, BLOCK_PARTS);
+        let part = s.keys.div_ceil(wanted).next_multiple_of(BLOCK_KEYS);
+        let parts = s.keys.div_ceil(part);
+        Some(ShaderBlocks { row_lanes, value_fours: s.dv.div_ceil(32), count: count(row_lanes) * parts, part, parts })
+    }
+
+    /// Workgroup memory.
+    fn bytes(row_lanes: usize) -> usize {
+        16 * ((9 * (4 * row_lanes + BLOCK_KEYS)).max(BLOCK_KEYS * (row_lanes + 1)) + 9 * row_lanes)
+    }
+
+    fn shader(&self, shader: Shader) -> Shader {
+        let shader = shader.entry("blocked").flag("PARTS", self.parts > 1);
+        shader.constant("ROW_LANES", self.row_lanes as u32).constant("VALUE_FOURS", self.value_fours as u32)
     }
 }
 
@@ -378,7 +455,9 @@ impl Op for AttentionGrad {
                 let launch = if splits > 1 { launch.with_scratch(splits * io.inputs[0].elements()) } else { launch };
                 Ok(vec![s.scalars(launch).scalar(self.0.scale)])
             }
-            Target::Wgpu(target) => self.wgsl_launches(&s, target),
+            Target::Wgpu(target) => {
+                along(0, &[], io, target, |io| self.wgsl_launches(&self.0.sizes_of(self.name(), io)?, target))
+            }
         }
     }
 }

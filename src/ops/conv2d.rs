@@ -213,13 +213,8 @@ impl Op for Conv2d {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let (samples, dtype) = (io.inputs[0].shape[0], io.inputs[0].dtype);
-                // Bands are counted in numbers of 4 bytes.
-                if dtype == DType::F16 {
-                    let all = Band { samples: 0..samples, rows: 0..w.out_height };
-                    let launches = self.shader_launches(dtype, target, &w, n, all, true);
-                    return Ok(launches.into_iter().map(Launch::see_all).collect());
-                }
-                let bands = self.bands(&w, samples, n, target);
+                let bias = if self.epilogue.by_sample() { n * dtype.size() } else { 0 };
+                let bands = bands(&w, samples, n, bias, dtype.size(), target);
                 let whole = bands.len() == 1;
                 let launches = |band| self.shader_launches(dtype, target, &w, n, band, whole);
                 bands.into_iter().flat_map(launches).collect()
@@ -276,34 +271,60 @@ struct Band {
     rows: Range<usize>,
 }
 
-impl Conv2d {
-    /// One band, or as many as it takes for a launch to see what it reads and writes: of several samples, or of one sample if
-    /// not even that can be seen. One band too where neither can be.
-    fn bands(&self, w: &Window, samples: usize, n: usize, target: &WgpuTarget) -> Vec<Band> {
-        let (line, out_line) = (w.width * w.channels, w.out_width * n);
-        let bias = if self.epilogue.by_sample() { n } else { 0 };
-        let seen = target.rows(samples, &[w.height * line, w.out_height * out_line, bias]);
-        let rows =
-            || self.band_rows(w, [line, out_line], target).filter(|_| samples == 1 || bias.is_multiple_of(PLACES));
-        let (seen, rows) = match (seen, seen.is_none().then(rows).flatten()) {
-            (None, Some(rows)) => (1, rows),
-            (seen, _) => (seen.unwrap_or(samples), w.out_height),
+/// One band, or as many as it takes for a launch to see pixels on both sides and `bias` bytes of each sample: of several samples, or
+/// of one sample if not even that can be seen. One band too where neither can be. Output pixels have `n` columns, numbers `size` bytes.
+fn bands(w: &Window, samples: usize, n: usize, bias: usize, size: usize, target: &WgpuTarget) -> Vec<Band> {
+    let lines = [w.width * w.channels * size, w.out_width * n * size];
+    let seen = target.rows(samples, &[w.height * lines[0], w.out_height * lines[1], bias]);
+    let rows = || band_rows(w, lines, target).filter(|_| samples == 1 || bias.is_multiple_of(PLACES));
+    let (seen, rows) = match (seen, seen.is_none().then(rows).flatten()) {
+        (None, Some(rows)) => (1, rows),
+        (seen, _) => (seen.unwrap_or(samples), w.out_height),
+    };
+    let pieces = |n: usize, step: usize| (0..n).step_by(step.max(1)).map(move |at| at..(at + step).min(n));
+    let bands = pieces(samples, seen)
+        .flat_map(|samples| pieces(w.out_height, rows).map(move |rows| Band { samples: samples.clone(), rows }));
+    bands.collect()
+}
+
+/// How many rows of one sample's output a launch can see, if every row begins where an argument may begin and meets one of x.
+fn band_rows(w: &Window, lines: [usize; 2], target: &WgpuTarget) -> Option<usize> {
+    let bottom = ((w.out_height - 1) * w.stride + w.kernel[0]).saturating_sub(w.height + w.pad_top);
+    let padding = w.pad_top.max(bottom);
+    let plain = w.dilation == 1 && padding < w.kernel[0] && lines.iter().all(|line| line.is_multiple_of(PLACES));
+    let [read, written] = [target.rows(w.height, &lines[..1])?, target.rows(w.out_height, &lines[1..])?];
+    let reach = if read == w.height { written } else { read.checked_sub(w.kernel[0])? / w.stride + 1 };
+    plain.then_some(reach.min(written))
+}
+
+impl Band {
+    /// Rows of x under it.
+    fn read(&self, w: &Window) -> Range<usize> {
+        if self.rows.len() == w.out_height {
+            return 0..w.height;
+        }
+        let end = ((self.rows.end - 1) * w.stride + w.kernel[0]).saturating_sub(w.pad_top);
+        (self.rows.start * w.stride).saturating_sub(w.pad_top)..end.min(w.height)
+    }
+
+    /// The window over those rows alone.
+    fn window(&self, w: &Window) -> Window {
+        let read = self.read(w);
+        let pad_top = w.pad_top + read.start - self.rows.start * w.stride;
+        Window { height: read.len(), out_height: self.rows.len(), pad_top, ..*w }
+    }
+
+    /// Where it lies among all rows of all samples: bytes of x, and of what has `n` columns.
+    fn bytes(&self, w: &Window, n: usize, size: usize) -> [Range<usize>; 2] {
+        let Range { start, end } = self.samples;
+        let among = |rows: Range<usize>, height: usize, line: usize| {
+            (start * height + rows.start) * line * size..((end - 1) * height + rows.end) * line * size
         };
-        let pieces = |n: usize, step: usize| (0..n).step_by(step).map(move |at| at..(at + step).min(n));
-        let bands = pieces(samples, seen)
-            .flat_map(|samples| pieces(w.out_height, rows).map(move |rows| Band { samples: samples.clone(), rows }));
-        bands.collect()
+        [among(self.read(w), w.height, w.width * w.channels), among(self.rows.clone(), w.out_height, w.out_width * n)]
     }
+}
 
-    /// How many rows of one sample's output a launch can make, if every row begins where an argument may begin.
-    fn band_rows(&self, w: &Window, lines: [usize; 2], target: &WgpuTarget) -> Option<usize> {
-        let padding = self.padding.top.max(self.padding.bottom);
-        let plain = w.dilation == 1 && padding < w.kernel[0] && lines.iter().all(|line| line.is_multiple_of(PLACES));
-        let [read, written] = [target.rows(w.height, &lines[..1])?, target.rows(w.out_height, &lines[1..])?];
-        let reach = if read == w.height { written } else { read.checked_sub(w.kernel[0])? / w.stride + 1 };
-        plain.then_some(reach.min(written))
-    }
-
+impl Conv2d {
     /// The launches for a band: a convolution of the rows of x that it reads. It is cut into parts only if it is the `whole`.
     fn shader_launches(
         &self,
@@ -314,25 +335,14 @@ impl Conv2d {
         band: Band,
         whole: bool,
     ) -> Vec<Launch> {
-        let Band { samples, rows } = band;
-        let read = if rows.len() == w.out_height {
-            0..w.height
-        } else {
-            let end = ((rows.end - 1) * w.stride + w.kernel[0]).saturating_sub(w.pad_top);
-            (rows.start * w.stride).saturating_sub(w.pad_top)..end.min(w.height)
-        };
-        let pad_top = w.pad_top + read.start - rows.start * w.stride;
-        let own = Window { height: read.len(), out_height: rows.len(), pad_top, ..*w };
-        let launches = self.band_launches(dtype, target, &own, [samples.len(), n], whole);
-        // Where they lie among all rows of all samples.
-        let among = |rows: &Range<usize>, height: usize, line: usize| {
-            (samples.start * height + rows.start) * line..((samples.end - 1) * height + rows.end) * line
-        };
-        let (x, y) = (among(&read, w.height, w.width * w.channels), among(&rows, w.out_height, w.out_width * n));
+        let size = dtype.size();
+        let launches = self.band_launches(dtype, target, &band.window(w), [band.samples.len(), n], whole);
+        let [x, y] = band.bytes(w, n, size);
+        let bias = band.samples.start * n * size..band.samples.end * n * size;
         let part = |launch| {
             let launch = self.epilogue.part(launch, x.clone(), y.clone());
             match self.epilogue.by_sample() {
-                true => launch.part(self.epilogue.arguments()[3], samples.start * n..samples.end * n),
+                true => launch.part(self.epilogue.arguments()[3], bias.clone()),
                 false => launch,
             }
         };
@@ -357,7 +367,7 @@ impl Conv2d {
         let words = |launch| window_words(launch, w, pixels).scalar(n);
         if target.software && fours {
             let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/corners", "lib/window", "conv2d");
-            let grid = target.grid((pixels.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
+            let grid = target.grid((pixels.div_ceil(8) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
             let launch = Launch::wgsl(shader(text).entry("direct"), grid, self.epilogue.arguments());
             return vec![words(launch).scalar(self.epilogue.scale)];
         }
@@ -512,51 +522,101 @@ const PART: [usize; 2] = [512, 8192];
 /// Most bytes of all parts of a weight gradient.
 const PART_BYTES: usize = 1 << 26;
 
-/// x, dy → dW on the wgpu device: sums over parts of the pixels, so that there are enough workgroups, and then over the parts.
+/// x, dy → dW on the wgpu device: sums over parts of the pixels, so that there are enough workgroups, and then over the parts; both for
+/// each band of what an adapter cannot see at once.
 pub(super) fn weight_grad_launches(name: &'static str, io: &Signature, w: &Window, target: &WgpuTarget) -> Vec<Launch> {
-    let (pixels, n, elements) = (io.inputs[1].rows(), io.inputs[1].cols(), io.outputs[0].stored());
+    let (n, elements) = (io.inputs[1].cols(), io.outputs[0].stored());
     if elements == 0 {
         return vec![];
     }
-    let terms = w.taps() * w.channels;
-    let most = PART_BYTES.min(target.argument_bytes as usize) / (4 * elements);
-    let four = w.channels.is_multiple_of(4) && n.is_multiple_of(4);
-    let (shader, groups, part) = if four && !target.software {
-        let least = pixels.div_ceil(PART[1]).min(most).max(1);
-        let parts = least..=least.max(pixels.div_ceil(64).min(most).min(64));
-        let blocks = ShaderBlocks::new(1, [terms, n, pixels], parts, target);
-        let text = wgsl!("lib/x_fours", "lib/product_sizes", "lib/corners", "lib/blocks", "weight_grad_blocks");
-        (blocks.shader(Shader::new(name, text)), blocks.count, blocks.part)
-    } else {
-        let direct = target.software && four && w.dilation == 1;
-        let invocations = terms / 4 * n.div_ceil(PANEL) * 2;
-        let tiles = Tiling::new(1, terms, n.next_multiple_of(PANEL));
-        let groups = if direct { invocations.div_ceil(DIRECT_LANES) } else { tiles.count };
-        let busy = if target.software { 8 } else { 2 * BUSY };
-        let wanted = busy.div_ceil(groups).min(pixels.div_ceil(PART[0])).max(pixels.div_ceil(PART[1]));
-        let part = pixels.div_ceil(wanted.min(most).max(1)).max(1).next_multiple_of(16);
-        let parts = pixels.div_ceil(part).max(1);
-        let shader = Shader::new(name, wgsl!("lib/product", "lib/corners", "lib/window", "weight_grad"));
-        match direct {
-            true => (shader.entry("direct"), (parts * invocations).div_ceil(DIRECT_LANES), part),
-            false => (tiles.shader(shader).entry("tiled"), parts * tiles.count, part),
+    let size = io.inputs[0].dtype.size();
+    let samples = io.inputs[0].rows() / (w.height * w.width);
+    let bands = bands(w, samples, n, 0, size, target);
+    if bands.len() <= 1 {
+        let sums = WeightSums::new(name, w, [io.inputs[1].rows(), n, elements], target);
+        let (x, dy) = (Arg::Input(0), Arg::Input(1));
+        if sums.parts == 1 {
+            return vec![sums.launch(target, [x, dy, Arg::Output(0)])];
         }
-    };
-    let parts = pixels.div_ceil(part).max(1);
-    let shader = shader.constant("DILATION", w.dilation as u32);
-    let sums = |args: &[Arg]| {
-        let launch = Launch::wgsl(shader.clone(), target.grid(groups), args.iter().copied());
-        window_words(launch, w, pixels).scalars([n, part, parts])
-    };
-    if parts == 1 {
-        return vec![sums(&[Arg::Input(0), Arg::Input(1), Arg::Output(0)])];
+        let first = sums.launch(target, [x, dy]).with_scratch(sums.parts * elements);
+        return vec![first, add_parts(name, target, [elements, sums.parts], false)];
     }
-    let all = Shader::new(name, wgsl!("lib/flat", "sum_parts"));
+    let each: Vec<WeightSums> = bands
+        .iter()
+        .map(|band| {
+            let pixels = band.samples.len() * band.rows.len() * w.out_width;
+            WeightSums::new(name, &band.window(w), [pixels, n, elements], target)
+        })
+        .collect();
+    let most = each.iter().map(|sums| sums.parts).max().unwrap_or(1);
+    let mut launches = Vec::new();
+    for (i, (band, sums)) in bands.iter().zip(&each).enumerate() {
+        // All leave their sums in the scratch memory of the first.
+        let launch = match i {
+            0 => sums.launch(target, [Arg::Input(0), Arg::Input(1)]).with_scratch(most * elements),
+            _ => sums.launch(target, [Arg::Input(0), Arg::Input(1), Arg::Left(0, 0)]),
+        };
+        let [x, dy] = band.bytes(w, n, size);
+        launches.push(launch.part(Arg::Input(0), x).part(Arg::Input(1), dy));
+        launches.push(add_parts(name, target, [elements, sums.parts], i > 0));
+    }
+    launches
+}
+
+/// Adds up the parts that the first launch's scratch memory holds, and what is there already if it is to `add`.
+fn add_parts(name: &'static str, target: &WgpuTarget, [elements, parts]: [usize; 2], add: bool) -> Launch {
+    let shader = Shader::new(name, wgsl!("lib/flat", "sum_parts")).flag("ADD", add);
     let grid = target.grid(elements.div_ceil(FLAT_GROUP));
-    vec![
-        sums(&[Arg::Input(0), Arg::Input(1)]).with_scratch(parts * elements),
-        Launch::wgsl(all, grid, [Arg::Left(0, 0), Arg::Output(0)]).scalars([elements, parts]),
-    ]
+    Launch::wgsl(shader, grid, [Arg::Left(0, 0), Arg::Output(0)]).scalars([elements, parts])
+}
+
+/// How a weight gradient is summed over some pixels.
+struct WeightSums {
+    shader: Shader,
+    groups: usize,
+    window: Window,
+    pixels: usize,
+    n: usize,
+    /// Pixels of a part, and how many parts there are.
+    part: usize,
+    parts: usize,
+}
+
+impl WeightSums {
+    /// For so many pixels of `n` columns under a window, and dW of so many stored elements.
+    fn new(name: &'static str, w: &Window, [pixels, n, elements]: [usize; 3], target: &WgpuTarget) -> WeightSums {
+        let terms = w.taps() * w.channels;
+        let most = PART_BYTES.min(target.argument_bytes as usize) / (4 * elements);
+        let four = w.channels.is_multiple_of(4) && n.is_multiple_of(4);
+        let (shader, groups, part) = if four && !target.software {
+            let least = pixels.div_ceil(PART[1]).min(most).max(1);
+            let parts = least..=least.max(pixels.div_ceil(64).min(most).min(64));
+            let blocks = ShaderBlocks::new(1, [terms, n, pixels], parts, target);
+            let text = wgsl!("lib/x_fours", "lib/product_sizes", "lib/corners", "lib/blocks", "weight_grad_blocks");
+            (blocks.shader(Shader::new(name, text)), blocks.count, blocks.part)
+        } else {
+            let direct = target.software && four && w.dilation == 1;
+            let invocations = terms / 4 * n.div_ceil(PANEL) * 2;
+            let tiles = Tiling::new(1, terms, n.next_multiple_of(PANEL));
+            let groups = if direct { invocations.div_ceil(DIRECT_LANES) } else { tiles.count };
+            let busy = if target.software { 8 } else { 2 * BUSY };
+            let wanted = busy.div_ceil(groups).min(pixels.div_ceil(PART[0])).max(pixels.div_ceil(PART[1]));
+            let part = pixels.div_ceil(wanted.min(most).max(1)).max(1).next_multiple_of(16);
+            let parts = pixels.div_ceil(part).max(1);
+            let shader = Shader::new(name, wgsl!("lib/product", "lib/corners", "lib/window", "weight_grad"));
+            match direct {
+                true => (shader.entry("direct"), (parts * invocations).div_ceil(DIRECT_LANES), part),
+                false => (tiles.shader(shader).entry("tiled"), parts * tiles.count, part),
+            }
+        };
+        let (shader, parts) = (shader.constant("DILATION", w.dilation as u32), pixels.div_ceil(part).max(1));
+        WeightSums { shader, groups, window: *w, pixels, n, part, parts }
+    }
+
+    fn launch(&self, target: &WgpuTarget, args: impl IntoIterator<Item = Arg>) -> Launch {
+        let launch = Launch::wgsl(self.shader.clone(), target.grid(self.groups), args);
+        window_words(launch, &self.window, self.pixels).scalars([self.n, self.part, self.parts])
+    }
 }
 
 fn weight_grad_kernel(args: &Args) {

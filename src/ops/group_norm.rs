@@ -5,6 +5,7 @@ use super::lines::divisor;
 use super::norm::{
     self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
 };
+use super::product::BUSY;
 use super::{Activation, expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::LANES;
@@ -94,12 +95,15 @@ impl Op for GroupNorm {
 
     fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
         let c = self.chunks(&io.inputs[0]);
-        // Pieces are of numbers of 4 bytes.
         if let Target::Wgpu(target) = target
-            && io.inputs[0].dtype == DType::F32
-            && let Some(rows) = self.stretch(target, &c)
+            && let Some(rows) = self.stretch(target, io.inputs[0].dtype, &c)
         {
-            return Ok(self.large(target, &c, rows));
+            return Ok(self.large(target, io.inputs[0].dtype, &c, rows));
+        }
+        if let Target::Wgpu(target) = target
+            && let Some(launch) = self.held(target, io.inputs[0].dtype, &c)
+        {
+            return Ok(vec![launch]);
         }
         if let Target::Wgpu(target) = target
             && !target.software
@@ -191,7 +195,48 @@ const MOST_GROUP: usize = 1 << 13;
 /// Rows and channels of a workgroup of `shaders/lib/columns.wgsl`.
 const COLUMN: [usize; 2] = [128, 64];
 
+/// Fours of channels and groups of a workgroup of `shaders/group_norm_held.wgsl` at most, and the fours of channels that it should have: whole
+/// lines of a cache. Then the rows of an invocation, and its workgroup's memory beside 16 bytes an invocation.
+const HELD_SHADER: [usize; 2] = [64, 64];
+const HELD_LINE: usize = 8;
+const HELD_ROWS: usize = 8;
+const HELD_BYTES: usize = 64 * 16 + 64 * 4;
+
 impl GroupNorm {
+    /// One launch of a GPU whose workgroups hold whole groups, if that is possible and there is no reason to make [three](GroupNorm::spread).
+    fn held(&self, target: &WgpuTarget, dtype: DType, c: &Chunks) -> Option<Launch> {
+        if target.software || c.samples * c.rows == 0 || !c.channels.is_multiple_of(4) {
+            return None;
+        }
+        let memory = (target.workgroup_bytes as usize).saturating_sub(HELD_BYTES) / 16;
+        let most = memory.min(target.workgroup_size as usize).checked_ilog2().map(|bits| 1 << bits.min(10))?;
+        let width = c.channels / self.groups;
+        // Groups of a workgroup: whole fours of channels, of which all workgroups have as many.
+        let fits = |groups: &usize| {
+            let fours = groups * width / 4;
+            let whole = self.groups.is_multiple_of(*groups) && (groups * width).is_multiple_of(4);
+            let small = fours <= HELD_SHADER[0] && *groups <= HELD_SHADER[1];
+            whole && small && fours > 0 && c.rows.div_ceil(HELD_ROWS) * fours <= most
+        };
+        let count = |groups: usize| c.samples * self.groups / groups;
+        let all: Vec<usize> = (1..=self.groups).filter(fits).collect();
+        let whole_lines = |groups: &usize| groups * width / 4 >= HELD_LINE;
+        // A line for all if there are workgroups enough, or else what makes the most workgroups.
+        let line = all.iter().copied().find(whole_lines).or(all.last().copied()).filter(|g| count(*g) >= BUSY);
+        let groups = line.or(all.first().copied())?;
+        let across = groups * width / 4;
+        let rows = if count(groups) >= 2 * BUSY { HELD_ROWS } else { 2 };
+        let down = c.rows.div_ceil(rows).min(most / across);
+        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/activation", "group_norm_held")).entry("held");
+        let shader = shader.flag("MODULATE", self.modulate).constant("ACTIVATION", self.activation as u32);
+        let shader = shader.constant("HELD_LANES", (across * down).next_power_of_two().max(64) as u32);
+        // What is absent is not read; gamma stands for it.
+        let [scale, shift] = if self.modulate { [3, 4] } else { [1, 1] }.map(Arg::Input);
+        let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), scale, shift, Arg::Output(0), Arg::Output(1)];
+        let launch = Launch::wgsl(shader, target.grid(count(groups)), args);
+        Some(launch.scalars([c.samples, c.rows, c.channels, self.groups, across, down]).scalar(self.eps))
+    }
+
     /// True if a GPU makes three launches.
     fn spreads(&self, c: &Chunks) -> bool {
         let group = c.rows * c.channels / self.groups;
@@ -224,21 +269,21 @@ impl GroupNorm {
     }
 
     /// Rows of a stretch of a sample, if x is too large for a launch; none too if no stretch could be seen.
-    fn stretch(&self, target: &WgpuTarget, c: &Chunks) -> Option<usize> {
-        let all = c.samples * c.rows;
-        let seen = target.rows(all, &[c.channels]).filter(|seen| *seen < all)?;
+    fn stretch(&self, target: &WgpuTarget, dtype: DType, c: &Chunks) -> Option<usize> {
+        let (all, line) = (c.samples * c.rows, c.channels * dtype.size());
+        let seen = target.rows(all, &[line]).filter(|seen| *seen < all)?;
         let most = (STRETCH / c.channels).min(seen);
         // Stretches are of one sample, all of one size, and begin where an argument may begin.
-        let fits = |rows: &usize| c.rows.is_multiple_of(*rows) && (rows * c.channels).is_multiple_of(PLACES);
+        let fits = |rows: &usize| c.rows.is_multiple_of(*rows) && (rows * line).is_multiple_of(PLACES);
         (1..=most).rev().find(fits)
     }
 
     /// The launches where x is too large for one: the moments of stretches of `rows` rows, those of the groups, and y.
-    fn large(&self, target: &WgpuTarget, c: &Chunks, rows: usize) -> Vec<Launch> {
+    fn large(&self, target: &WgpuTarget, dtype: DType, c: &Chunks, rows: usize) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = *self;
         let (elements, count) = (c.samples * c.rows * c.channels, c.samples * groups);
         let (stretches, per_group) = (c.rows / rows, rows * c.channels);
-        let shader = Shader::new("group_norm_moments", wgsl_with_sums!(target, DType::F32; "group_norm_moments"));
+        let shader = Shader::new("group_norm_moments", wgsl_with_sums!(target, dtype; "group_norm_moments"));
         let shader = shader.constant("REDUCE_LANES", if target.software { 8 } else { 256 });
         let moments = Launch::wgsl(shader, target.grid(elements / per_group), [Arg::Input(0)]);
         let moments = moments.scalars([elements, 0, rows, c.channels, groups]).anywhere([0]);
@@ -250,7 +295,7 @@ impl GroupNorm {
         let stats = stats.scalars([count, groups, stretches, rows * c.channels / groups]).scalar(self.eps);
         let stats = stats.with_scratch(2 * count);
 
-        let shader = Shader::new("group_norm_apply", wgsl!("lib/flat", "lib/activation", "group_norm_apply"));
+        let shader = Shader::new("group_norm_apply", wgsl!(dtype; "lib/flat", "lib/activation", "group_norm_apply"));
         let shader = shader.flag("MODULATE", modulate).constant("ACTIVATION", activation as u32);
         // What is absent is not read; gamma stands for it.
         let modulation = if modulate { [3, 4] } else { [1, 1] };

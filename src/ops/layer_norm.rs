@@ -2,6 +2,7 @@
 
 use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::{self, Chunks, Parameters, expect_parameters, parameter_args, parameter_count, parameters_grad};
+use super::pieces::along;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::simd::{LANES, sum};
@@ -63,6 +64,24 @@ impl LayerNorm {
         shader.flag("AFFINE", self.affine).flag("MODULATE", self.modulate)
     }
 
+    /// On the wgpu device.
+    fn shader_launch(&self, io: &Signature, target: &WgpuTarget) -> Launch {
+        let (dtype, c, columns) = (io.inputs[0].dtype, self.chunks(&io.inputs[0]), self.columns(io));
+        let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
+        let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
+        let (rows, fours) =
+            (c.samples * c.rows, columns.iter().all(|n| n.is_multiple_of(4)) && c.channels.is_multiple_of(4));
+        let launch = if fours {
+            // Half as many lanes: each reads four numbers at once.
+            let text = wgsl!(dtype; "lib/lanes", "layer_norm_fours");
+            by_row(self.shader(Shader::new(self.name(), text)), target, [rows, c.channels / 2], args)
+        } else {
+            let text = wgsl!(dtype; "lib/lanes", "layer_norm");
+            by_row(self.shader(Shader::new(self.name(), text)), target, [rows, c.channels], args)
+        };
+        launch.scalars([rows, c.channels, c.rows.max(1)]).scalar(self.eps).scalars(columns)
+    }
+
     /// A launch with a line of lanes a row; its scalars: rows, channels, rows of a sample.
     fn by_row(&self, shader: Shader, target: &WgpuTarget, c: &Chunks, args: impl IntoIterator<Item = Arg>) -> Launch {
         let rows = c.samples * c.rows;
@@ -120,11 +139,8 @@ impl Op for LayerNorm {
                 self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), &c).scalars(self.columns(io))
             }
             Target::Wgpu(target) => {
-                let text = wgsl!(io.inputs[0].dtype; "lib/lanes", "layer_norm");
-                let shader = self.shader(Shader::new(self.name(), text));
-                let parameters = parameter_args(self.affine, self.modulate, Arg::Input(0));
-                let args = [Arg::Input(0)].into_iter().chain(parameters).chain([Arg::Output(0), Arg::Output(1)]);
-                self.by_row(shader, target, &c, args).scalar(self.eps).scalars(self.columns(io))
+                let shared: &[usize] = if self.affine { &[1, 2] } else { &[] };
+                return along(0, shared, io, target, |io| Ok(vec![self.shader_launch(io, target)]));
             }
         }])
     }

@@ -135,7 +135,7 @@ impl Epilogue {
         [Arg::Input(0), Arg::Input(1), operands[0], operands[1], operands[2], Arg::Output(0)]
     }
 
-    /// Lets a launch with these arguments see only some elements of x, and of y and the residual.
+    /// Lets a launch with these arguments see only some bytes of x, and of y and the residual.
     pub(crate) fn part(&self, launch: Launch, x: Range<usize>, y: Range<usize>) -> Launch {
         let launch = launch.part(Arg::Input(0), x).part(Arg::Output(0), y.clone());
         if self.residual { launch.part(self.arguments()[4], y) } else { launch }
@@ -310,25 +310,25 @@ impl Op for Linear {
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let dtype = io.inputs[0].dtype;
-                // Stretches of whole samples, if rows of operands are theirs; parts are counted in numbers of 4 bytes.
-                let (cut, by_sample) = (dtype == DType::F32, self.0.by_sample());
-                let stride = self.0.sample_stride(io);
+                // Stretches of whole samples, if rows of operands are theirs.
+                let (by_sample, stride) = (self.0.by_sample(), self.0.sample_stride(io));
+                let [x_line, line, wide] = [k, n, stride].map(|numbers| numbers * dtype.size());
                 let rows = match by_sample {
-                    true => {
-                        target.rows(m / per_sample, &[per_sample * k, per_sample * n, stride]).map(|s| s * per_sample)
-                    }
-                    false => target.rows(m, &[k, n]),
+                    true => target
+                        .rows(m / per_sample, &[per_sample * x_line, per_sample * line, wide])
+                        .map(|s| s * per_sample),
+                    false => target.rows(m, &[x_line, line]),
                 };
-                let rows = rows.filter(|_| cut).unwrap_or(m);
+                let rows = rows.unwrap_or(m);
                 let stretches = (0..m).step_by(rows).map(|first| first..(first + rows).min(m));
                 let launches = |rows: Range<usize>| {
                     let sizes = [rows.len(), n, k, per_sample, if stride == n { 0 } else { stride }];
                     let launches = self.shader_launches(dtype, target, sizes, rows.len() < m);
                     let part = |launch| {
-                        let part = self.0.part(launch, rows.start * k..rows.end * k, rows.start * n..rows.end * n);
-                        let samples = rows.start / per_sample * stride..rows.end / per_sample * stride;
-                        let part = if by_sample { part.part(self.0.arguments()[3], samples) } else { part };
-                        if cut { part } else { part.see_all() }
+                        let of = |line: usize| rows.start * line..rows.end * line;
+                        let part = self.0.part(launch, of(x_line), of(line));
+                        let samples = rows.start / per_sample * wide..rows.end / per_sample * wide;
+                        if by_sample { part.part(self.0.arguments()[3], samples) } else { part }
                     };
                     launches.into_iter().map(part).collect::<Vec<_>>()
                 };
@@ -362,7 +362,7 @@ impl Linear {
         let shader = |text| self.0.shader(Shader::new(self.name(), text), wide);
         if target.software && fours {
             let shader = shader(wgsl!(dtype; "lib/activation", "lib/epilogue", "linear"));
-            let grid = target.grid((m.div_ceil(4) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
+            let grid = target.grid((m.div_ceil(8) * n.div_ceil(8)).div_ceil(DIRECT_LANES));
             let launch = Launch::wgsl(shader.entry("direct"), grid, self.0.arguments());
             return vec![launch.scalars(sizes).scalar(self.0.scale)];
         }

@@ -1,11 +1,13 @@
 //! Products of matrices that both are computed, batch by batch.
 
+use super::pieces::along;
 use super::product::{PlainProduct, ShaderBlocks, Tiling, by_matrices};
 use super::{expect_inputs, expect_real, expect_typed};
 use crate::cpu::gemm::{Left, Tiles, pack_cols, pack_rows, with_buffers};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, ptx, wgsl, wgsl_with_matrices,
+    Arg, Args, Cost, Graph, Launch, Node, Op, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+    wgsl_with_matrices,
 };
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
@@ -102,29 +104,40 @@ impl Op for BatchedMatmul {
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
-                let dtype = io.inputs[0].dtype;
-                let shader = |text| {
-                    let shader = Shader::new(self.name(), text);
-                    shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b)
-                };
-                let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-                let launch = if let Some(edge) = target.matrices(dtype) {
-                    let text = wgsl_with_matrices!(
-                        edge, dtype; "lib/product", "matmul", "lib/matrix_product", "matmul_cooperative"
-                    );
-                    by_matrices(shader(text), target, [batch, m, n], args)
-                } else if !target.software && [m, n, k].iter().all(|size| size.is_multiple_of(4)) {
-                    let blocks = ShaderBlocks::new(batch, [m, n, k], 1..=1, target);
-                    let text = wgsl!(dtype; "lib/x_fours", "lib/product_sizes", "lib/blocks", "matmul_blocks");
-                    Launch::wgsl(blocks.shader(shader(text)), target.grid(blocks.count), args)
-                } else {
-                    let tiles = Tiling::new(batch, m, n);
-                    let shader = tiles.shader(shader(wgsl!(dtype; "lib/product", "matmul")));
-                    Launch::wgsl(shader, target.grid(tiles.count), args)
-                };
-                vec![launch.scalars([batch, m, n, k])]
+                along(0, &[], io, target, |io| match io.outputs[0].shape[0] == 1 && !self.transpose_a {
+                    // Rows of a, which lie together.
+                    true => along(1, &[1], io, target, |io| self.shaders(io, target)),
+                    false => self.shaders(io, target),
+                })?
             }
         })
+    }
+}
+
+impl BatchedMatmul {
+    fn shaders(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
+        let Some([batch, m, n, k]) = self.sizes(&io.inputs[0], &io.inputs[1]) else { return Ok(vec![]) };
+        let dtype = io.inputs[0].dtype;
+        let shader = |text| {
+            let shader = Shader::new(self.name(), text);
+            shader.flag("TRANSPOSE_A", self.transpose_a).flag("TRANSPOSE_B", self.transpose_b)
+        };
+        let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+        let launch = if let Some(edge) = target.matrices(dtype) {
+            let text = wgsl_with_matrices!(
+                edge, dtype; "lib/product", "matmul", "lib/matrix_product", "matmul_cooperative"
+            );
+            by_matrices(shader(text), target, [batch, m, n], args)
+        } else if !target.software && [m, n, k].iter().all(|size| size.is_multiple_of(4)) {
+            let blocks = ShaderBlocks::new(batch, [m, n, k], 1..=1, target);
+            let text = wgsl!(dtype; "lib/x_fours", "lib/product_sizes", "lib/blocks", "matmul_blocks");
+            Launch::wgsl(blocks.shader(shader(text)), target.grid(blocks.count), args)
+        } else {
+            let tiles = Tiling::new(batch, m, n);
+            let shader = tiles.shader(shader(wgsl!(dtype; "lib/product", "matmul")));
+            Launch::wgsl(shader, target.grid(tiles.count), args)
+        };
+        Ok(vec![launch.scalars([batch, m, n, k])])
     }
 }
 

@@ -41,6 +41,7 @@ mod norm;
 mod optimizer;
 mod pad;
 mod permute;
+mod pieces;
 mod pool;
 mod product;
 mod random;

@@ -10,6 +10,7 @@ use crate::graph::{
 use crate::simd;
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// Axis i of y is axis `self.0[i]` of x: y[j₀, j₁, …] = x at j_i along axis `self.0[i]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +85,7 @@ impl Op for Permute {
                 let launch = Launch::cpu(self.name(), kernel, 1, 1).scalar(axes.len());
                 Ok(vec![launch.scalars(axes.iter().map(|a| a.0)).scalars(axes.iter().map(|a| a.1))])
             }
-            Target::Wgpu(target) => Ok(vec![self.lower_wgsl(io.inputs[0].dtype, &axes, target)?]),
+            Target::Wgpu(target) => self.lower_wgsl(io.inputs[0].dtype, &axes, target),
         }
     }
 }
@@ -165,9 +166,47 @@ impl Permute {
         launch.scalars(squares.into_iter().flat_map(divisor)).scalars(listed.iter().flat_map(axis))
     }
 
-    fn lower_wgsl(&self, dtype: DType, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Launch> {
-        let n: usize = axes.iter().map(|a| a.0).product();
-        let mut listed = with_distances(axes);
+    /// One launch, or several where an adapter cannot see all: each of some rows of x, which are those of its first axis, to some rows of y.
+    fn lower_wgsl(&self, dtype: DType, axes: &[(usize, usize)], target: &WgpuTarget) -> Result<Vec<Launch>> {
+        let (listed, size) = (with_distances(axes), dtype.size());
+        let n: usize = listed.iter().map(|axis| axis[0]).product();
+        let farthest = (0..listed.len()).max_by_key(|i| listed[*i][1]).unwrap_or(0);
+        let ([_, near_in_x, in_y], [_, in_x, far_in_y]) = (listed[0], listed[farthest]);
+        let seen =
+            |axis: usize, widths: &[usize]| target.rows(listed[axis][0], widths).map(|rows| (listed[axis][0], rows));
+        let pieces = |(count, step): (usize, usize)| (0..count).step_by(step).map(move |at| at..(at + step).min(count));
+        // Rows of x and y.
+        let rows: Option<Vec<[Range<usize>; 2]>> = if target.rows(1, &[n * size]).is_some() {
+            None
+        } else if farthest == 0 {
+            let both = seen(0, &[in_x * size, in_y * size]);
+            both.map(|both| pieces(both).map(|rows| [rows.clone(), rows]).collect())
+        } else {
+            let sides = seen(farthest, &[in_x * size]).zip(seen(0, &[in_y * size]));
+            sides.map(|(of_x, of_y)| pieces(of_x).flat_map(|x| pieces(of_y).map(move |y| [x.clone(), y])).collect())
+        };
+        let Some(rows) = rows else { return Ok(vec![self.piece(dtype, listed, [0; 2], target)?]) };
+        let launches = rows.into_iter().map(|[x, y]| {
+            let mut own = listed.clone();
+            own[farthest][0] = x.len();
+            own[0][0] = y.len();
+            let begins = if farthest == 0 { [0; 2] } else { [y.start * near_in_x, x.start * far_in_y] };
+            let launch = self.piece(dtype, own, begins, target)?;
+            let launch = launch.part(Arg::Input(0), x.start * in_x * size..x.end * in_x * size);
+            Ok(launch.part(Arg::Output(0), y.start * in_y * size..y.end * in_y * size))
+        });
+        launches.collect()
+    }
+
+    /// The launch for these axes, the first number of which is at these places in x and y.
+    fn piece(
+        &self,
+        dtype: DType,
+        mut listed: Vec<[usize; 3]>,
+        begins: [usize; 2],
+        target: &WgpuTarget,
+    ) -> Result<Launch> {
+        let n: usize = listed.iter().map(|axis| axis[0]).product();
         let shader = Shader::new(self.name(), wgsl!(dtype; "lib/flat", "permute"));
         let last = listed.len() - 1;
         let near = Self::near(&listed).filter(|_| !target.software);
@@ -185,7 +224,7 @@ impl Permute {
             return Err(Error::unsupported("`permute` on the wgpu device", reason));
         }
         let launch = Launch::wgsl(shader, target.grid(groups), [Arg::Input(0), Arg::Output(0)]);
-        let launch = launch.scalars([n, listed.len()]).scalars(sides);
+        let launch = launch.scalars([n, listed.len()]).scalars(begins).scalars(sides);
         listed.resize(Self::MAX_AXES, [1, 0, 0]);
         Ok(launch.scalars(listed.into_iter().flatten()))
     }

@@ -1,11 +1,12 @@
 //! Separable FIR up- and downsampling of NHWC images.
 
 use super::lines::{by_pack, divisor};
+use super::pieces::along;
 use super::{Slice, expect_inputs, expect_real};
 use crate::cpu::gemm::with_buffers;
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
+    Arg, Args, Cost, Graph, Launch, Node, Op, PLACES, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx, wgsl,
 };
 use crate::simd;
 use crate::tensor::{DType, TensorType};
@@ -142,7 +143,10 @@ impl Op for Resample {
             return Ok(vec![self.lower_ptx(io, target)?]);
         }
         if let Target::Wgpu(target) = target {
-            return self.lower_wgsl(io, target);
+            return match self.cells(io, target)? {
+                Some(launches) => Ok(launches),
+                None => along(0, &[], io, target, |io| self.bands(io, target)),
+            };
         }
         let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
         let (method, tap) = match (self.constant_taps(self.up), self.constant_taps(self.down)) {
@@ -190,34 +194,71 @@ impl Resample {
         Ok(launch.scalar(equal).scalars(weights))
     }
 
-    fn lower_wgsl(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
-        let taps = self.filter.len();
+    /// The shader's launch for so many samples of rows of x and y. The first of them is `pad` rows behind the first that output row 0 sees.
+    fn launch(
+        &self,
+        io: &Signature,
+        target: &WgpuTarget,
+        samples: usize,
+        [height, out_height, pad]: [usize; 3],
+    ) -> Result<Launch> {
         let (weights, equal) = self.weights(&Target::Wgpu(*target))?;
         let (x, y) = (&io.inputs[0].shape, &io.outputs[0].shape);
-        let line = y[2] * y[3];
-        let dtype = io.inputs[0].dtype;
-        let shader = Shader::new(self.name(), wgsl!(dtype; "lib/line", "resample")).flag("EQUAL", equal);
-        // Of `samples` samples of so many rows of x and y.
-        let launch = |samples: usize, [height, out_height]: [usize; 2]| {
-            let lines = samples * out_height;
-            let grid = target.grid(lines * line.div_ceil(1024));
-            let launch = Launch::wgsl(shader.clone(), grid, [Arg::Input(0), Arg::Output(0)]);
-            let launch = launch.scalars([lines, height, x[2], x[3], out_height, y[2]]);
-            launch.scalars([self.up, self.down, self.pad[0], taps]).scalars(weights)
-        };
+        let text = wgsl!(io.inputs[0].dtype; "lib/line", "resample");
+        let shader = Shader::new(self.name(), text).flag("EQUAL", equal);
+        let lines = samples * out_height;
+        let grid = target.grid(lines * (y[2] * y[3]).div_ceil(1024));
+        let launch = Launch::wgsl(shader, grid, [Arg::Input(0), Arg::Output(0)]);
+        let launch = launch.scalars([lines, height, x[2], x[3], out_height, y[2]]);
+        Ok(launch.scalars([self.up, self.down, pad, self.pad[0], self.filter.len()]).scalars(weights))
+    }
+
+    /// The launches over pieces of the column that all samples are where there are [cells](Resample::has_cells), if there are several.
+    fn cells(&self, io: &Signature, target: &WgpuTarget) -> Result<Option<Vec<Launch>>> {
+        let (x, y, size) = (&io.inputs[0].shape, &io.outputs[0].shape, io.inputs[0].dtype.size());
         let cells = x[0] * x[1] / self.down;
-        let cell = [self.down * x[2] * x[3], self.up * line];
-        // Pieces are counted in numbers of 4 bytes.
-        let cut = dtype == DType::F32 && self.has_cells(x[1]);
-        let seen = target.rows(cells, &cell).filter(|seen| *seen < cells && cut);
-        let Some(seen) = seen else { return Ok(vec![launch(x[0], [x[1], y[1]])]) };
+        let cell = [self.down * x[2] * x[3] * size, self.up * y[2] * y[3] * size];
+        let seen = target.rows(cells, &cell).filter(|seen| *seen < cells && self.has_cells(x[1]));
+        let Some(seen) = seen else { return Ok(None) };
         let pieces = (0..cells).step_by(seen).map(|first| {
-            let end = (first + seen).min(cells);
-            let launch = launch(1, [self.down, self.up].map(|rows| (end - first) * rows));
-            let [x, y] = cell.map(|size| first * size..end * size);
-            launch.part(Arg::Input(0), x).part(Arg::Output(0), y)
+            let count = seen.min(cells - first);
+            let launch = self.launch(io, target, 1, [count * self.down, count * self.up, self.pad[0]])?;
+            let [x, y] = cell.map(|size| first * size..(first + count) * size);
+            Ok(launch.part(Arg::Input(0), x).part(Arg::Output(0), y))
         });
-        Ok(pieces.collect())
+        pieces.collect::<Result<_>>().map(Some)
+    }
+
+    /// The launches over all samples, or where there is one over bands of its rows, if it is too large. Bands share rows of x.
+    fn bands(&self, io: &Signature, target: &WgpuTarget) -> Result<Vec<Launch>> {
+        let (x, y, size) = (&io.inputs[0].shape, &io.outputs[0].shape, io.inputs[0].dtype.size());
+        let (height, lines) = (x[1], [x[2] * x[3] * size, y[2] * y[3] * size]);
+        let whole = || Ok(vec![self.launch(io, target, x[0], [height, y[1], self.pad[0]])?]);
+        let aligned = x[0] == 1 && lines.iter().all(|line| line.is_multiple_of(PLACES));
+        let [Some(read), Some(written)] =
+            [(height, lines[0]), (y[1], lines[1])].map(|(n, line)| target.rows(n, &[line]))
+        else {
+            return whole();
+        };
+        // What `reach` rows of y see is `read` rows of x at most.
+        let seen = (read * self.up).checked_sub(self.filter.len()).map_or(0, |rest| rest / self.down + 1);
+        let reach = if read == height { written } else { seen.min(written) };
+        if !aligned || reach == 0 || reach == y[1] {
+            return whole();
+        }
+        let bands = (0..y[1]).step_by(reach).map(|first| {
+            let end = (first + reach).min(y[1]);
+            // Rows of x that a row of y sees: from the first whose tap is not before the filter to the last whose tap is not behind it.
+            let from = (first * self.down).saturating_sub(self.pad[0]).div_ceil(self.up).min(height - 1);
+            let behind = ((end - 1) * self.down + self.filter.len()).saturating_sub(self.pad[0] + 1) / self.up + 1;
+            let seen = from..behind.clamp(from + 1, height);
+            // Less than none where rows of y lie behind all of x.
+            let pad = (self.pad[0] + seen.start * self.up).wrapping_sub(first * self.down);
+            let launch = self.launch(io, target, 1, [seen.len(), end - first, pad])?;
+            let launch = launch.part(Arg::Input(0), seen.start * lines[0]..seen.end * lines[0]);
+            Ok(launch.part(Arg::Output(0), first * lines[1]..end * lines[1]))
+        });
+        bands.collect()
     }
 
     /// Whether `down` rows of x make `up` rows of y and no others, so that all samples are one column of such cells: pixels are

@@ -2,6 +2,7 @@
 
 use super::lanes::{Stretches, add_sums, by_row};
 use super::norm::{self, Chunks};
+use super::pieces::along;
 use super::reduce::sum_few;
 use super::{expect_inputs, expect_real, expect_shape, expect_typed};
 use crate::cpu::gemm::with_buffers;
@@ -90,10 +91,14 @@ impl Op for RmsNorm {
             }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), forward, self.inputs(), 2), x),
             Target::Wgpu(target) => {
-                let text = wgsl!(x.dtype; "lib/lanes", "rms_norm");
-                let shader = Shader::new(self.name(), text).flag("AFFINE", self.affine);
-                let args = [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)];
-                by_row(shader, target, [x.rows(), x.cols()], args).scalars([x.rows(), x.cols()]).scalar(self.eps)
+                let shared: &[usize] = if self.affine { &[1] } else { &[] };
+                return along(0, shared, io, target, |io| {
+                    let dims = [io.inputs[0].rows(), io.inputs[0].cols()];
+                    let text = wgsl!(x.dtype; "lib/lanes", "rms_norm");
+                    let shader = Shader::new(self.name(), text).flag("AFFINE", self.affine);
+                    let args = [Arg::Input(0), self.gamma(), Arg::Output(0), Arg::Output(1)];
+                    Ok(vec![by_row(shader, target, dims, args).scalars(dims).scalar(self.eps)])
+                });
             }
         }])
     }

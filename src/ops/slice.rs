@@ -45,7 +45,7 @@ impl Op for Slice {
     fn view(&self, io: &Signature) -> Option<usize> {
         let (before, inner) = io.inputs[0].shape.split_at(self.axis);
         let first = self.start * inner[1..].iter().product::<usize>() * io.inputs[0].dtype.size();
-        (before.iter().all(|n| *n == 1) && first.is_multiple_of(4 * PLACES)).then_some(first)
+        (before.iter().all(|n| *n == 1) && first.is_multiple_of(PLACES)).then_some(first)
     }
 
     fn takes(&self, dtype: DType, target: &Target) -> bool {

@@ -1,10 +1,12 @@
 //! Sinusoidal embeddings of times and noise levels.
 
 use super::lines::divisor;
+use super::pieces::along;
 use super::{expect_inputs, expect_shape};
 use crate::cpu::threads::{Ptr, tasks};
 use crate::graph::{
-    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl,
+    Arg, Args, Cost, FLAT_THREADS, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, WgpuTarget, ptx,
+    wgsl,
 };
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -167,17 +169,20 @@ impl Op for TimestepEmbedding {
                 launch.scalars([self.dim, self.flip_sin_to_cos as usize]).scalars(self.f64_scalars())
             }
             Target::Cpu => self.scalars(Launch::cpu(self.name(), kernel, 1, 1)),
-            Target::Wgpu(target) => {
-                let source =
-                    wgsl!("lib/flat", "lib/multiply", "lib/wide", "lib/turn", "lib/wave", "timestep_embedding");
-                // A sine and a cosine at a time; the zero of an odd dim counts as well.
-                let pairs = io.outputs[0].rows() * self.dim.div_ceil(2);
-                let args = [Arg::Input(0), Arg::Output(0)];
-                Launch::over(Shader::new(self.name(), source), target, pairs, args, [])
-                    .scalars([self.dim, self.flip_sin_to_cos as usize])
-                    .scalars(self.wide_scalars().into_iter().flatten())
-            }
+            Target::Wgpu(target) => return along(0, &[], io, target, |io| Ok(vec![self.shader_launch(io, target)])),
         }])
+    }
+}
+
+impl TimestepEmbedding {
+    fn shader_launch(&self, io: &Signature, target: &WgpuTarget) -> Launch {
+        let source = wgsl!("lib/flat", "lib/multiply", "lib/wide", "lib/turn", "lib/wave", "timestep_embedding");
+        // A sine and a cosine at a time; the zero of an odd dim counts as well.
+        let pairs = io.outputs[0].rows() * self.dim.div_ceil(2);
+        let args = [Arg::Input(0), Arg::Output(0)];
+        Launch::over(Shader::new(self.name(), source), target, pairs, args, [])
+            .scalars([self.dim, self.flip_sin_to_cos as usize])
+            .scalars(self.wide_scalars().into_iter().flatten())
     }
 }
 

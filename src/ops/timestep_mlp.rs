@@ -155,14 +155,16 @@ impl TimestepMlp {
                 for mut launch in op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)? {
                     let own = launch.scratch.len();
                     let makes = launch.args.contains(&Arg::Output(0)) && !last;
-                    if makes {
+                    // The first of several that make a part each has it.
+                    let out = if made == Arg::Output(0) { Arg::Scratch(own) } else { made };
+                    if makes && out == Arg::Scratch(own) {
                         launch.scratch.push(between.bytes());
                         made = Arg::Left(launches.len(), own);
                     }
                     for arg in &mut launch.args {
                         *arg = match *arg {
                             Arg::Input(i) => args[i],
-                            Arg::Output(_) if makes => Arg::Scratch(own),
+                            Arg::Output(_) if makes => out,
                             Arg::Left(launch, piece) => Arg::Left(first + launch, piece),
                             arg => arg,
                         };

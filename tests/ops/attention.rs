@@ -126,6 +126,15 @@ fn large_attention() {
     }
 }
 
+/// As many workgroups as it takes for cooperative matrices, where an adapter has them: heads of one slice and of two, the last of them narrower.
+#[test]
+fn many_heads_in_f16() {
+    for s in [[4, 70, 33, 16, 24, 40], [4, 33, 17, 8, 176, 164]] {
+        let case = Case::new(format!("attention {s:?}"), op(s), inputs(s, 2.0), |i| reference(s, i));
+        case.check_outputs(DType::F16, 1e-3);
+    }
+}
+
 #[test]
 fn large_attention_gradients() {
     for s in LARGE {

@@ -13,6 +13,9 @@ use wgpu::{Adapter, AdapterInfo, CooperativeScalarType, DeviceType, ErrorFilter,
 /// Names an adapter by a part of its name, if there are several.
 const CHOICE: &str = "LANGEVIN_ADAPTER";
 
+/// What a device needs to have cooperative matrices.
+const MATRICES: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SUBGROUP);
+
 /// A connection to an adapter. Clones share it, with its compiled shaders.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
@@ -68,8 +71,7 @@ fn report(adapter: &Adapter) -> AdapterReport {
 
 /// The cooperative matrices of an adapter that shaders know.
 fn matrices(adapter: &Adapter) -> Matrices {
-    let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP;
-    if !adapter.features().contains(needed) {
+    if !adapter.features().contains(MATRICES) {
         return Matrices::default();
     }
     let offered = adapter.cooperative_matrix_properties();
@@ -150,13 +152,16 @@ impl Gpu {
     }
 
     /// Shares a device and a queue that someone else made; `info` is their adapter's. Ask for the adapter's limits when
-    /// making the device: the defaults stop at 128 MiB a tensor. Cooperative matrices are not used: a device does not tell
-    /// which ones it has.
+    /// making the device: the defaults stop at 128 MiB a tensor. Cooperative matrices are used if the device has the feature and its adapter
+    /// is among those that [`adapters`] finds: a device does not tell which ones it has.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device's storage bindings must start at multiples of more than 256 bytes.
     pub fn from_parts(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu> {
-        Gpu::with_matrices(info, device, queue, Matrices::default())
+        let has = device.features().contains(MATRICES);
+        let adapter = has.then(|| find_adapters().into_iter().find(|adapter| adapter.get_info() == info)).flatten();
+        let matrices = adapter.as_ref().map(matrices).unwrap_or_default();
+        Gpu::with_matrices(info, device, queue, matrices)
     }
 
     fn with_matrices(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue, matrices: Matrices) -> Result<Gpu> {

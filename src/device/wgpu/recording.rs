@@ -44,7 +44,7 @@ struct Dispatch {
     grid: [u32; 3],
 }
 
-const _: () = assert!(ALIGN == 4 * PLACES);
+const _: () = assert!(ALIGN == PLACES);
 
 /// A stretch of a launch, or all of it.
 struct Stretch {
@@ -137,7 +137,7 @@ fn cut(gpu: &Gpu, number: usize, launch: &Bound) -> Result<Vec<Stretch>> {
     let most = limits.max_storage_buffer_binding_size as usize;
     let large = |bytes: usize| bytes + ALIGN > most;
     let too_large = |argument: usize, bytes: usize| Error::TooLarge {
-        what: format!("argument {argument} of {}", launch.what),
+        what: format!("argument {argument} of {}, which cannot be cut into smaller pieces,", launch.what),
         bytes: bytes as u64,
         limit: most as u64,
     };
