@@ -196,27 +196,29 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
             }
         }
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        begin_products();
-        begin_sums<D>(to_k, ds, stage, T{});
+        float units[2];
+#pragma unroll
+        for (u32 h = 0; h < 2; h++) units[h] = read_floats<1>(now + (2 * OTHERS + warp % 4 * 16 + group + 8 * h) * 4).at[0];
         // dS of the other warpgroup's keys is there too.
         asm volatile("bar.sync 1, 256;" ::: "memory");
         u64 left = matrix_descriptor<128, 16, 1024>(slopes_place + slopes);
         u64 right = matrix_descriptor<128, 16, 1024>(place + warpgroup * (D <= 64 ? D : ROWS * PANEL_ROW));
         float to_q[HALF / 2];
+        begin_products();
 #pragma unroll
         for (u32 i = 0; i < ROWS / 16; i++) cross(to_q, left + i * (16 * PANEL_ROW >> 4), right + i * (16 * PANEL_ROW >> 4), i > 0, T{});
         commit_products();
-        wait_products<0>(to_k);
-        hold(to_v), hold(to_q);
-        float units[2];
-#pragma unroll
-        for (u32 h = 0; h < 2; h++) units[h] = read_floats<1>(now + (2 * OTHERS + warp % 4 * 16 + group + 8 * h) * 4).at[0];
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) arrive(empty + ring.stage * 8);
-        ring.advance();
+        begin_sums<D>(to_k, ds, stage, T{});
+        wait_products<1>(to_q);
+        // Beside the sums of dS.
         int* to = fixed + u64(tile) * (OTHERS * D);
 #pragma unroll
         for (u32 i = 0; i < HALF / 2; i++) add(to + i * 128, __float2int_rn(to_q[i] * units[i / 2 % 2]));
+        wait_products<0>(to_k);
+        hold(to_v);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) arrive(empty + ring.stage * 8);
+        ring.advance();
         if (++tile == tiles) tile = 0;
     }
     // K and V are not read any more.
