@@ -121,7 +121,7 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
     // Patterns of the swizzle begin at multiples of 1024 bytes, whatever stands before the room.
     u32 place = (shared_address(room) + 1023) & ~1023u, stages = place + 2 * OWN, slopes_place = stages + 2 * STAGE, terms_place = slopes_place + 2 * SLOPES;
     // A tile is there; all have done with it. Of two tiles each.
-    u32 full = shared_address(barriers), empty = full + 16, warpgroup = threadIdx.x / 128;
+    u32 full = shared_address(barriers), empty = full + 16, warpgroup = warpgroup_number();
     u32 pair = blockIdx.x / blocks, block = blockIdx.x % blocks, first = block * ROWS, tiles = (queries + OTHERS - 1) / OTHERS;
     // Blocks begin at tiles of their own, so that they do not all add to the same sums.
     u32 tile = u32(u64(block) * tiles / blocks);
