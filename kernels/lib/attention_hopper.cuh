@@ -16,6 +16,14 @@ constexpr u32 PANEL_ROW = 128;
                      : SUMS                                                                                                              \
                      : "l"(a), "l"(b), "r"(adds));                                                                                       \
     }
+// As `score`, with A in registers.
+#define SCORE_OF(T, TYPE, N, NAMES, SUMS, A0, A1, A2, A3, B, ADDS)                                                                       \
+    __device__ __forceinline__ void score(float (&d)[N / 2], const u32 (&a)[4], u64 b, u32 adds, T) {                                    \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ADDS ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" \
+                     NAMES "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 0;\n}"                                        \
+                     : SUMS                                                                                                              \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));                                                   \
+    }
 // Begins o += P · V of 16 rows of V, with P in registers.
 #define WEIGH(T, TYPE, N, NAMES, SUMS, A0, A1, A2, A3, B, ADDS)                                                                          \
     __device__ __forceinline__ void weigh(float (&d)[N / 2], const u32 (&a)[4], u64 b, T) {                                              \
@@ -37,6 +45,8 @@ constexpr u32 PANEL_ROW = 128;
     SCORE(T, TYPE, 96, NAMES_48, THIRTY_TWO(d, 0) COMMA SIXTEEN(d, 32), 48, 49, 50)                                \
     SCORE(T, TYPE, 128, NAMES_64, SIXTY_FOUR(d, 0), 64, 65, 66)                                                    \
     SCORE(T, TYPE, 160, NAMES_80, SIXTY_FOUR(d, 0) COMMA SIXTEEN(d, 64), 80, 81, 82)                               \
+    SCORE_OF(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34, 35, 36, 37)                                      \
+    CROSS(T, TYPE, 24, NAMES_12, EIGHT(d, 0) COMMA FOUR(d, 8), 12, 13, 14)                                         \
     CROSS(T, TYPE, 32, NAMES_16, SIXTEEN(d, 0), 16, 17, 18)                                                        \
     CROSS(T, TYPE, 64, NAMES_32, THIRTY_TWO(d, 0), 32, 33, 34)                                                     \
     WEIGH(T, TYPE, 40, NAMES_20, SIXTEEN(d, 0) COMMA FOUR(d, 16), 20, 21, 22, 23, 24, 25)                          \
@@ -59,6 +69,10 @@ struct Ring {
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 };
+
+// Which of a block's warpgroups this is, from one lane, so that descriptors that depend on it are known to be the same in a warp: `wgmma` takes them
+// from uniform registers, and each would be moved there otherwise.
+__device__ __forceinline__ u32 warpgroup_number() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
 
 // Registers that a product has under way, or is to have, are not touched across this.
 template <u32 N>

@@ -16,7 +16,8 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 at) {
 #define SIXTEEN(d, i) EIGHT(d, i), EIGHT(d, i + 8)
 #define THIRTY_TWO(d, i) SIXTEEN(d, i), SIXTEEN(d, i + 16)
 #define SIXTY_FOUR(d, i) THIRTY_TWO(d, i), THIRTY_TWO(d, i + 32)
-#define NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+#define NAMES_16 NAMES_12 ", %12, %13, %14, %15"
 #define NAMES_20 NAMES_16 ", %16, %17, %18, %19"
 #define NAMES_32 NAMES_20 ", %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_36 NAMES_32 ", %32, %33, %34, %35"

@@ -75,7 +75,7 @@ __device__ __forceinline__ void gradient(const TensorMap& score_rows, const Tens
     u32 place = (shared_address(room) + 1023) & ~1023u, stages = place + 2 * OWN, terms_place = stages + 2 * STAGE;
     // A tile is there; all have done with it. Of two tiles each.
     u32 there = shared_address(barriers), done = there + 16;
-    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * ROWS, own = place + threadIdx.x / 128 * 64 * PANEL_ROW;
+    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * ROWS, own = place + warpgroup_number() * 64 * PANEL_ROW;
     u32 tiles = (others + OTHERS - 1) / OTHERS;
     terms += 2 * u64(pair) * (((BY_KEY ? others : rows) + 63) / 64 * 64);
     auto load = [&](u32 t) {

@@ -134,11 +134,19 @@ impl HopperOnce {
 
     /// The instance for such heads, if there is one.
     pub fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
-        let columns = [64, 128].into_iter().find(|columns| s.d.max(s.dv) <= *columns)?;
+        let columns = [40, 64, 128].into_iter().find(|columns| s.d.max(s.dv) <= *columns)?;
         let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
         let fits = halves && 8 * (s.d + s.dv) >= 13 * columns && s.keys.min(s.queries) >= Self::LEAST;
         let busy = 2 * s.pairs() * s.keys.div_ceil(Self::ROWS) >= target.multiprocessors as usize;
         (target.compute == (9, 0) && fits && busy).then_some(HopperOnce { columns })
+    }
+
+    /// K and V, places for tiles of Q and dy and for their terms, and two for dS, from a multiple of 1024 bytes on.
+    fn shared_bytes(&self) -> usize {
+        let stages = if self.columns <= 64 { 4 } else { 3 };
+        let rows = 2 * Self::ROWS + 2 * stages * Self::TILE;
+        let terms = stages * 4 * 4 * Self::TILE;
+        rows * self.columns.next_multiple_of(64) * 2 + terms + 2 * Self::ROWS * Self::TILE * 2 + 1024
     }
 
     pub fn launches(&self, op: &AttentionGrad, s: &Sizes, dtype: DType) -> Vec<Launch> {
@@ -152,20 +160,17 @@ impl HopperOnce {
         // The largest keys and values of each part.
         let limits = Launch::ptx(kernel("_limits"), [all_parts, 1, 1], 256, [k, v]).with_scratch(2 * all_parts);
         let limits = limits.scalars([s.keys, s.heads, s.d, s.dv, parts]);
-        // Three numbers for each query, and room for dq as integers.
+        // Four numbers for each query, and room for dq as integers.
         let args = [y, dy, lse, Arg::Left(0, 0)];
         let terms = Launch::ptx(kernel(&format!("_terms_{columns}")), [all_tiles, 1, 1], 256, args);
-        let terms = terms.with_scratch(all_tiles * 3 * Self::TILE).with_scratch(all_tiles * Self::TILE * columns);
+        let terms = terms.with_scratch(all_tiles * 4 * Self::TILE);
+        let terms = terms.with_scratch(all_tiles * Self::TILE * columns.next_multiple_of(16));
         let terms = terms.scalars([s.queries, s.heads, s.dv, parts]);
         let [of_queries, sums] = [Arg::Left(1, 0), Arg::Left(1, 1)];
 
-        // K and V, two tiles of Q and dy and of their terms, and two of dS, from a multiple of 1024 bytes on.
-        let rows = 2 * Self::ROWS + 4 * Self::TILE;
-        let shared_bytes =
-            rows * columns.next_multiple_of(64) * 2 + 2 * 3 * 4 * Self::TILE + 2 * Self::ROWS * Self::TILE * 2 + 1024;
         let args = [k, v, q, dy, of_queries, sums, Arg::Output(1), Arg::Output(2)];
         let grid = [s.pairs() * parts, 1, 1];
-        let once = Launch::ptx(kernel(&format!("_{columns}")).shared(shared_bytes), grid, 3 * 128, args);
+        let once = Launch::ptx(kernel(&format!("_{columns}")).shared(self.shared_bytes()), grid, 3 * 128, args);
         let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
         let once = once.in_boxes(0, boxes(s.keys, s.d, Self::ROWS)).in_boxes(1, boxes(s.keys, s.dv, Self::ROWS));
         let once = once.in_boxes(2, boxes(s.queries, s.d, Self::TILE)).in_boxes(3, boxes(s.queries, s.dv, Self::TILE));
@@ -229,6 +234,9 @@ mod tests {
                 let sums = HopperSums::of(&s, by_query, DType::F16, &HOPPER).unwrap();
                 assert!(sums.shared_bytes <= HOPPER.shared_bytes as usize);
             }
+        }
+        for columns in [40, 64, 128] {
+            assert!(HopperOnce { columns }.shared_bytes() <= HOPPER.shared_bytes as usize);
         }
     }
 }
