@@ -1,41 +1,40 @@
-// y = x / (1 - p) where u ≥ p, zero elsewhere; u as random.cu makes it
-// Floor: x once, y once; about 100 integer instructions for four numbers. A thread has four numbers of any type: in 16 bits, too, the
-// generator takes longer than memory.
+// y = x · scale where a number's word of random.cu is at least `least`, zero elsewhere: the uniform number that is made of it is then at least p
+// Floor: x once, y once; some 60 integer instructions for four numbers, the rounds of the generator, which go on while x is on its way.
 #include "lib/philox.cuh"
 
 template <class T>
-__device__ __forceinline__ void dropout(const T* x, const u32* seeds, const f32* draw, T* y, u32 n, Divisor sample, u32 stream, f32 p,
+__device__ __forceinline__ void dropout(const T* x, const u32* seeds, const f32* draw, T* y, u32 n, Divisor sample, u32 stream, u32 least,
                                         f32 scale) {
-    using Four = Pack<T, 4>;
-    u64 start = flat_start(4);
+    constexpr u32 EACH = WIDE<T>;
+    u64 start = flat_start(EACH);
     if (start >= n) return;
-    auto make = [&](u32 number, u32 block) {
-        uint4 w = random_words(seeds, draw, stream, number, block);
-        Pack<f32, 4> out;
-        out.at[0] = uniform(w.x), out.at[1] = uniform(w.y), out.at[2] = uniform(w.z), out.at[3] = uniform(w.w);
-        return out;
-    };
-    auto mask = [=](T v, float u) { return narrow<T>(u >= p ? widen(v) * scale : 0.0f); };
-    if (sample.size % 4 == 0 && is_aligned(x, sizeof(Four)) && is_aligned(y, sizeof(Four))) {
-        Four v = *(const Four*)(x + start);
+    auto mask = [=](T v, u32 word) { return narrow<T>(word >= least ? widen(v) * scale : 0.0f); };
+    if (sample.size % EACH == 0 && is_aligned(x) && is_aligned(y)) {
+        Wide<T> v = *(const Wide<T>*)(x + start);
         Divided at = divide(u32(start), sample);
-        Pack<f32, 4> u = make(at.quotient, at.rest / 4);
 #pragma unroll
-        for (int k = 0; k < 4; k++) v.at[k] = mask(v.at[k], u.at[k]);
-        *(Four*)(y + start) = v;
+        for (u32 k = 0; k < EACH; k += 4) {
+            uint4 w = random_words(seeds, draw, stream, at.quotient, (at.rest + k) / 4);
+            v.at[k] = mask(v.at[k], w.x), v.at[k + 1] = mask(v.at[k + 1], w.y);
+            v.at[k + 2] = mask(v.at[k + 2], w.z), v.at[k + 3] = mask(v.at[k + 3], w.w);
+        }
+        *(Wide<T>*)(y + start) = v;
         return;
     }
     // Each number by itself, to keep the code short.
 #pragma unroll 1
-    for (u64 i = start; i < n && i < start + 4; i++) {
+    for (u64 i = start; i < n && i < start + EACH; i++) {
         Divided at = divide(u32(i), sample);
-        y[i] = mask(x[i], make(at.quotient, at.rest / 4).at[at.rest % 4]);
+        uint4 w = random_words(seeds, draw, stream, at.quotient, at.rest / 4);
+        u32 k = at.rest % 4;
+        y[i] = mask(x[i], k == 0 ? w.x : k == 1 ? w.y : k == 2 ? w.z : w.w);
     }
 }
 
+// All threads that a multiprocessor holds, 32 registers each.
 #define ENTRY(T)                                                                                                     \
-    FLAT_KERNEL dropout_##T(const T* x, const u32* seeds, const f32* draw, T* y, u32 n, DIVISOR(sample), u32 stream, \
-                            f32 p, f32 scale) {                                                                      \
-        dropout(x, seeds, draw, y, n, AS_DIVISOR(sample), stream, p, scale);                                         \
+    extern "C" __global__ void __launch_bounds__(FLAT_THREADS, 8)                                                    \
+        dropout_##T(const T* x, const u32* seeds, const f32* draw, T* y, u32 n, DIVISOR(sample), u32 stream, u32 least, f32 scale) { \
+        dropout(x, seeds, draw, y, n, AS_DIVISOR(sample), stream, least, scale);                                     \
     }
 FOR_TYPES(ENTRY)

@@ -1,6 +1,6 @@
 // x [outer, middle, inner] -> scale · the sum over the middle, f32, in an order that depends on the sizes alone.
-// Floor: x read once. A thread has four packs under way; where a launch would have too few blocks, each sums a stretch of the middle and a
-// second launch adds what they leave.
+// Floor: x read once. A thread has four packs under way; where a launch would have too few blocks, each sums a stretch of the middle, and who
+// comes last adds what they leave; of rows a second launch does.
 #include "lib/lines.cuh"
 
 // inner = 1: a team a stretch of a row of n. y [rows, count].
@@ -28,83 +28,163 @@ struct Sums {
 
 // From one access, if ALIGNED. The choice is made outside of loops, or else loads would wait for each other.
 template <int N, bool ALIGNED, class T>
-__device__ __forceinline__ Sums<N> widened(const T* from) {
-    Sums<N> out;
+__device__ __forceinline__ Pack<T, N> pack_at(const T* from) {
     Pack<T, N> v;
-    if (ALIGNED) v = *(const Pack<T, N>*)from;
+    if constexpr (ALIGNED) {
+        v = *(const Pack<T, N>*)from;
+    } else {
 #pragma unroll
-    for (int k = 0; k < N; k++) out.at[k] = widen(ALIGNED ? v.at[k] : from[k]);
+        for (int k = 0; k < N; k++) v.at[k] = from[k];
+    }
+    return v;
+}
+
+template <class T, int N>
+__device__ __forceinline__ Sums<N> widened(const Pack<T, N>& v) {
+    Sums<N> out;
+#pragma unroll
+    for (int k = 0; k < N; k++) out.at[k] = widen(v.at[k]);
     return out;
 }
 
-// Of rows `step` apart, four under way.
-template <int N, bool ALIGNED, class T>
-__device__ __forceinline__ Sums<N> down(const T* from, u32 rows, u64 step) {
+template <int N>
+__device__ __forceinline__ Sums<N> widened(const Sums<N>& v) {
+    return v;
+}
+
+// What another block left, past L1.
+template <int N>
+__device__ __forceinline__ Sums<N> left_by_another(const f32* from) {
+    Sums<N> out;
+    if constexpr (N == 1) {
+        out.at[0] = __ldcg(from);
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k += 4) {
+            float4 four = __ldcg((const float4*)(from + k));
+            out.at[k] = four.x, out.at[k + 1] = four.y, out.at[k + 2] = four.z, out.at[k + 3] = four.w;
+        }
+    }
+    return out;
+}
+
+// Adds four rows `step` apart, all of which are read before the first is looked at; those that are not there are the pack `none`.
+template <int N, class T, class Read, class Packed, class There>
+__device__ __forceinline__ void add_four(Sums<N>& sum, const T* from, u64 step, Read read, const Packed& none, There is_there) {
+    Packed packs[4] = {none, none, none, none};
+#pragma unroll
+    for (u32 k = 0; k < 4; k++)
+        if (is_there(k)) packs[k] = read(from + k * step);
+    Sums<N> a = widened(packs[0]), c = widened(packs[2]);
+    a.add(widened(packs[1]));
+    c.add(widened(packs[3]));
+    a.add(c);
+    sum.add(a);
+}
+
+template <int N, class T, class Read, class Packed>
+__device__ __forceinline__ Sums<N> down(const T* from, u32 rows, u64 step, Read read, const Packed& none) {
     Sums<N> sum = {};
     u32 row = 0;
 #pragma unroll 1
-    for (; row + 3 < rows; row += 4, from += 4 * step) {
-        Sums<N> a = widened<N, ALIGNED>(from), b = widened<N, ALIGNED>(from + step);
-        Sums<N> c = widened<N, ALIGNED>(from + 2 * step), d = widened<N, ALIGNED>(from + 3 * step);
-        a.add(b);
-        c.add(d);
-        a.add(c);
-        sum.add(a);
-    }
-#pragma unroll 1
-    for (; row < rows; row++, from += step) sum.add(widened<N, ALIGNED>(from));
+    for (; row + 3 < rows; row += 4, from += 4 * step) add_four(sum, from, step, read, none, [=](u32) { return true; });
+    if (row < rows) add_four(sum, from, step, read, none, [=](u32 k) { return row + k < rows; });
     return sum;
 }
 
-// A block is `across` lanes along packs of columns, 256 / across down the rows of a stretch. y [outer, count, cols].
-template <int N, class T>
-__device__ __forceinline__ void columns(const T* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles, u32 across,
-                                        float scale) {
-    // Sixteen bytes of neighbouring threads beside each other.
-    constexpr int P = N < 4 ? N : 4;
-    __shared__ Pack<f32, P> lines[N / P][FLAT_THREADS];
-    u32 tile = blockIdx.x % tiles, stretch = blockIdx.x / tiles, shift = 31 - __clz(across);
-    u32 lane = threadIdx.x & (across - 1), line = threadIdx.x >> shift, lines_down = FLAT_THREADS >> shift;
-    u32 col = (tile * across + lane) * N;
-    u32 start = stretch % count * per + line, end = min(stretch % count * per + per, rows);
-    Sums<N> sum = {};
-    if (col < cols && start < end) {
-        const T* from = x + (u64(stretch / count) * rows + start) * cols + col;
-        u32 own = (end - start + lines_down - 1) >> (8 - shift);
-        u64 step = u64(lines_down) * cols;
-        if (N == 1 || sizeof(T) == 2 || is_aligned(x, sizeof(T) * N)) sum = down<N, true>(from, own, step);
-        else sum = down<N, false>(from, own, step);
-    }
-    auto put = [&] {
+// How a block lies over x: `across` lanes along packs of N columns, 256 / across lines down the rows.
+template <int N>
+struct Lines {
+    u32 shift, lane, line, count;
+
+    __device__ __forceinline__ Lines(u32 across)
+        : shift(31 - __clz(across)), lane(threadIdx.x & (across - 1)), line(threadIdx.x >> shift), count(FLAT_THREADS >> shift) {}
+
+    // How many of `rows` rows this line has: every `count`-th.
+    __device__ __forceinline__ u32 share(u32 rows) const { return rows > line ? (rows - line + count - 1) >> (8 - shift) : 0; }
+
+    // The sum of all lines, in line 0.
+    __device__ __forceinline__ void join(Sums<N>& sum) const {
+        // Sixteen bytes of neighbouring threads beside each other.
+        constexpr int P = N < 4 ? N : 4;
+        __shared__ Pack<f32, P> places[N / P][FLAT_THREADS];
+        auto put = [&] {
 #pragma unroll
-        for (int i = 0; i < N / P; i++) {
-            Pack<f32, P> piece;
+            for (int i = 0; i < N / P; i++) {
+                Pack<f32, P> piece;
 #pragma unroll
-            for (int k = 0; k < P; k++) piece.at[k] = sum.at[i * P + k];
-            lines[i][threadIdx.x] = piece;
-        }
-    };
-    put();
-#pragma unroll 1
-    for (u32 rest = lines_down / 2; rest > 0; rest /= 2) {
-        __syncthreads();
-        if (line >= rest) continue;
-#pragma unroll
-        for (int i = 0; i < N / P; i++) {
-            Pack<f32, P> other = lines[i][threadIdx.x + rest * across];
-#pragma unroll
-            for (int k = 0; k < P; k++) sum.at[i * P + k] += other.at[k];
-        }
+                for (int k = 0; k < P; k++) piece.at[k] = sum.at[i * P + k];
+                places[i][threadIdx.x] = piece;
+            }
+        };
         put();
+#pragma unroll 1
+        for (u32 rest = count / 2; rest > 0; rest /= 2) {
+            __syncthreads();
+            if (line >= rest) continue;
+#pragma unroll
+            for (int i = 0; i < N / P; i++) {
+                Pack<f32, P> other = places[i][threadIdx.x + (rest << shift)];
+#pragma unroll
+                for (int k = 0; k < P; k++) sum.at[i * P + k] += other.at[k];
+            }
+            put();
+        }
     }
-    if (line > 0 || col >= cols) return;
+};
+
+template <int N>
+__device__ __forceinline__ void store_sums(f32* to, const Sums<N>& sum, float scale) {
+    constexpr int P = N < 4 ? N : 4;
 #pragma unroll
     for (int i = 0; i < N / P; i++) {
         Pack<f32, P> piece;
 #pragma unroll
         for (int k = 0; k < P; k++) piece.at[k] = scale * sum.at[i * P + k];
-        store<f32, P>(y + u64(stretch) * cols + col + i * P, piece);
+        store<f32, P>(to + i * P, piece);
     }
+}
+
+// True for the block that comes last of `count`, which sees what the others left. The counter is zero before and after.
+__device__ __forceinline__ bool comes_last(u32* arrived, u32 count) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1) + 1 == count;
+        if (last) *arrived = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// A block sums a stretch of rows. Of `count` stretches, who comes last adds up their sums, parts [outer, count, cols]; arrivals [outer, tiles]. y [outer, cols].
+template <int N, class T>
+__device__ __forceinline__ void columns(const T* x, f32* parts, u32* arrivals, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles,
+                                        u32 across, float scale) {
+    Lines<N> lines(across);
+    u32 tile = blockIdx.x % tiles, stretch = blockIdx.x / tiles, outer = stretch / count, number = stretch - outer * count;
+    u32 col = (tile * across + lines.lane) * N, first = number * per;
+    bool there = col < cols;
+    Sums<N> sum = {};
+    if (there) {
+        const T* from = x + (u64(outer) * rows + first + lines.line) * cols + col;
+        u32 own = lines.share(min(per, rows - first));
+        u64 step = u64(lines.count) * cols;
+        if (N == 1 || sizeof(T) == 2 || is_aligned(x, sizeof(T) * N)) sum = down<N>(from, own, step, pack_at<N, true, T>, Pack<T, N>::zeros());
+        else sum = down<N>(from, own, step, pack_at<N, false, T>, Pack<T, N>::zeros());
+    }
+    lines.join(sum);
+    if (count > 1) {
+        f32* left = parts + u64(outer) * count * cols + col;
+        if (there && lines.line == 0) store_sums(left + u64(number) * cols, sum, 1.0f);
+        if (!comes_last(arrivals + outer * tiles + tile, count)) return;
+        sum = {};
+        if (there) sum = down<N>(left + u64(lines.line) * cols, lines.share(count), u64(lines.count) * cols, left_by_another<N>, Sums<N>{});
+        lines.join(sum);
+    }
+    if (there && lines.line == 0) store_sums(y + u64(outer) * cols + col, sum, scale);
 }
 
 #define ENTRIES(T)                                                                                                     \
@@ -116,10 +196,10 @@ __device__ __forceinline__ void columns(const T* x, f32* y, u32 rows, u32 cols, 
     }
 FOR_TYPES(ENTRIES)
 
-#define COLUMNS(T, N)                                                                                                  \
-    FLAT_KERNEL reduce_columns_##N##_##T(const T* x, f32* y, u32 rows, u32 cols, u32 count, u32 per, u32 tiles,        \
-                                         u32 across, float scale) {                                                    \
-        columns<N>(x, y, rows, cols, count, per, tiles, across, scale);                                                \
+#define COLUMNS(T, N)                                                                                                       \
+    FLAT_KERNEL reduce_columns_##N##_##T(const T* x, f32* parts, u32* arrivals, f32* y, u32 rows, u32 cols, u32 count,      \
+                                         u32 per, u32 tiles, u32 across, float scale) {                                     \
+        columns<N>(x, parts, arrivals, y, rows, cols, count, per, tiles, across, scale);                                    \
     }
 COLUMNS(f32, 4)
 COLUMNS(f32, 1)

@@ -1,4 +1,4 @@
-// y = a + b, a - b or a * b, element by element. After: lib/flat.
+// y = (a + b) * scale, a - b or a * b, element by element. After: lib/flat.
 
 struct Scalars {
     n: u32,
@@ -10,6 +10,8 @@ struct Scalars {
 
 // 0 add, 1 subtract, 2 multiply
 override OPERATION: u32;
+// Of a sum; 1 otherwise
+override SCALE: f32;
 
 @group(0) @binding(0) var<uniform> s: Scalars;
 @group(0) @binding(1) var<storage, read_write> a: array<real>;
@@ -18,7 +20,7 @@ override OPERATION: u32;
 
 fn combine(p: f32, q: f32) -> f32 {
     if OPERATION == 0u {
-        return p + q;
+        return (p + q) * SCALE;
     }
     if OPERATION == 1u {
         return p - q;

@@ -552,6 +552,12 @@ impl Launch {
         self
     }
 
+    /// Adds an argument.
+    pub fn arg(mut self, arg: Arg) -> Self {
+        self.args.push(arg);
+        self
+    }
+
     /// Adds `elements` f32 of scratch as the last argument.
     pub fn with_scratch(mut self, elements: usize) -> Self {
         self.args.push(Arg::Scratch(self.scratch.len()));

@@ -1,7 +1,7 @@
 //! y = a ∘ b, element by element, both of one shape.
 
 use super::{Affine, elementwise, expect_inputs};
-use crate::graph::{Arg, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
+use crate::graph::{Arg, Args, Graph, Launch, Node, Op, Ptx, Shader, Signature, Target, Value, ptx, wgsl};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
 
@@ -11,12 +11,21 @@ pub enum Binary {
     Add,
     Sub,
     Mul,
+    /// (a + b) · scale: what fusion makes of [`Binary::Add`] and [`Affine`].
+    AddScaled(f32),
+}
+
+impl Binary {
+    /// What the result is multiplied by.
+    fn scale(&self) -> f32 {
+        if let Binary::AddScaled(scale) = self { *scale } else { 1.0 }
+    }
 }
 
 impl Op for Binary {
     fn name(&self) -> &'static str {
         match self {
-            Binary::Add => "add",
+            Binary::Add | Binary::AddScaled(_) => "add",
             Binary::Sub => "sub",
             Binary::Mul => "mul",
         }
@@ -35,6 +44,7 @@ impl Op for Binary {
         let (a, b) = (node.inputs[0], node.inputs[1]);
         Ok(match self {
             Binary::Add => vec![Some(dy), Some(dy)],
+            Binary::AddScaled(scale) => vec![Some(g.apply(Affine::scale(*scale), &[dy])?); 2],
             Binary::Sub => vec![Some(dy), if wanted[1] { Some(g.apply(Affine::scale(-1.0), &[dy])?) } else { None }],
             Binary::Mul => vec![
                 if wanted[0] { Some(g.apply(Binary::Mul, &[dy, b])?) } else { None },
@@ -64,14 +74,27 @@ impl Op for Binary {
             (Target::Cuda(_), _) => {
                 let (dtype, n) = (io.inputs[0].dtype, io.outputs[0].stored());
                 let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-                Launch::ptx_flat(Ptx::new(self.name(), ptx!("binary"), dtype), dtype, n, args)
+                let launch = Launch::ptx_flat(Ptx::new(self.name(), ptx!("binary"), dtype), dtype, n, args);
+                if self.name() == "add" { launch.scalar(self.scale()) } else { launch }
             }
             (Target::Cpu, Binary::Add) => Launch::cpu("add", |args| elementwise(args, |[a, b]| a + b), 2, 1),
+            (Target::Cpu, Binary::AddScaled(scale)) => {
+                let add = |args: &Args| {
+                    let scale = args.float(0);
+                    elementwise(args, |[a, b]| (a + b) * scale)
+                };
+                Launch::cpu("add", add, 2, 1).scalar(*scale)
+            }
             (Target::Cpu, Binary::Sub) => Launch::cpu("sub", |args| elementwise(args, |[a, b]| a - b), 2, 1),
             (Target::Cpu, Binary::Mul) => Launch::cpu("mul", |args| elementwise(args, |[a, b]| a * b), 2, 1),
             (Target::Wgpu(target), _) => {
-                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "binary"))
-                    .constant("OPERATION", *self as u32);
+                let operation = match self {
+                    Binary::Add | Binary::AddScaled(_) => 0u32,
+                    Binary::Sub => 1,
+                    Binary::Mul => 2,
+                };
+                let shader = Shader::new(self.name(), wgsl!(io.inputs[0].dtype; "lib/flat", "binary"));
+                let shader = shader.constant("OPERATION", operation).constant("SCALE", self.scale());
                 Launch::flat(shader, target, io.outputs[0].stored(), 2)
             }
         }])

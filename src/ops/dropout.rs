@@ -18,6 +18,13 @@ pub struct Dropout {
     pub stream: u32,
 }
 
+impl Dropout {
+    /// The least word of the generator of which a number is made, by its upper 24 bits, that is p or more.
+    fn least_word(&self) -> usize {
+        ((self.p as f64 * 16_777_216.0).ceil() as usize) << 8
+    }
+}
+
 impl Op for Dropout {
     fn name(&self) -> &'static str {
         "dropout"
@@ -63,11 +70,11 @@ impl Op for Dropout {
         let sizes = [n, self.stream as usize];
         Ok(vec![match target {
             Target::Cuda(_) => {
-                let args = (0..3).map(Arg::Input).chain([Arg::Output(0)]);
-                let kernel = Ptx::new(self.name(), ptx!("dropout"), io.inputs[0].dtype);
-                // Four numbers a thread, whatever their type.
-                let launch = Launch::ptx_flat(kernel, DType::F32, io.outputs[0].elements(), args);
-                launch.scalars(divisor(n)).scalar(self.stream as usize).scalars([self.p, 1.0 / (1.0 - self.p)])
+                let (dtype, args) = (io.inputs[0].dtype, (0..3).map(Arg::Input).chain([Arg::Output(0)]));
+                let kernel = Ptx::new(self.name(), ptx!("dropout"), dtype);
+                let launch = Launch::ptx_flat(kernel, dtype, io.outputs[0].elements(), args);
+                let launch = launch.scalars(divisor(n)).scalars([self.stream as usize, self.least_word()]);
+                launch.scalar(1.0 / (1.0 - self.p))
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 3, 1).scalars(sizes).scalar(self.p),
             Target::Wgpu(target) => {

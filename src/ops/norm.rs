@@ -433,7 +433,7 @@ pub(crate) fn add_stretches(launches: &mut Vec<Launch>, parts: Launch, [samples,
     if count == 1 {
         return sums;
     }
-    launches.push(sum_few([samples, count, width], [sums]).with_scratch(samples * width));
+    launches.push(sum_few([samples, count, width], sums).with_scratch(samples * width));
     Arg::Left(launches.len() - 1, 0)
 }
 

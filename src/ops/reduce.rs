@@ -102,7 +102,7 @@ const SMALL: usize = 1 << 20;
 const STRETCH: usize = 1 << 12;
 
 /// Launches of the PTX kernels that sum x `[outer, middle, inner]` over the middle, times `scale`. Where too few blocks would have all
-/// the work, stretches of the middle are summed first.
+/// the work, each has a stretch of the middle.
 fn sums(dtype: DType, [outer, middle, inner]: [usize; 3], scale: f32, target: &CudaTarget) -> Vec<Launch> {
     let columns = Columns::new(dtype, [outer, middle, inner]);
     let (blocks, least) = match inner {
@@ -114,36 +114,37 @@ fn sums(dtype: DType, [outer, middle, inner]: [usize; 3], scale: f32, target: &C
     // Stretches begin where 16 bytes do.
     let per = middle.div_ceil(count).next_multiple_of(16 / dtype.size());
     let count = middle.div_ceil(per.max(1)).max(1);
-    if count == 1 {
-        return vec![stretches(dtype, [outer, middle, inner], [1, per], scale, [Arg::Input(0), Arg::Output(0)])];
+    let dims = [outer, middle, inner];
+    match inner {
+        1 if count > 1 => {
+            let parts = rows(dtype, [outer, middle], [count, per], 1.0, [Arg::Input(0)]);
+            let all = rows(DType::F32, [outer, count], [1, count], scale, [Arg::Left(0, 0), Arg::Output(0)]);
+            vec![parts.with_scratch(outer * count), all]
+        }
+        1 => vec![rows(dtype, [outer, middle], [1, per], scale, [Arg::Input(0), Arg::Output(0)])],
+        _ => vec![columns.launch(dtype, dims, [count, per], scale, Arg::Input(0)).arg(Arg::Output(0))],
     }
-    let parts = stretches(dtype, [outer, middle, inner], [count, per], 1.0, [Arg::Input(0)]);
-    let all = stretches(DType::F32, [outer, count, inner], [1, count], scale, [Arg::Left(0, 0), Arg::Output(0)]);
-    vec![parts.with_scratch(outer * count * inner), all]
 }
 
-/// The launch that sums x `[outer, middle, inner]` over a short middle.
-pub(super) fn sum_few(dims: [usize; 3], args: impl IntoIterator<Item = Arg>) -> Launch {
-    stretches(DType::F32, dims, [1, dims[1]], 1.0, args)
+/// The launch that sums x `[outer, middle, inner]` of f32 over a short middle; its last argument, the sums, is still to be added.
+pub(super) fn sum_few(dims: [usize; 3], x: Arg) -> Launch {
+    let [outer, middle, inner] = dims;
+    match inner {
+        1 => rows(DType::F32, [outer, middle], [1, middle], 1.0, [x]),
+        _ => Columns::new(DType::F32, dims).launch(DType::F32, dims, [1, middle], 1.0, x),
+    }
 }
 
-/// The launch that sums `count` stretches of `per` rows each, of numbers of that type.
-fn stretches(
+/// The launch that sums `count` stretches of `per` numbers of each of `outer` rows.
+fn rows(
     dtype: DType,
-    [outer, middle, inner]: [usize; 3],
+    [outer, n]: [usize; 2],
     [count, per]: [usize; 2],
     scale: f32,
     args: impl IntoIterator<Item = Arg>,
 ) -> Launch {
-    let kernel = |kind: String| Ptx::new("reduce", ptx!("reduce"), dtype).entry(format!("reduce_{kind}_{dtype}"));
-    if inner == 1 {
-        let launch = by_warps(|warps| kernel(warps.to_string()), [outer * count, per], args);
-        return launch.scalars([outer, middle, count, per]).scalar(scale);
-    }
-    let Columns { pack, across, tiles } = Columns::new(dtype, [outer, middle, inner]);
-    let launch =
-        Launch::ptx(kernel(format!("columns_{pack}")), [(outer * count * tiles).max(1), 1, 1], FLAT_THREADS, args);
-    launch.scalars([middle, inner, count, per, tiles, across]).scalar(scale)
+    let kernel = |warps: usize| Ptx::new("reduce", ptx!("reduce"), dtype).entry(format!("reduce_{warps}_{dtype}"));
+    by_warps(kernel, [outer * count, per], args).scalars([outer, n, count, per]).scalar(scale)
 }
 
 /// How a block lies over columns.
@@ -160,15 +161,36 @@ impl Columns {
     fn new(dtype: DType, [outer, rows, cols]: [usize; 3]) -> Self {
         let wide = 16 / dtype.size();
         let pack = if cols.is_multiple_of(wide) { wide } else { 1 };
-        // What comes from the L2 is summed by as many threads as have four rows each; of what comes from memory 512 bytes beside each other.
+        // What comes from the L2 is summed by as many threads as have four rows each; of what comes from memory 128 bytes beside each other.
         // Few rows leave room for more columns.
-        let lines = if outer * rows * cols <= SMALL { rows.div_ceil(4).clamp(8, 64) } else { 8 };
+        let lines = rows.div_ceil(4).clamp(8, if outer * rows * cols <= SMALL { 64 } else { 32 });
         let most = FLAT_THREADS / lines.min(rows.max(1)).next_power_of_two();
         // As few idle threads as may be.
         let idle = |across: &usize| (cols / pack).next_multiple_of(*across);
         let widths = (0..=most.ilog2()).map(|shift| most >> shift).filter(|across| *across >= most.min(8));
         let across = widths.min_by_key(idle).unwrap_or(most).min((cols / pack).next_power_of_two());
         Columns { pack, across, tiles: cols.div_ceil(across * pack) }
+    }
+
+    /// The launch that sums all rows of x `[outer, rows, cols]`, of which `count` blocks have `per` each; its last argument, the sums, is still to
+    /// be added.
+    fn launch(
+        &self,
+        dtype: DType,
+        [outer, rows, cols]: [usize; 3],
+        [count, per]: [usize; 2],
+        scale: f32,
+        x: Arg,
+    ) -> Launch {
+        let Columns { pack, across, tiles } = *self;
+        let kernel = Ptx::new("reduce", ptx!("reduce"), dtype).entry(format!("reduce_columns_{pack}_{dtype}"));
+        let launch = Launch::ptx(kernel, [(outer * count * tiles).max(1), 1, 1], FLAT_THREADS, [x]);
+        // Nobody reads what stands for parts and counters where a block has all rows.
+        let launch = match count {
+            1 => launch.arg(x).arg(x),
+            _ => launch.with_scratch(outer * count * cols).with_counters(outer * tiles),
+        };
+        launch.scalars([rows, cols, count, per, tiles, across]).scalar(scale)
     }
 }
 

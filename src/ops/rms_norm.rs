@@ -160,7 +160,7 @@ impl RmsNormGrad {
         let (launch, count) = norm::by_stretch(self.name(), file, dtype, target, dims, args, values);
         let mut launches = vec![launch.scalar(affine)];
         if affine {
-            launches.push(sum_few([1, count, channels], [Arg::Left(0, 0), Arg::Output(1)]));
+            launches.push(sum_few([1, count, channels], Arg::Left(0, 0)).arg(Arg::Output(1)));
         }
         launches
     }

@@ -6,6 +6,7 @@
 //! * linear, conv2d → add: the epilogue's residual; where a row is a sample, an activation may follow (inference only)
 //! * linear, conv2d → gate: the epilogue's gate and residual (inference only, for the same reason)
 //! * linear, conv2d → affine without shift: the epilogue's scale
+//! * add → affine without shift: a scaled sum
 //! * slice → layer_norm, linear: columns of a row of every sample, read where they lie (inference only)
 //! * timestep_embedding (→ cast) → linear → activation → linear: one timestep_mlp (inference only)
 
@@ -159,6 +160,12 @@ fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose)
     {
         let plain = norm.activation == Activation::Identity;
         return plain.then(|| (Arc::new(GroupNorm { activation: *activation, ..*norm }) as _, from.inputs.clone()));
+    }
+    if let (Some(Binary::Add), Some(affine)) = (from.op.downcast(), node.op.downcast::<Affine>()) {
+        // The sum is an epilogue's, if it can be.
+        let last = !from.inputs.iter().any(|v| graph.producer(*v).and_then(epilogue).is_some());
+        return (last && affine.shift == 0.0)
+            .then(|| (Arc::new(Binary::AddScaled(affine.scale)) as _, from.inputs.clone()));
     }
     let epilogue = epilogue(from)?;
     let open = !epilogue.residual && epilogue.scale == 1.0;

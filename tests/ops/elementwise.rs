@@ -4,11 +4,12 @@ use langevin::ops::{Affine, Binary, Broadcast, DiffusionUpdate, Reduce, Reshape}
 #[test]
 fn binary_ops() {
     for n in [1, 15, 16, 33, 40_000] {
-        for op in [Binary::Add, Binary::Sub, Binary::Mul] {
+        for op in [Binary::Add, Binary::Sub, Binary::Mul, Binary::AddScaled(0.7)] {
             let f = move |a: f64, b: f64| match op {
                 Binary::Add => a + b,
                 Binary::Sub => a - b,
                 Binary::Mul => a * b,
+                Binary::AddScaled(scale) => (a + b) * scale as f64,
             };
             let case = Case::new(format!("{op:?} {n}"), op, vec![f32s(&[n], 1), f32s(&[n], 2)], |i| {
                 vec![Tensor::new([n], i[0].data.iter().zip(&i[1].data).map(|(a, b)| f(*a, *b)).collect())]

@@ -171,9 +171,19 @@ fn transposed_weights_and_sums() {
         let shape = if taps == 1 { vec![c, n] } else { vec![taps, c, n] };
         check(TransposeWeight { taps }, &[TensorType::panels(shape)], None);
     }
-    for [outer, middle, inner] in
-        [[1, 1, 1], [2, 7, 3], [1, 300, 20], [3, 50, 8], [1, 2000, 17], [2, 9000, 1], [5, 33, 1], [1, 6000, 4]]
-    {
+    for [outer, middle, inner] in [
+        [1, 1, 1],
+        [2, 7, 3],
+        [1, 300, 20],
+        [3, 50, 8],
+        [1, 2000, 17],
+        [2, 9000, 1],
+        [5, 33, 1],
+        [1, 6000, 4],
+        // In stretches, of whole packs.
+        [1, 3000, 136],
+        [2, 1100, 40],
+    ] {
         check(Reduce::sum_middle(outer, middle, inner), &[f32s(&[outer, middle, inner])], Some(DType::F32));
         check(Reduce::mean_middle(outer, middle, inner), &[f32s(&[outer, middle, inner])], Some(DType::F32));
     }

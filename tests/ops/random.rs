@@ -84,7 +84,7 @@ fn moments_and_independence_of_the_batch() {
 
 #[test]
 fn dropout() {
-    for shape in [vec![2, 3], vec![3, 5, 13], vec![1, 65]] {
+    for shape in [vec![2, 3], vec![3, 5, 13], vec![1, 65], vec![3, 4, 40]] {
         for p in [0.0, 0.25, 0.9] {
             let (b, n) = (shape[0], shape[1..].iter().product::<usize>());
             let inputs = vec![f32s(&shape, 1), i32s(&[b, 2], &SEEDS[..2 * b]), f32s(&[1], 1).map(|_| 9.0).fixed()];
