@@ -60,6 +60,10 @@ struct Ring {
     }
 };
 
+// Which of a block's warpgroups this is, from one lane, so that descriptors that depend on it are known to be the same in a warp: `wgmma` takes them
+// from uniform registers, and each would be moved there otherwise.
+__device__ __forceinline__ u32 warpgroup_number() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
+
 // Registers that a product has under way, or is to have, are not touched across this.
 template <u32 N>
 __device__ __forceinline__ void hold(float (&d)[N]) {

@@ -20,8 +20,9 @@
 // columns or there are no more rows. Heads are padded to 16 columns in the first product, to 8 in the second.
 #include "lib/attention_hopper.cuh"
 
-// The maximum that exponentials refer to may lag, in powers of two; see `kernels/attention.cu`.
-constexpr float LAG = 8.0f;
+// Exponentials of a row refer to the maximum of its first tile for as long as a thread's weights of a tile add up to no more than this. Only where they do
+// not is there another maximum to look for, and the tile's weights are made again: rare after the first keys, and exact, as any reference cancels.
+constexpr float MOST = 256.0f;
 
 // Warpgroups begin their products in turns: each waits for its own, and passes on the next one's.
 __device__ __forceinline__ void await_turn(u32 group) { asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory"); }
@@ -48,10 +49,18 @@ struct Softmax {
         }
     }
 
-    // Scores to weights, while the products of the keys before, unless this `is_first`, may be under way; then to P, when they are done.
-    __device__ __forceinline__ void soften(float (&s)[KEYS / 2], u32 (&p)[KEYS / 16][4], float factor, bool is_first) {
-        float high[2], less[2];
-        bool rises = false;
+    // Scores to weights, which are added to `sums`.
+    __device__ __forceinline__ void weigh_scores(float (&s)[KEYS / 2], float factor, float (&sums)[2]) {
+#pragma unroll
+        for (u32 i = 0; i < KEYS / 2; i++) {
+            s[i] = exp2_fast(fmaf(s[i], factor, -top[i / 2 % 2]));
+            sums[i / 2 % 2] += s[i];
+        }
+    }
+
+    // The same with references that are no less than any of these scores, for what was summed before as well. No product is under way.
+    __device__ __forceinline__ void weigh_anew(float (&s)[KEYS / 2], float factor) {
+        float less[2];
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
             float most = s[2 * h];
@@ -59,31 +68,34 @@ struct Softmax {
             for (u32 n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
 #pragma unroll
             for (u32 step = 2; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-            high[h] = most * factor;
-            rises |= high[h] > top[h] + LAG;
-        }
-        rises = is_first || __any_sync(~0u, rises);
-#pragma unroll
-        for (u32 h = 0; h < 2; h++) {
-            float next = rises ? fmaxf(top[h], high[h]) : top[h];
+            float next = fmaxf(top[h], most * factor);
             less[h] = exp2_fast(top[h] - next);
             top[h] = next;
             total[h] *= less[h];
         }
 #pragma unroll
-        for (u32 i = 0; i < KEYS / 2; i++) {
-            s[i] = exp2_fast(fmaf(s[i], factor, -top[i / 2 % 2]));
-            total[i / 2 % 2] += s[i];
+        for (u32 i = 0; i < DV / 2; i++) o[i] *= less[i / 2 % 2];
+        weigh_scores(s, factor, total);
+    }
+
+    // Scores to weights while sums are under way, then waits for those. `again` makes the scores once more.
+    template <class Again>
+    __device__ __forceinline__ void soften(float (&s)[KEYS / 2], float factor, Again again) {
+        float sums[2] = {0.0f, 0.0f};
+        weigh_scores(s, factor, sums);
+        // Never read, as sums are not negative: but no wait moves up past a read, and this one would, to before the exponentials.
+        if (sums[0] + sums[1] < 0.0f) top[0] = read_floats<1>(0).at[0];
+        wait_products<0>(o);
+        if (__any_sync(~0u, fmaxf(sums[0], sums[1]) > MOST)) {
+            again();
+            weigh_anew(s, factor);
+        } else {
+            total[0] += sums[0], total[1] += sums[1];
         }
-        if (!is_first) {
-            // Never read, as sums are not negative: but no wait moves up past a read, and this one would, to before the exponentials.
-            if (total[0] + total[1] < 0.0f) top[0] = read_floats<1>(0).at[0];
-            wait_products<0>(o);
-        }
-        if (!is_first && rises) {
-#pragma unroll
-            for (u32 i = 0; i < DV / 2; i++) o[i] *= less[i / 2 % 2];
-        }
+    }
+
+    // Weights as the left operand of sums, of which none is under way.
+    __device__ __forceinline__ void pack_weights(const float (&s)[KEYS / 2], u32 (&p)[KEYS / 16][4]) {
 #pragma unroll
         for (u32 k = 0; k < KEYS / 16; k++) {
 #pragma unroll
@@ -111,6 +123,24 @@ struct Softmax {
     }
 };
 
+// A warp's scores once more, without the others of its warpgroup, which `wgmma` wants all: s = Q · Kᵀ for its 16 of QUERIES rows, and KEYS keys.
+template <class T, u32 DK, u32 KEYS, u32 QUERIES>
+__device__ __forceinline__ void score_alone(float (&s)[KEYS / 2], u32 q_place, u32 k_place) {
+    u32 lane = threadIdx.x % 32, q_row = threadIdx.x / 32 * 16 + lane % 16, k_row = lane / 16 * 8 + lane % 8;
+#pragma unroll
+    for (u32 i = 0; i < KEYS / 2; i++) s[i] = 0.0f;
+#pragma unroll 1
+    for (u32 i = 0; i < DK / 16; i++) {
+        u32 a[4], b[4];
+        load_matrices(a, q_place + i / 4 * QUERIES * PANEL_ROW + chunk(q_row, i % 4 * 2 + lane / 16));
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; n++) {
+            if (n % 2 == 0) load_matrices(b, k_place + i / 4 * KEYS * PANEL_ROW + chunk(n * 8 + k_row, i % 4 * 2 + lane / 8 % 2));
+            multiply_add<T>(reinterpret_cast<float(&)[4]>(s[4 * n]), a, b[n % 2 * 2], b[n % 2 * 2 + 1]);
+        }
+    }
+}
+
 // Rows of a box.
 constexpr u32 BOX = 32;
 
@@ -137,7 +167,7 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
     u32 place = (shared_address(room) + 1023) & ~1023u, k_place = place + Q_TILE, v_place = k_place + STAGES * K_TILE;
     // A tile of K is there, one of V; all have done with it.
     u32 k_full = shared_address(barriers), v_full = k_full + 8 * STAGES, k_empty = v_full + 8 * STAGES, v_empty = k_empty + 8 * STAGES;
-    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = threadIdx.x / 128;
+    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = warpgroup_number();
     u32 tiles = (keys + KEYS - 1) / KEYS;
     if (threadIdx.x == 0) {
 #pragma unroll 1
@@ -207,7 +237,8 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
     wait_products<0>(s);
     leave(k_empty, scores);
     rows.mask(s, keys - (tiles - 1) * KEYS);
-    rows.soften(s, p, factor, true);
+    rows.weigh_anew(s, factor);
+    rows.pack_weights(s, p);
     if (GROUPS > 1 && warpgroup + 1 == GROUPS) pass_turn(0);
     // No product is under way from one turn to the next, and none is left out of a turn: assemblers would put a wait behind each.
 #pragma unroll 1
@@ -220,8 +251,9 @@ __device__ __forceinline__ void attention(const TensorMap& q, const TensorMap& k
         sum();
         if (GROUPS > 1) pass_turn(warpgroup + 1 == GROUPS ? 0 : warpgroup + 1);
         wait_products<1>(s);
+        rows.soften(s, factor, [&] { score_alone<T, DK, KEYS, QUERIES>(s, place, k_place + scores.stage * K_TILE); });
         leave(k_empty, scores);
-        rows.soften(s, p, factor, false);
+        rows.pack_weights(s, p);
         leave(v_empty, values);
     }
     await(v_full + 8 * values.stage, values.parity);
@@ -249,11 +281,12 @@ __device__ __forceinline__ void attention_shared(const TensorMap& q, const Tenso
     u32 place = (shared_address(room) + 1023) & ~1023u, k_place = place + Q_TILE, v_place = k_place + 2 * K_TILE;
     // What a turn needs is there; all have done with it. Of two turns each.
     u32 there = shared_address(barriers), done = there + 16;
-    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = threadIdx.x / 128;
+    u32 pair = blockIdx.x / blocks, first = blockIdx.x % blocks * QUERIES, warpgroup = warpgroup_number();
     u32 tiles = (keys + KEYS - 1) / KEYS;
     // The K of one turn and the V of the one before it come together. The first turn's tile is the last, which alone may have fewer keys.
+    u32 head = pair % heads, sample = pair / heads;
     auto load = [&](u32 t) {
-        u32 barrier = there + t % 2 * 8, key = (tiles - 1 - t) * KEYS, head = pair % heads, sample = pair / heads;
+        u32 barrier = there + t % 2 * 8, key = (tiles - 1 - t) * KEYS;
         arrive_and_announce(barrier, (t == 0 ? Q_TILE : V_TILE) + (t < tiles ? K_TILE : 0));
         if (t == 0) bring<QUERIES, K_PANELS>(place, q, head, first, sample, barrier);
         if (t < tiles) bring<KEYS, K_PANELS>(k_place + t % 2 * K_TILE, k, head, key, sample, barrier);
@@ -301,7 +334,8 @@ __device__ __forceinline__ void attention_shared(const TensorMap& q, const Tenso
     multiply(0);
     wait_products<0>(s);
     rows.mask(s, keys - (tiles - 1) * KEYS);
-    rows.soften(s, p, factor, true);
+    rows.weigh_anew(s, factor);
+    rows.pack_weights(s, p);
     finish(0);
     // No product is under way from one turn to the next, and none is left out of a turn: assemblers would put a wait behind each.
 #pragma unroll 1
@@ -317,7 +351,8 @@ __device__ __forceinline__ void attention_shared(const TensorMap& q, const Tenso
         }
         __syncwarp();
         wait_products<1>(s);
-        rows.soften(s, p, factor, false);
+        rows.soften(s, factor, [&] { score_alone<T, DK, KEYS, QUERIES>(s, place, k_place + t % 2 * K_TILE); });
+        rows.pack_weights(s, p);
         finish(t);
     }
     await(there + tiles % 2 * 8, tiles / 2 % 2);
