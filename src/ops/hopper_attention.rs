@@ -4,30 +4,35 @@ use super::attention::{Attention, AttentionGrad, Sizes};
 use crate::graph::{Arg, Boxes, CudaTarget, Launch, Op, Ptx, ptx};
 use crate::tensor::DType;
 
-/// An instance of the forward in `kernels/sm_90a/attention.cu`.
+/// An instance of the forward in `kernels/sm_90a/attention.cu`, and how it is launched.
 pub(super) struct HopperTile {
     pub entry: String,
-    /// Warpgroups of a block, each with 64 queries.
+    /// Warpgroups of a block that multiply, each with 64 queries.
     groups: usize,
-    /// Keys of a tile, where blocks share a multiprocessor: then no other warpgroup brings tiles, and they come whole.
-    shared: Option<usize>,
+    /// Threads of a block: of those, and of the warpgroup that brings tiles where there is one.
+    threads: usize,
+    /// Keys of a tile.
+    keys: usize,
     shared_bytes: usize,
+    grid: usize,
+    /// What the kernel is told last: places for tiles, or how many blocks' queries there are.
+    last: usize,
     /// Nanoseconds, about, that it takes.
     pub time: usize,
 }
 
-/// Columns of an instance, warpgroups of its blocks, keys of its tiles, and places for those of K and of V.
-type Instance = (usize, usize, usize, usize);
-
 impl HopperTile {
-    const MANY: [Instance; 6] =
-        [(40, 2, 96, 2), (64, 2, 64, 2), (72, 2, 64, 2), (80, 2, 64, 2), (128, 2, 160, 2), (160, 2, 96, 2)];
-    const FEW: [Instance; 6] =
-        [(40, 1, 96, 4), (64, 1, 64, 4), (80, 1, 64, 4), (128, 1, 64, 4), (160, 1, 64, 4), (256, 1, 64, 3)];
-    /// Rows of a box in which operands come.
-    const BOX: usize = 32;
+    /// Columns of an instance, and keys of its tiles.
+    const NARROW: [(usize, usize); 4] = [(40, 96), (64, 64), (72, 64), (80, 64)];
+    /// Columns of an instance, keys of its tiles, and places for Q.
+    const WIDE: [(usize, usize, usize); 2] = [(128, 128, 2), (160, 96, 1)];
+    /// Columns of an instance with one warpgroup, and places for tiles, which have 64 keys.
+    const FEW: [(usize, usize); 3] = [(128, 4), (160, 4), (256, 3)];
     /// Nanoseconds of a block for a key.
     const KEY_TIME: usize = 20;
+    /// Bytes of a multiprocessor's shared memory, and those of it that each block has besides its own.
+    const SHARED: usize = 228 * 1024;
+    const RESERVED: usize = 2048;
 
     /// The instance for such heads, if there is one that may be quicker than what every GPU has: PTX for `wgmma` is for compute capability 9.0 alone,
     /// rows are copied 16 bytes at a time, and two thirds of the products are of columns that there are, about as much as `mma` gets
@@ -35,39 +40,86 @@ impl HopperTile {
     pub fn of(s: &Sizes, dtype: DType, target: &CudaTarget) -> Option<Self> {
         let halves = dtype != DType::F32 && s.d.is_multiple_of(8) && s.dv.is_multiple_of(8);
         let (width, processors) = (s.d.max(s.dv), target.multiprocessors as usize);
-        let blocks = |groups: usize| s.pairs() * s.queries.div_ceil(64 * groups);
-        let fits = |instances: [Instance; 6]| instances.into_iter().find(|instance| width <= instance.0);
-        // Several warpgroups only where that does not leave half of the multiprocessors idle, or half of a block's own rows.
-        let many = fits(Self::MANY).filter(|i| s.queries > 32 * i.1 && 2 * blocks(i.1) > processors);
-        let (name, (columns, groups, keys, stages)) = match many {
-            Some(instance) => ("", instance),
-            None => ("few_", fits(Self::FEW)?),
+        if target.compute != (9, 0) || !halves {
+            return None;
+        }
+        let fills = |columns: usize| 3 * (s.d + s.dv) >= 4 * columns;
+        if let Some((columns, keys)) = Self::NARROW.into_iter().find(|instance| width <= instance.0) {
+            return fills(columns).then(|| Self::narrow(s, dtype, columns, keys, processors));
+        }
+        // Two warpgroups only where that does not leave half of the multiprocessors idle, or half of a block's own rows.
+        let many = s.queries > 64 && 2 * s.blocks(2) > processors;
+        let wide = Self::WIDE.into_iter().find(|instance| many && width <= instance.0);
+        let few = || Self::FEW.into_iter().find(|instance| width <= instance.0);
+        let (name, columns, groups, keys, stages, places) = match wide {
+            Some((columns, keys, places)) => ("", columns, 2, keys, 2, places),
+            None => few().map(|(columns, stages)| ("few_", columns, 1, 64, stages, 1))?,
         };
-        let chosen = target.compute == (9, 0) && halves && 3 * (s.d + s.dv) >= 4 * columns;
-        // Panels of 64 columns, which begin at a multiple of 1024 bytes.
-        let shared_bytes = (64 * groups + 2 * stages * keys) * columns.div_ceil(64) * 128 + 1024;
-        let shared = (groups == 2 && columns <= 80).then_some(keys);
-        let at_once = processors * if shared.is_some() { 2 } else { 1 };
-        let time = blocks(groups).div_ceil(at_once) * s.keys * Self::KEY_TIME;
-        let entry = format!("attention_{name}{columns}_{dtype}");
-        chosen.then_some(HopperTile { entry, groups, shared, shared_bytes, time })
+        let blocks = s.blocks(groups);
+        let tile = HopperTile {
+            entry: format!("attention_{name}{columns}_{dtype}"),
+            groups,
+            threads: 128 * (groups + 1),
+            keys,
+            shared_bytes: shared_bytes(columns, 64 * groups * places + 2 * stages * keys),
+            // Blocks with two places for Q stay, and go from queries to queries.
+            grid: if places == 2 { blocks.min(processors) } else { blocks },
+            last: blocks,
+            time: blocks.div_ceil(processors) * s.keys * Self::KEY_TIME,
+        };
+        fills(columns).then_some(tile)
+    }
+
+    /// The instance for narrow heads, by blocks of as many warpgroups as take the least time.
+    fn narrow(s: &Sizes, dtype: DType, columns: usize, keys: usize, processors: usize) -> Self {
+        let time = |groups: usize, keys: usize| {
+            let (key, block) = Self::narrow_times(groups, s.blocks(groups).div_ceil(processors));
+            keys * key + block
+        };
+        let groups = [4, 2, 1].into_iter().min_by_key(|groups| time(*groups, s.keys)).unwrap_or(1);
+        let blocks = s.blocks(groups);
+        let shared = |stages: usize| shared_bytes(columns, 64 * groups + 2 * stages * keys);
+        // Fewer places for tiles where blocks could not share a multiprocessor otherwise.
+        let alone = groups == 4 || blocks <= processors || 2 * (shared(4) + Self::RESERVED) <= Self::SHARED;
+        let stages = if alone { 4 } else { 2 };
+        HopperTile {
+            entry: format!("attention_{columns}_{dtype}"),
+            groups,
+            threads: 128 * groups,
+            keys,
+            shared_bytes: shared(stages),
+            grid: blocks,
+            last: stages,
+            time: s.keys * Self::narrow_times(groups, blocks.div_ceil(processors)).0,
+        }
+    }
+
+    /// Nanoseconds for a key, and for a block's first copies and last stores, of `n` blocks that come to one multiprocessor: one of four warpgroups at a time, two
+    /// of two, and the last of those alone. Measured on an H200; of one warpgroup more than one are taken for as slow as if they did not share.
+    fn narrow_times(groups: usize, n: usize) -> (usize, usize) {
+        match groups {
+            4 => (14 * n, 4800 * n),
+            2 => (16 * (n / 2) + 10 * (n % 2), 4000 * (n / 2) + 3200 * (n % 2)),
+            _ => (8 * n, 3000 * n),
+        }
     }
 
     pub fn launch(&self, op: &Attention, s: &Sizes, dtype: DType) -> Launch {
         let kernel = Ptx::new(op.name(), ptx!("sm_90a", "attention"), dtype);
         let kernel = kernel.entry(self.entry.clone()).shared(self.shared_bytes);
-        let blocks = s.queries.div_ceil(64 * self.groups);
         let args = [Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1)];
-        let (warpgroups, queries, keys) = match self.shared {
-            Some(keys) => (self.groups, 64 * self.groups, keys),
-            None => (self.groups + 1, Self::BOX, Self::BOX),
-        };
-        let launch = Launch::ptx(kernel, [s.pairs() * blocks, 1, 1], 128 * warpgroups, args);
-        let boxes = |rows, width, extent| s.boxes(dtype, rows, width, extent);
-        let launch = launch.in_boxes(0, boxes(s.queries, s.d, queries));
-        let launch = launch.in_boxes(1, boxes(s.keys, s.d, keys)).in_boxes(2, boxes(s.keys, s.dv, keys));
-        launch.scalars([s.queries, s.keys, s.heads, s.dv, blocks]).scalar(op.scale)
+        let launch = Launch::ptx(kernel, [self.grid, 1, 1], self.threads, args);
+        let rows = 64 * self.groups;
+        let launch = launch.in_boxes(0, s.boxes(dtype, s.queries, s.d, rows));
+        let launch = launch.in_boxes(1, s.boxes(dtype, s.keys, s.d, self.keys));
+        let launch = launch.in_boxes(2, s.boxes(dtype, s.keys, s.dv, self.keys));
+        launch.scalars([s.queries, s.keys, s.heads, s.dv, s.queries.div_ceil(rows)]).scalar(op.scale).scalar(self.last)
     }
+}
+
+/// Of panels of 64 columns, which begin at a multiple of 1024 bytes.
+fn shared_bytes(columns: usize, rows: usize) -> usize {
+    rows * columns.div_ceil(64) * 128 + 1024
 }
 
 /// An instance of `kernels/sm_90a/attention_grad.cu`, by keys for dk and dv, or by queries for dq.
@@ -182,6 +234,11 @@ impl HopperOnce {
 }
 
 impl Sizes {
+    /// Blocks of so many warpgroups, each with 64 queries.
+    fn blocks(&self, groups: usize) -> usize {
+        self.pairs() * self.queries.div_ceil(64 * groups)
+    }
+
     /// An operand of `width` columns a head, in boxes of 64 columns of `extent` rows of one head.
     fn boxes(&self, dtype: DType, rows: usize, width: usize, extent: usize) -> Boxes {
         let (shape, extent) = (vec![width, self.heads, rows, self.batch], vec![64, 1, extent, 1]);
@@ -206,8 +263,8 @@ mod tests {
         assert_eq!(entry(sizes(1024, 88, 88)), "attention_128_bf16");
         assert_eq!(entry(sizes(1024, 160, 160)), "attention_160_bf16");
         // Too few blocks, half a block's queries, too wide for the larger blocks.
-        assert_eq!(entry(sizes(256, 72, 72)), "attention_few_80_bf16");
-        assert_eq!(entry(Sizes { batch: 100, ..sizes(64, 64, 64) }), "attention_few_64_bf16");
+        assert_eq!(entry(sizes(256, 128, 128)), "attention_few_128_bf16");
+        assert_eq!(entry(Sizes { batch: 100, ..sizes(64, 128, 128) }), "attention_few_128_bf16");
         assert_eq!(entry(sizes(1024, 256, 256)), "attention_few_256_bf16");
         // Three quarters of the columns would be padding; rows of 30 columns begin anywhere; too wide.
         assert_eq!(tile(sizes(4096, 16, 16), &HOPPER), None);
@@ -219,11 +276,24 @@ mod tests {
         for columns in [40, 64, 72, 80, 128, 160, 256] {
             for queries in [64, 4096] {
                 let tile = HopperTile::of(&sizes(queries, columns, columns), DType::F16, &HOPPER).unwrap();
-                // As many blocks share a multiprocessor's 228 KiB, of which each has two more, as registers allow for.
-                let blocks = if tile.shared.is_some() { 2 } else { 1 };
-                assert!(blocks * (tile.shared_bytes + 2048) <= 229 * 1024, "{}", tile.entry);
+                // Blocks of two warpgroups share a multiprocessor where there are more blocks than those.
+                let blocks = if columns <= 80 && tile.groups == 2 && tile.grid > 132 { 2 } else { 1 };
+                assert!(blocks * (tile.shared_bytes + HopperTile::RESERVED) <= HopperTile::SHARED, "{}", tile.entry);
             }
         }
+    }
+
+    /// Queries of a block, and places for tiles, of narrow heads.
+    #[test]
+    fn narrow_heads_keep_multiprocessors_busy() {
+        let sizes = |batch, queries, keys| Sizes { batch, queries, keys, heads: 8, d: 40, dv: 40 };
+        let tile = |s: Sizes| HopperTile::of(&s, DType::Bf16, &HOPPER).map(|t| (t.groups, t.last)).unwrap();
+        assert_eq!(tile(sizes(4, 4096, 4096)), (4, 4));
+        // Few keys: blocks share multiprocessors. Few queries; fewer; half a block's.
+        assert_eq!(tile(sizes(4, 4096, 77)), (2, 2));
+        assert_eq!(tile(sizes(8, 256, 256)), (2, 4));
+        assert_eq!(tile(sizes(1, 256, 256)), (1, 4));
+        assert_eq!(tile(sizes(100, 128, 256)), (2, 2));
     }
 
     #[test]

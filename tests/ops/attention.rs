@@ -1,4 +1,4 @@
-use crate::harness::{Case, Input, Tensor, f32s, relative, run_graph, run_on_gpus};
+use crate::harness::{Case, Input, Tensor, f32s, noise, relative, run_graph, run_on_gpus};
 use half::{bf16, f16};
 use langevin::Device;
 use langevin::graph::{Graph, Kernel, Launch, Op, Signature};
@@ -295,8 +295,8 @@ fn half_gradients_of_many() {
     }
 }
 
-/// A head for every instance of the kernels for Hopper, of which blocks of 128 queries want to keep more than two of four multiprocessors busy:
-/// remainders of queries and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
+/// A head for every instance of the kernels for Hopper, blocks of 64, 128 and 256 queries for four multiprocessors, and blocks that go from some queries to
+/// others: remainders of queries and keys, one tile of keys and several, narrower heads of v, and scores that outgrow the maximum again and again.
 #[test]
 fn heads_of_hopper() {
     for (s, spread, entry) in [
@@ -311,15 +311,40 @@ fn heads_of_hopper() {
         ([1, 256, 300, 2, 128, 128], 40.0, "128"),
         ([4, 70, 100, 1, 96, 88], 2.0, "128"),
         ([3, 66, 130, 1, 160, 160], 40.0, "160"),
-        ([1, 70, 97, 2, 40, 40], 2.0, "few_40"),
-        ([2, 64, 130, 2, 64, 64], 40.0, "few_64"),
-        ([1, 5, 65, 2, 80, 72], 2.0, "few_80"),
+        ([4, 250, 450, 1, 40, 40], 40.0, "40"),
+        ([4, 200, 450, 1, 80, 80], 2.0, "80"),
+        ([1, 70, 97, 2, 40, 40], 2.0, "40"),
+        ([2, 64, 130, 2, 64, 64], 40.0, "64"),
+        ([1, 5, 65, 2, 80, 72], 2.0, "80"),
+        ([3, 260, 330, 1, 128, 128], 40.0, "128"),
         ([1, 65, 130, 2, 128, 128], 2.0, "few_128"),
         ([1, 100, 70, 1, 160, 152], 40.0, "few_160"),
         ([2, 130, 129, 1, 256, 256], 40.0, "few_256"),
     ] {
         let case = Case::new(format!("attention {s:?} {spread}"), op(s), inputs(s, spread), |i| reference(s, i));
         case.forward_only().on_hopper(&format!("attention_{entry}_bf16")).check();
+    }
+}
+
+/// Some exponentials of the kernels for Hopper are polynomials, of numbers that are made to fit: a key of NaN stays one for all queries.
+#[test]
+fn a_key_of_nan_is_nan_to_every_query() {
+    let [queries, keys, d] = [140, 200, 40];
+    let mut g = Graph::new();
+    let mut half = |name: &str, rows: usize| {
+        let x = g.input(name, TensorType::f32([1, rows, d]));
+        g.apply(Cast(DType::Bf16), &[x]).unwrap()
+    };
+    let inputs = [half("q", queries), half("k", keys), half("v", keys)];
+    let y = g.apply_all(op([1, queries, keys, 1, d, d]), &inputs).unwrap()[0];
+    let y = g.apply(Cast(DType::F32), &[y]).unwrap();
+    g.output("y", y);
+    for key in [7, 100, 199] {
+        let mut data = [("q", queries), ("k", keys), ("v", keys)].map(|(n, rows)| (n.to_string(), noise(rows * d, 1)));
+        data[1].1[key * d] = f64::NAN;
+        for (device, got) in run_on_gpus("a key of NaN", &g, &data) {
+            assert!(got["y"].iter().all(|v| v.is_nan()), "key {key} on {device}");
+        }
     }
 }
 
