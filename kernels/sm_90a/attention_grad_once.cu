@@ -207,7 +207,7 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         if constexpr (NARROW) begin_scores<K>(s, of_k, room.tile(stage), T{});
         else begin_scores<K, ROWS>(s, own, room.tile(stage), T{});
     };
-    // Of the turn before, or of zeros.
+    // Which place dS of a turn has, and the parity of its barriers. dq is of the turn before: in the first turn of zeros, times no unit.
     u32 turn = 0, parity = 0;
     auto begin_queries = [&] {
         u64 left = matrix_descriptor<128, 16, 1024>(room.slopes(turn ^ 1));
@@ -274,7 +274,7 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         if (t > 0) await(room.sloped(turn ^ 1), parity ^ turn ^ 1);
         begin_queries();
         begin_sums<N>(to_k, ds, queries_here, T{});
-        // Behind the last tile of one before, for nothing: a branch around products would have each waited for.
+        // The last turn makes those of an earlier tile, for nothing: with a branch around them, all products would be waited for one by one.
         if constexpr (NARROW) begin_scores_of(ring.stage);
         wait_products<NARROW ? 2 : 1>(to_q);
         __syncwarp();
