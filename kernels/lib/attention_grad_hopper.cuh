@@ -5,22 +5,22 @@
 constexpr u32 OTHERS = 64;
 // Scores or dP of what is in two panelled tiles, `a` of 64 rows in panels of ROWS and `b` of OTHERS, over K columns.
 template <u32 K, u32 ROWS, class T>
-__device__ __forceinline__ void begin_scores(float (&s)[OTHERS / 2], u32 a, u32 b, T type, u32 adds = 0) {
+__device__ __forceinline__ void begin_scores(float (&s)[OTHERS / 2], u32 a, u32 b, T type) {
     u64 left = matrix_descriptor<128, 16, 1024>(a), right = matrix_descriptor<128, 16, 1024>(b);
 #pragma unroll
     for (u32 i = 0; i < K / 16; i++) {
         u32 in_panel = i % 4 * (32 >> 4);
-        score(s, left + (i / 4 * (ROWS * PANEL_ROW >> 4) + in_panel), right + (i / 4 * (OTHERS * PANEL_ROW >> 4) + in_panel), i > 0 || adds, type);
+        score(s, left + (i / 4 * (ROWS * PANEL_ROW >> 4) + in_panel), right + (i / 4 * (OTHERS * PANEL_ROW >> 4) + in_panel), i > 0, type);
     }
     commit_products();
 }
 
 // The same with 64 rows in registers, over a panel's columns at most.
 template <u32 K, class T>
-__device__ __forceinline__ void begin_scores(float (&s)[OTHERS / 2], const u32 (&a)[K / 16][4], u32 b, T type, u32 adds = 0) {
+__device__ __forceinline__ void begin_scores(float (&s)[OTHERS / 2], const u32 (&a)[K / 16][4], u32 b, T type) {
     u64 right = matrix_descriptor<128, 16, 1024>(b);
 #pragma unroll
-    for (u32 i = 0; i < K / 16; i++) score(s, a[i], right + i * (32 >> 4), i > 0 || adds, type);
+    for (u32 i = 0; i < K / 16; i++) score(s, a[i], right + i * (32 >> 4), i > 0, type);
     commit_products();
 }
 

@@ -20,8 +20,8 @@
 #include "lib/attention_grad_hopper.cuh"
 
 constexpr u32 ROWS = 128;
-// A tile's terms: of each query lse in powers of two, then of each two -rowsum(dy ∘ y), twice, then of each what dq is multiplied by.
-constexpr u32 TERMS = 4 * OTHERS;
+// A tile's terms: of each query lse in powers of two, rowsum(dy ∘ y), and what dq is multiplied by.
+constexpr u32 TERMS = 3 * OTHERS;
 
 // Of bits of numbers that are not negative, or NaN, which is above all.
 __device__ __forceinline__ u32 largest(u32 v, u32 lanes) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ float unit_for(float bound) {
     return __uint_as_float(exponent >= 255 ? 0x7fffffff : min(282 - exponent, 227u) << 23);
 }
 
-// terms [pairs, tiles, 4 · 64]; zeros to `fixed` [pairs, tiles, 64 · K]. A block for each tile, 16 lanes a query.
+// terms [pairs, tiles, 3, 64]; zeros to `fixed` [pairs, tiles, 64 · K]. A block for each tile, 16 lanes a query.
 template <class T, u32 K>
 __device__ __forceinline__ void make_terms(const T* y, const T* dy, const float* lse, const u32* limits, float* terms, int* fixed, u32 queries, u32 heads,
                                            u32 dv, u32 parts) {
@@ -96,8 +96,8 @@ __device__ __forceinline__ void make_terms(const T* y, const T* dy, const float*
         if (lane == 0) {
             bool has = query < queries;
             terms[i] = has ? lse[u64(pair) * queries + query] * LOG2_E : INFINITE;
-            terms[OTHERS + i / 2 * 4 + i % 2] = terms[OTHERS + i / 2 * 4 + i % 2 + 2] = has ? -dot : 0.0f;
-            terms[3 * OTHERS + i] = has ? unit_for((sqrtf(square) * longest + fabsf(dot)) * most) : 0.0f;
+            terms[OTHERS + i] = has ? dot : 0.0f;
+            terms[2 * OTHERS + i] = has ? unit_for((sqrtf(square) * longest + fabsf(dot)) * most) : 0.0f;
         }
     }
     Pack<float, 4>* zeros = (Pack<float, 4>*)(fixed + u64(blockIdx.x) * (OTHERS * K));
@@ -207,17 +207,7 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         if constexpr (NARROW) begin_scores<K>(s, of_k, room.tile(stage), T{});
         else begin_scores<K, ROWS>(s, own, room.tile(stage), T{});
     };
-    // dP begins at -rowsum(dy ∘ y).
-    auto prepare_slopes = [&](u32 stage) {
-        u32 at = opaque(room.terms(stage) + OTHERS * 4 + threadIdx.x % 4 * 16);
-#pragma unroll
-        for (u32 n = 0; n < OTHERS / 8; n++) {
-            Pack<float, 4> less = read_floats<4>(at + n * 64);
-#pragma unroll
-            for (u32 r = 0; r < 4; r++) dp[4 * n + r] = less.at[r];
-        }
-    };
-    // Of the turn before, or of zeros.
+    // Which place dS of a turn has, and the parity of its barriers. dq is of the turn before: in the first turn of zeros, times no unit.
     u32 turn = 0, parity = 0;
     auto begin_queries = [&] {
         u64 left = matrix_descriptor<128, 16, 1024>(room.slopes(turn ^ 1));
@@ -242,26 +232,22 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         load_rows<K>(of_k, room.place + row), load_rows<K>(of_v, room.place + In::OWN + row);
         begin_products();
         begin_scores_of(0);
-        prepare_slopes(0);
         wait_products<0>(s);
     }
 #pragma unroll 1
     for (u32 t = 0; t < tiles; t++) {
         u32 queries_here = room.tile(ring.stage), dy_here = queries_here + In::TILE, terms_here = room.terms(ring.stage), done = room.empty(ring.stage);
-        if constexpr (!NARROW) {
-            await(room.full(ring.stage), ring.parity);
-            begin_products();
-            begin_scores_of(ring.stage);
-            prepare_slopes(ring.stage);
-        }
+        // Of this thread's queries.
+        u32 of_scores = opaque(terms_here + threadIdx.x % 4 * 8);
+        if constexpr (!NARROW) await(room.full(ring.stage), ring.parity);
         begin_products();
-        if constexpr (NARROW) begin_scores<K>(dp, of_v, dy_here, T{}, 1);
-        else begin_scores<K, ROWS>(dp, own + In::OWN, dy_here, T{}, 1);
+        if constexpr (!NARROW) begin_scores_of(ring.stage);
+        if constexpr (NARROW) begin_scores<K>(dp, of_v, dy_here, T{});
+        else begin_scores<K, ROWS>(dp, own + In::OWN, dy_here, T{});
         if constexpr (!NARROW) wait_products<1>(s);
-        u32 of_lse = opaque(terms_here + threadIdx.x % 4 * 8);
 #pragma unroll
         for (u32 n = 0; n < OTHERS / 8; n++) {
-            Pack<float, 2> less = read_floats<2>(of_lse + n * 32);
+            Pack<float, 2> less = read_floats<2>(of_scores + n * 32);
 #pragma unroll
             for (u32 r = 0; r < 4; r++) s[4 * n + r] = exp2_fast(fmaf(s[4 * n + r], factor, -less.at[r % 2]));
         }
@@ -271,7 +257,11 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         begin_sums<N>(to_v, w, dy_here, T{});
         wait_products<1>(dp);
 #pragma unroll
-        for (u32 i = 0; i < OTHERS / 2; i++) dp[i] *= s[i];
+        for (u32 n = 0; n < OTHERS / 8; n++) {
+            Pack<float, 2> delta = read_floats<2>(of_scores + OTHERS * 4 + n * 32);
+#pragma unroll
+            for (u32 r = 0; r < 4; r++) dp[4 * n + r] = s[4 * n + r] * (dp[4 * n + r] - delta.at[r % 2]);
+        }
         narrow_weights<T>(ds, dp);
         await(room.taken(turn), parity ^ turn ^ 1);
 #pragma unroll
@@ -284,15 +274,14 @@ __device__ __forceinline__ void gradient(const TensorMap& k, const TensorMap& v,
         if (t > 0) await(room.sloped(turn ^ 1), parity ^ turn ^ 1);
         begin_queries();
         begin_sums<N>(to_k, ds, queries_here, T{});
-        // Behind the last tile of one before, for nothing: a branch around products would have each waited for.
+        // The last turn makes those of an earlier tile, for nothing: with a branch around them, all products would be waited for one by one.
         if constexpr (NARROW) begin_scores_of(ring.stage);
         wait_products<NARROW ? 2 : 1>(to_q);
         __syncwarp();
         if (threadIdx.x % 32 == 0) arrive(room.taken(turn ^ 1));
         send_queries();
 #pragma unroll
-        for (u32 h = 0; h < 2; h++) units[h] = read_floats<1>(terms_here + (3 * OTHERS + warp % 4 * 16 + threadIdx.x % 32 / 4 + 8 * h) * 4).at[0];
-        if constexpr (NARROW) prepare_slopes(ring.stage);
+        for (u32 h = 0; h < 2; h++) units[h] = read_floats<1>(terms_here + (2 * OTHERS + warp % 4 * 16 + threadIdx.x % 32 / 4 + 8 * h) * 4).at[0];
         wait_products<0>(to_k);
         hold(to_v);
         if constexpr (NARROW) hold(s);
@@ -324,7 +313,7 @@ __device__ __forceinline__ void finish(const int* fixed, const float* terms, T* 
 #pragma unroll
     for (u32 i = 0; i < HALF / 2; i++) sums[i] = float(fixed[i * 128]);
 #pragma unroll
-    for (u32 h = 0; h < 2; h++) factor[h] = scale / terms[u64(number) * TERMS + 3 * OTHERS + row + threadIdx.x % 32 / 4 + 8 * h];
+    for (u32 h = 0; h < 2; h++) factor[h] = scale / terms[u64(number) * TERMS + 2 * OTHERS + row + threadIdx.x % 32 / 4 + 8 * h];
     Head<T> to(dq, number / tiles, heads, queries, d);
     to.data += col;
     to.width = min(d - min(d, col), HALF);

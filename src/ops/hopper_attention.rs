@@ -197,7 +197,7 @@ impl HopperOnce {
     fn shared_bytes(&self) -> usize {
         let stages = if self.columns <= 64 { 4 } else { 3 };
         let rows = 2 * Self::ROWS + 2 * stages * Self::TILE;
-        let terms = stages * 4 * 4 * Self::TILE;
+        let terms = stages * 3 * 4 * Self::TILE;
         rows * self.columns.next_multiple_of(64) * 2 + terms + 2 * Self::ROWS * Self::TILE * 2 + 1024
     }
 
@@ -212,10 +212,10 @@ impl HopperOnce {
         // The largest keys and values of each part.
         let limits = Launch::ptx(kernel("_limits"), [all_parts, 1, 1], 256, [k, v]).with_scratch(2 * all_parts);
         let limits = limits.scalars([s.keys, s.heads, s.d, s.dv, parts]);
-        // Four numbers for each query, and room for dq as integers.
+        // Three numbers for each query, and room for dq as integers.
         let args = [y, dy, lse, Arg::Left(0, 0)];
         let terms = Launch::ptx(kernel(&format!("_terms_{columns}")), [all_tiles, 1, 1], 256, args);
-        let terms = terms.with_scratch(all_tiles * 4 * Self::TILE);
+        let terms = terms.with_scratch(all_tiles * 3 * Self::TILE);
         let terms = terms.with_scratch(all_tiles * Self::TILE * columns.next_multiple_of(16));
         let terms = terms.scalars([s.queries, s.heads, s.dv, parts]);
         let [of_queries, sums] = [Arg::Left(1, 0), Arg::Left(1, 1)];
