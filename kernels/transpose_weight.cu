@@ -44,15 +44,16 @@ FLAT_KERNEL transpose_weight_4(const u32* w, u32* out, u32 taps, u32 c, u32 n, u
 }
 
 // Two neighbours a word, 8 words a row: a thread turns two by two of them. Of a row of W', word i stands at i, from row 8 on at i ^ 4; every
-// other pair of threads writes the second of its rows first, so that eight of them are in four rows with different banks, twice.
-FLAT_KERNEL transpose_weight_2(const u32* w, u32* out, u32 taps, u32 c, u32 n, u32 squares) {
+// other pair of threads writes the second of its rows first, so that eight of them are in four rows with different banks, twice. `block` is the
+// number of the block among those of this weight.
+__device__ __forceinline__ void transpose_pairs(const u32* w, u32* out, u32 taps, u32 c, u32 n, u32 squares, u32 block) {
     constexpr u32 EACH = 2, WORDS = SIDE / 2, BESIDE = FLAT_THREADS / (WORDS * WORDS);
     __shared__ u32 square[EACH][BESIDE][SIDE * WORDS];
     u32 rows = (c + SIDE - 1) / SIDE, beside = threadIdx.x / (WORDS * WORDS);
     u32 high = threadIdx.x / WORDS % WORDS, low = threadIdx.x % WORDS, second = low / 2 % 2;
 #pragma unroll
     for (u32 k = 0; k < EACH; k++) {
-        u32 number = (blockIdx.x * EACH + k) * BESIDE + beside;
+        u32 number = (block * EACH + k) * BESIDE + beside;
         Square at(number, rows, taps);
         u32 row = at.row * SIDE + 2 * high, a = 0, b = 0;
         const u32* from = w + ((u64(at.col) * taps + at.tap) * c + row) * WORDS + low;
@@ -66,11 +67,33 @@ FLAT_KERNEL transpose_weight_2(const u32* w, u32* out, u32 taps, u32 c, u32 n, u
     __syncthreads();
 #pragma unroll
     for (u32 k = 0; k < EACH; k++) {
-        u32 number = (blockIdx.x * EACH + k) * BESIDE + beside;
+        u32 number = (block * EACH + k) * BESIDE + beside;
         Square at(number, rows, taps);
         u32* to = out + ((u64(at.row) * taps + (taps - 1 - at.tap)) * n + at.col * SIDE) * WORDS + low;
 #pragma unroll
         for (u32 line = high; line < SIDE; line += WORDS)
             if (number < squares && at.col * SIDE + line < n) to[line * WORDS] = square[k][beside][line * WORDS + (low ^ line / 8 * 4)];
     }
+}
+
+FLAT_KERNEL transpose_weight_2(const u32* w, u32* out, u32 taps, u32 c, u32 n, u32 squares) {
+    transpose_pairs(w, out, taps, c, n, squares, blockIdx.x);
+}
+
+// A weight among many: its first block, where it and what is made of it begin, in lines of 16 numbers, and its sizes.
+struct OneOfMany {
+    u32 block, from, to, taps, c, n, squares;
+};
+
+// Many weights of one array, which `table` tells of in the order of their blocks.
+FLAT_KERNEL transpose_weights_2(const u32* w, const OneOfMany* table, u32* out, u32 count) {
+    // How many begin at this block or before it.
+    u32 begun = 0;
+    for (u32 first = 0; first < count; first += FLAT_THREADS) {
+        u32 i = first + threadIdx.x;
+        begun += __syncthreads_count(i < count && table[i].block <= blockIdx.x);
+    }
+    OneOfMany one = table[begun - 1];
+    constexpr u32 LINE = SIDE / 2;
+    transpose_pairs(w + u64(one.from) * LINE, out + u64(one.to) * LINE, one.taps, one.c, one.n, one.squares, blockIdx.x - one.block);
 }

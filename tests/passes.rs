@@ -4,11 +4,12 @@ use langevin::Device;
 use langevin::graph::Graph;
 use langevin::ops::{
     Activate, Activation, Affine, Binary, Epilogue, Gate, LayerNorm, Linear, Random, RandomKind, Reshape, Slice,
-    TimestepEmbedding,
+    TimestepEmbedding, TransposeWeight,
 };
 use langevin::passes::fuse::{Purpose, fuse};
 use langevin::passes::hoist::hoist;
 use langevin::passes::once::once;
+use langevin::passes::turned::turned_before;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
 use langevin::tensor::TensorType;
 
@@ -114,6 +115,55 @@ fn an_activation_behind_a_sum_goes_into_the_product_if_rows_are_samples() {
         }
         assert_eq!(names(&fuse(&g, Purpose::Training).unwrap().0), ["linear", "activation"]);
     }
+}
+
+#[test]
+fn a_factor_behind_a_sum_goes_into_it_or_with_it_into_a_product() {
+    let scaled_sum = |of_product: bool, shift: f32| {
+        let mut g = Graph::new();
+        let [a, b] = ["a", "b"].map(|name| g.input(name, TensorType::f32([2, 3, 8])));
+        let weight = g.input("weight", TensorType::panels([8, 8]));
+        let a = if of_product { g.apply(Linear(Epilogue::default()), &[a, weight]).unwrap() } else { a };
+        let sum = g.apply(Binary::Add, &[b, a]).unwrap();
+        let y = g.apply(Affine { scale: 0.7, shift }, &[sum]).unwrap();
+        g.output("y", y);
+        g
+    };
+    for (of_product, shift, wanted) in
+        [(false, 0.0, vec!["add"]), (true, 0.0, vec!["linear"]), (false, 0.5, vec!["add", "affine"])]
+    {
+        let g = scaled_sum(of_product, shift);
+        for purpose in [Purpose::Inference, Purpose::Training] {
+            let (fused, _) = fuse(&g, purpose).unwrap();
+            assert_eq!(names(&fused), wanted);
+            let ((expected, _), (got, _)) = (run(&g), run(&fused));
+            assert!(expected[0].iter().zip(&got[0]).all(|(e, g)| (e - g).abs() < 1e-5), "{expected:?} {got:?}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_may_be_are_transposed_before() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 24]));
+    let [a, b] = ["a", "b"].map(|name| g.parameter(name, TensorType::panels([8, 24])));
+    for (i, w) in [a, b, a].into_iter().enumerate() {
+        let turned = g.apply(TransposeWeight { taps: 1 }, &[w]).unwrap();
+        let y = g.apply(Linear(Epilogue::default()), &[x, turned]).unwrap();
+        g.output(format!("y{i}"), y);
+    }
+    let (before, turned) = turned_before(&g, &|name| name == "a").unwrap();
+    assert_eq!(names(&before), ["linear", "transpose_weight", "linear", "linear"]);
+    let [turned] = &turned[..] else { panic!("{turned:?}") };
+    assert_eq!((turned.of.as_str(), turned.taps, &turned.ty), ("a", 1, &TensorType::panels([24, 8])));
+    let read = |i: usize| before.nodes()[i].inputs[1];
+    assert_eq!(
+        before.parameters().find(|(v, _)| *v == read(0)).map(|(_, name)| name.to_string()),
+        Some(turned.name.clone())
+    );
+    assert_eq!(read(0), read(3));
+    let (same, none) = turned_before(&g, &|_| false).unwrap();
+    assert_eq!((names(&same), none), (names(&g), vec![]));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Training of a classifier: network, cross-entropy, backward and optimiser as one schedule.
 
+use super::forward::Backward;
 use super::train::{Regions, TrainLowering, optimizer_program};
 use crate::graph::{Graph, Origin, Value};
 use crate::nn::{Built, Parameter};
@@ -7,7 +8,7 @@ use crate::ops::{CrossEntropy, Optimizer, Reduce};
 use crate::passes::autodiff::gradients;
 use crate::passes::fuse::{Purpose, fuse};
 use crate::schedule::{BufferId, Buffers, Program, Rows, Schedule, Step};
-use crate::tensor::{DType, TensorType};
+use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -32,7 +33,7 @@ pub struct ClassifierTraining {
 pub fn classify(network: &Built, how: TrainLowering) -> Result<ClassifierTraining> {
     let mut buffers = Buffers::new();
     let row = buffers.declare("row", TensorType::f32([Optimizer::HYPER]));
-    let regions = Regions::declare(network, 0, DType::F32, &mut buffers)?;
+    let regions = Regions::declare(network, 0, Backward::default(), &mut buffers)?;
     let graph = step_graph(network, how)?;
     for (value, name) in graph.inputs() {
         buffers.declare(name, graph.ty(value).clone());

@@ -10,10 +10,12 @@ use crate::diffusion::{NoiseLevel, Objective, Prediction};
 use crate::graph::{Graph, Origin, Target, Value};
 use crate::nn::{Built, Parameter};
 use crate::ops::{
-    Binary, Cast, GradNorm, Loss, LossKind, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix, Slice,
+    Binary, Cast, GradNorm, Loss, LossKind, OneOfMany, Optimizer, OptimizerKind, Random, RandomKind, Reduce, SampleMix,
+    Slice, TransposeWeights,
 };
-use crate::passes::autodiff::gradients;
+use crate::passes::autodiff::{Recompute, gradients};
 use crate::passes::fuse::{Purpose, fuse};
+use crate::passes::turned::{Turned, turned_before};
 use crate::schedule::{BufferId, Buffers, Mark, Options, Program, Rows, Schedule, Step};
 use crate::tensor::{DType, TensorType};
 use crate::{Error, Result};
@@ -114,9 +116,11 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
     let row = buffers.declare("row", TensorType::f32([columns]));
     let hyper = buffers.view(row, "hyper", 0, TensorType::f32([Optimizer::HYPER + how.emas]))?;
     buffers.view(row, "draw", columns - 1, TensorType::f32([1]))?;
-    let regions = Regions::declare(network, how.emas, how.backward.dtype, &mut buffers)?;
+    let mut regions = Regions::declare(network, how.emas, how.backward, &mut buffers)?;
     let part = part_of(images, how.accumulate)?;
     let graph = step_graph(network, &part, prediction, how, &regions)?;
+    let (graph, turned) = turned_before(&graph, &|name| regions.is_copy(name))?;
+    regions.turn(&turned, &mut buffers)?;
     let mut ports = Vec::new();
     for (value, name) in graph.inputs() {
         if buffers.find(name).is_none() {
@@ -151,8 +155,8 @@ pub fn train(network: &Built, images: &TensorType, prediction: Prediction, how: 
     }
     programs.push(optimizer_program(&regions, gradient, how, hyper, grad_norm, &mut buffers)?);
     body.push(Step::Run(programs.len() - 1));
-    if let Some([masters, copies]) = regions.copies {
-        programs.push(copies_program(masters, copies, how, &mut buffers)?);
+    if regions.copies.is_some() {
+        programs.push(copies_program(&regions, how, &mut buffers)?);
         body.insert(0, Step::Run(programs.len() - 1));
     }
 
@@ -285,26 +289,36 @@ fn sum_program([sum, grads]: [BufferId; 2], how: TrainLowering, buffers: &mut Bu
     Program::compile("sum of gradients", &g, how.target, buffers, bind, how.options)
 }
 
-/// Writes the copies of small parameters in 16 bits.
-fn copies_program(masters: BufferId, copies: BufferId, how: TrainLowering, buffers: &mut Buffers) -> Result<Program> {
-    let mut g = Graph::new();
-    let small = g.input("small", buffers.get(masters).ty.clone());
-    let cast = g.apply(Cast(how.backward.dtype), &[small])?;
-    g.output("copies", cast);
-    let bind = |port: &str| Some(if port == "small" { masters } else { copies });
-    Program::compile("copies of small weights", &g, how.target, buffers, bind, how.options)
+/// Writes the copies of parameters in 16 bits, by one launch, and by another those that are transposed.
+fn copies_program(regions: &Regions, how: TrainLowering, buffers: &mut Buffers) -> Result<Program> {
+    let (mut g, mut ports) = (Graph::new(), HashMap::new());
+    if let Some([masters, copies]) = regions.copies {
+        let weights = g.input("masters", buffers.get(masters).ty.clone());
+        let narrow = g.apply(Cast(how.backward.dtype), &[weights])?;
+        g.output("copies", narrow);
+        ports.extend([("masters", masters), ("copies", copies)]);
+        if let Some((op, turned)) = &regions.turned {
+            let table = op.table(&mut g)?;
+            let all = g.apply(op.clone(), &[narrow, table])?;
+            g.output("turned", all);
+            ports.insert("turned", *turned);
+        }
+    }
+    Program::compile("copies of weights", &g, how.target, buffers, |port| ports.get(port).copied(), how.options)
 }
 
-/// Numbers of a parameter that is small: biases and what norms multiply by. One launch copies them all, where each would take as long
-/// in a launch of its own.
+/// Numbers of a parameter that is small: biases and what norms multiply by. Where memory is dearer than time, only these have copies for the
+/// whole step: each would take as long in a launch of its own as all of them.
 const SMALL: usize = 1 << 16;
 
 /// Regions that hold all parameters one after the other.
 pub(super) struct Regions {
     pub params: BufferId,
     pub grads: BufferId,
-    /// In a step with numbers of 16 bits: the start of `params`, where the small ones lie, and a copy of it in 16 bits.
-    pub copies: Option<[BufferId; 2]>,
+    /// In a step with numbers of 16 bits: `params`, or its start where the small ones lie, and a copy of it in 16 bits.
+    copies: Option<[BufferId; 2]>,
+    /// How copies are transposed, and where.
+    turned: Option<(TransposeWeights, BufferId)>,
     moments: [BufferId; 2],
     emas: Vec<BufferId>,
     ty: TensorType,
@@ -314,18 +328,19 @@ pub(super) struct Regions {
 }
 
 impl Regions {
-    pub fn declare(network: &Built, emas: usize, dtype: DType, buffers: &mut Buffers) -> Result<Regions> {
+    pub fn declare(network: &Built, emas: usize, backward: Backward, buffers: &mut Buffers) -> Result<Regions> {
+        let Backward { dtype, recompute } = backward;
         let mut offsets = Vec::new();
-        let (mut total, mut small) = (0, 0);
+        let (mut total, mut copied) = (0, 0);
         let mut parameters: Vec<&Parameter> = network.parameters.iter().filter(|p| p.trainable).collect();
-        let is_small = |p: &Parameter| dtype != DType::F32 && p.ty.stored() < SMALL;
-        parameters.sort_by_key(|p| !is_small(p));
+        let has_copy = |p: &Parameter| dtype != DType::F32 && (recompute != Recompute::Blocks || p.ty.stored() < SMALL);
+        parameters.sort_by_key(|p| !has_copy(p));
         for p in parameters {
             offsets.push((p.clone(), total));
             // Where every device can bind it as it lies, and its copy.
             total += p.ty.stored().next_multiple_of(ALIGN / dtype.size());
-            if is_small(p) {
-                small = total;
+            if has_copy(p) {
+                copied = total;
             }
         }
         let ty = TensorType::f32([total]);
@@ -335,12 +350,12 @@ impl Regions {
         let emas = (0..emas).map(|i| buffers.declare(format!("ema{i}"), ty.clone())).collect();
         let mut views = HashMap::new();
         let mut copies = None;
-        if small > 0 {
-            let masters = buffers.view(params, "small weights", 0, TensorType::f32([small]))?;
-            copies = Some([masters, buffers.declare("copies", TensorType { dtype, ..TensorType::f32([small]) })]);
+        if copied > 0 {
+            let masters = buffers.view(params, "masters", 0, TensorType::f32([copied]))?;
+            copies = Some([masters, buffers.declare("copies", TensorType { dtype, ..TensorType::f32([copied]) })]);
         }
         for (p, at) in &offsets {
-            if let Some([_, copies]) = copies.filter(|_| *at < small) {
+            if let Some([_, copies]) = copies.filter(|_| *at < copied) {
                 let (name, ty) = (copy_name(&p.name), TensorType { dtype, ..p.ty.clone() });
                 views.insert(name.clone(), buffers.view(copies, name, *at, ty)?);
             }
@@ -352,7 +367,31 @@ impl Regions {
         for p in network.parameters.iter().filter(|p| !p.trainable) {
             views.insert(p.name.clone(), buffers.declare(&p.name, p.ty.clone()));
         }
-        Ok(Regions { params, grads, copies, moments, emas, ty, views, offsets })
+        Ok(Regions { params, grads, copies, turned: None, moments, emas, ty, views, offsets })
+    }
+
+    /// True for the name of a parameter's copy.
+    fn is_copy(&self, name: &str) -> bool {
+        self.offsets.iter().any(|(p, _)| copy_name(&p.name) == name)
+    }
+
+    /// Declares a region of copies that are transposed once a step.
+    fn turn(&mut self, all: &[Turned], buffers: &mut Buffers) -> Result<()> {
+        let (Some([_, copies]), Some(first)) = (self.copies, all.first()) else { return Ok(()) };
+        let (mut weights, mut to) = (vec![], 0);
+        for turned in all {
+            let from = buffers.get(self.views[&turned.of]).offset - buffers.get(copies).offset;
+            let [n, c] = [turned.ty.rows() / turned.taps, turned.ty.cols()];
+            weights.push(OneOfMany { from: from / turned.ty.dtype.size(), to, taps: turned.taps, c, n });
+            to += turned.ty.stored().next_multiple_of(ALIGN / turned.ty.dtype.size());
+        }
+        let dtype = first.ty.dtype;
+        let region = buffers.declare("turned", TensorType { dtype, ..TensorType::f32([to]) });
+        for (turned, at) in all.iter().zip(&weights) {
+            self.views.insert(turned.name.clone(), buffers.view(region, &turned.name, at.to, turned.ty.clone())?);
+        }
+        self.turned = Some((TransposeWeights { weights, elements: to }, region));
+        Ok(())
     }
 
     /// Cuts a region between parameters into pieces of `bucket` elements or more, from its end to its start. What remains is

@@ -108,7 +108,7 @@ pub use scale_by::ScaleBy;
 pub use slice::Slice;
 pub use timestep_embedding::{FourierEmbedding, TimestepEmbedding};
 pub use timestep_mlp::TimestepMlp;
-pub use transpose_weight::TransposeWeight;
+pub use transpose_weight::{OneOfMany, TransposeWeight, TransposeWeights};
 
 use crate::graph::Args;
 use crate::tensor::{DType, Layout, TensorType};

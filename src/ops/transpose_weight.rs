@@ -1,4 +1,4 @@
-//! The weight of the transposed map: what multiplies dy to give dx.
+//! The weight of the transposed map, what multiplies dy to give dx: of one weight, or of many that lie in one array.
 
 use super::expect_inputs;
 use super::linear::expect_weight;
@@ -60,7 +60,7 @@ impl Op for TransposeWeight {
         let launch = match target {
             Target::Cuda(_) | Target::Wgpu(_) if io.outputs[0].elements() == 0 => return Ok(vec![]),
             Target::Cuda(_) => {
-                let squares = taps * c.div_ceil(PANEL) * n.div_ceil(PANEL);
+                let squares = squares(taps, c, n);
                 let dtype = io.inputs[0].dtype;
                 let kernel = Ptx::new(self.name(), ptx!("transpose_weight"), dtype);
                 let kernel = kernel.entry(format!("transpose_weight_{}", dtype.size()));
@@ -70,12 +70,107 @@ impl Op for TransposeWeight {
             }
             Target::Cpu => Launch::cpu(self.name(), kernel, 1, 1),
             Target::Wgpu(target) => {
-                let squares = taps * c.div_ceil(PANEL) * n.div_ceil(PANEL);
+                let squares = squares(taps, c, n);
                 let shader = Shader::new(self.name(), wgsl!("transpose_weight"));
                 Launch::wgsl(shader, target.grid(squares), [Arg::Input(0), Arg::Output(0)])
             }
         };
         Ok(vec![launch.scalars([taps, c, n])])
+    }
+}
+
+/// Squares of 16 by 16 numbers in panels.
+fn squares(taps: usize, c: usize, n: usize) -> usize {
+    taps * c.div_ceil(PANEL) * n.div_ceil(PANEL)
+}
+
+/// A weight `[taps, C, N]` in an array of many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OneOfMany {
+    /// Where W begins in x and where W' begins in what is made of it, in numbers, of which a panel's line has sixteen.
+    pub from: usize,
+    pub to: usize,
+    pub taps: usize,
+    pub c: usize,
+    pub n: usize,
+}
+
+impl OneOfMany {
+    /// Where W and W' end.
+    fn ends(&self) -> [usize; 2] {
+        let OneOfMany { from, to, taps, c, n } = *self;
+        [from + taps * c * n.next_multiple_of(PANEL), to + taps * n * c.next_multiple_of(PANEL)]
+    }
+
+    fn blocks(&self) -> usize {
+        squares(self.taps, self.c, self.n).div_ceil(THREAD_BYTES / 2)
+    }
+}
+
+/// [`TransposeWeight`] of many weights of 16 bits at once: x, an array in which they lie, and [`TransposeWeights::table`] → an array of so many
+/// `elements`, what lies between the weights untouched. One launch, where each weight would take about as long by itself. On devices that run PTX.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransposeWeights {
+    pub weights: Vec<OneOfMany>,
+    pub elements: usize,
+}
+
+impl TransposeWeights {
+    /// Numbers of a weight in the table: `OneOfMany` of `kernels/transpose_weight.cu`.
+    const COLUMNS: usize = 7;
+
+    /// The second input, i32 `[weights, 7]`.
+    pub fn table(&self, g: &mut Graph) -> Result<Value> {
+        let (mut table, mut block) = (vec![], 0);
+        for w in &self.weights {
+            let [from, to] = [w.from / PANEL, w.to / PANEL];
+            table.extend([block, from, to, w.taps, w.c, w.n, squares(w.taps, w.c, w.n)]);
+            block += w.blocks();
+        }
+        // Constants are bits.
+        let table = table.into_iter().map(|number| f32::from_bits(number as u32)).collect();
+        g.constant(TensorType::i32([self.weights.len(), Self::COLUMNS]), table)
+    }
+}
+
+impl Op for TransposeWeights {
+    fn name(&self) -> &'static str {
+        "transpose_weights"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        expect_inputs(self.name(), inputs, 2)?;
+        let (x, table) = (inputs[0], TensorType::i32([self.weights.len(), Self::COLUMNS]));
+        let fits = |w: &OneOfMany| {
+            let [from, to] = w.ends();
+            w.from.is_multiple_of(PANEL) && w.to.is_multiple_of(PANEL) && from <= x.stored() && to <= self.elements
+        };
+        if x.dtype.size() != 2 || *inputs[1] != table || !self.weights.iter().all(fits) {
+            let (count, table, elements) = (self.weights.len(), inputs[1], self.elements);
+            let reason = format!("{count} weights in {x}, of which {table} tells, do not make {elements} numbers");
+            return Err(Error::shape(self.name(), reason));
+        }
+        Ok(vec![TensorType { dtype: x.dtype, ..TensorType::f32([self.elements]) }])
+    }
+
+    fn cost(&self, _: &Signature) -> Cost {
+        let numbers: usize = self.weights.iter().map(|w| w.ends()[0] - w.from + w.ends()[1] - w.to).sum();
+        Cost { flops: 0, bytes: 2 * numbers as u64 }
+    }
+
+    fn takes(&self, _: DType, target: &Target) -> bool {
+        matches!(target, Target::Cuda(_))
+    }
+
+    fn lower(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
+        let Target::Cuda(_) = target else { return target.lacks(self.name()) };
+        let blocks = self.weights.iter().map(OneOfMany::blocks).sum();
+        if blocks == 0 {
+            return Ok(vec![]);
+        }
+        let kernel = Ptx::new(self.name(), ptx!("transpose_weight"), io.inputs[0].dtype).entry("transpose_weights_2");
+        let args = [Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+        Ok(vec![Launch::ptx(kernel, [blocks, 1, 1], FLAT_THREADS, args).scalar(self.weights.len())])
     }
 }
 

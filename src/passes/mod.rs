@@ -1,4 +1,4 @@
-//! Passes over graphs: reverse mode, recomputation, simplification and fusion, verification, storage in f16, memory planning.
+//! Passes over graphs: reverse mode, recomputation, simplification and fusion, verification, storage in f16, weights transposed before, memory planning.
 
 pub mod autodiff;
 pub mod fuse;
@@ -7,4 +7,5 @@ pub mod once;
 pub mod plan;
 pub mod recompute;
 pub mod storage;
+pub mod turned;
 pub mod verify;

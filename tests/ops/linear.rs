@@ -1,6 +1,10 @@
 use crate::activation::reference as act;
-use crate::harness::{Case, Input, Tensor, f32s, panels};
-use langevin::ops::{Activation, Epilogue, Linear, LinearWeightGrad, TransposeWeight};
+use crate::harness::{Case, Input, Tensor, f32s, panels, run_on_gpus};
+use langevin::graph::Graph;
+use langevin::ops::{
+    Activation, Cast, Epilogue, Linear, LinearWeightGrad, OneOfMany, TransposeWeight, TransposeWeights,
+};
+use langevin::tensor::{DType, PANEL, TensorType};
 
 /// The epilogue in f64; operands from input 2.
 pub fn finish(e: Epilogue, y: &mut Tensor, inputs: &[Tensor]) {
@@ -226,5 +230,44 @@ fn transpose_weight() {
             vec![w]
         })
         .check();
+    }
+}
+
+/// More weights than a block has threads, some of several blocks; with room between them, and what is made of the last comes first.
+#[test]
+fn transposed_weights_of_one_array() {
+    let mut sizes = vec![(1, 40, 24), (9, 17, 20), (4, 130, 70)];
+    sizes.extend((0..270).map(|i| (1 + i % 3, 1 + i % 5, 18)));
+    let stored = |taps: usize, c: usize, n: usize| taps * c * n.next_multiple_of(PANEL);
+    let elements: usize = sizes.iter().map(|(taps, c, n)| stored(*taps, *n, *c)).sum();
+    let (mut from, mut to, mut weights) = (0, elements, vec![]);
+    for (taps, c, n) in sizes {
+        to -= stored(taps, n, c);
+        weights.push(OneOfMany { from, to, taps, c, n });
+        from += stored(taps, c, n) + 2 * PANEL;
+    }
+    // Whole numbers that bf16 holds.
+    let x: Vec<f64> = (0..from).map(|i| (i * 7 % 251) as f64).collect();
+    let mut expected = vec![0.0; elements];
+    for w in &weights {
+        let place = |rows: usize, row: usize, col: usize| col / PANEL * rows * PANEL + row * PANEL + col % PANEL;
+        for t in 0..w.taps {
+            for (a, b) in (0..w.c).flat_map(|a| (0..w.n).map(move |b| (a, b))) {
+                let turned = place(w.taps * w.n, (w.taps - 1 - t) * w.n + b, a);
+                expected[w.to + turned] = x[w.from + place(w.taps * w.c, t * w.c + a, b)];
+            }
+        }
+    }
+    let op = TransposeWeights { weights, elements };
+    let mut g = Graph::new();
+    let input = g.input("x", TensorType::f32([from]));
+    let (narrow, table) = (g.apply(Cast(DType::Bf16), &[input]).unwrap(), op.table(&mut g).unwrap());
+    let short = TransposeWeights { elements: elements - PANEL, ..op.clone() };
+    assert!(g.apply(short, &[narrow, table]).is_err() && g.apply(op.clone(), &[input, table]).is_err());
+    let turned = g.apply(op, &[narrow, table]).unwrap();
+    let out = g.apply(Cast(DType::F32), &[turned]).unwrap();
+    g.output("out", out);
+    for (device, got) in run_on_gpus("transpose_weights", &g, &[("x".into(), x)]) {
+        assert!(got["out"] == expected, "on {device}");
     }
 }
