@@ -4,19 +4,18 @@
 // Floor: 2 · pixels · taps · C · n FLOPs, by the tensor cores that only `wgmma` keeps busy; `lib/weight_grad_hopper.cuh`. For C and n that are multiples of 8; what
 // else there is, and f32, has the kernels of sm_80.
 //
-// x and dy come as maps of [B, H, W, C] and [B, H', W', n] in boxes of a patch of 64 pixels by 64 channels or columns. Entries are named by the rows and columns of
-// a tile.
+// x and dy come as maps of [B, H, W, C] and [B, H', W', n] in boxes of a patch of 64 pixels by 64 channels or columns. Entries are named by the rows of a tile.
 #include "lib/weight_grad_hopper.cuh"
 
-template <class T, int ROWS, int COLS>
+template <class T, int ROWS>
 __device__ __forceinline__ void weight_grad(const TensorMap& x, const TensorMap& dy, f32* out, const GradPatches& patches, const GradWeight& weight,
-                                            const GradParts& parts, const GradShares& shares) {
-    using Tiles = WeightGrad<T, ROWS, COLS>;
+                                            const GradParts& parts) {
+    using Tiles = WeightGrad<T, ROWS>;
     extern __shared__ __align__(1024) char room[];
-    __shared__ u64 barriers[2 * Tiles::STAGES + 2];
+    __shared__ u64 barriers[2 * Tiles::STAGES];
     // Patterns of the swizzle begin at multiples of 1024 bytes, whatever stands before the room.
     u32 base = u32(__cvta_generic_to_shared(room)) + 1023 & ~1023;
-    Tiles tiles{patches, weight, parts, shares, base, u32(__cvta_generic_to_shared(barriers))};
+    Tiles tiles{patches, weight, parts, base, u32(__cvta_generic_to_shared(barriers))};
     if (threadIdx.x == 0) tiles.make_barriers();
     __syncthreads();
     // Threads begin with 168 registers.
@@ -29,14 +28,16 @@ __device__ __forceinline__ void weight_grad(const TensorMap& x, const TensorMap&
     }
 }
 
-#define WEIGHT_GRAD(T, ROWS, COLS)                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) weight_grad_##ROWS##x##COLS##_##T(                                       \
-        const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dy, f32* out, f32* left, u32* flags, u32 width, u32 height,   \
-        u32 wide, u32 high, u32 channels, u32 taps, u32 tap_columns, u32 pad_top, u32 pad_left, u32 n, u32 steps, u32 part, u32 parts,       \
-        u32 whole, u32 shared_steps, u32 share) {                                                                                                           \
-        weight_grad<T, ROWS, COLS>(x, dy, out, {width, height, wide, high}, {channels, taps, tap_columns, pad_top, pad_left, n},             \
-                                   {steps, part, parts}, {whole, shared_steps, share, left, flags});                                                       \
+#define WEIGHT_GRAD(T, ROWS)                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) weight_grad_##ROWS##_##T(                                                \
+        const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dy, f32* out, u32 width, u32 height, u32 wide, u32 high,      \
+        u32 channels, u32 taps, u32 tap_columns, u32 pad_top, u32 pad_left, u32 n, u32 steps, u32 part, u32 parts) {                         \
+        weight_grad<T, ROWS>(x, dy, out, {width, height, wide, high}, {channels, taps, tap_columns, pad_top, pad_left, n},                   \
+                             {steps, part, parts});                                                                                          \
     }
-#define WEIGHT_GRADS(T) WEIGHT_GRAD(T, 128, 256) WEIGHT_GRAD(T, 192, 128) WEIGHT_GRAD(T, 192, 256) WEIGHT_GRAD(T, 256, 128)
-WEIGHT_GRADS(f16)
-WEIGHT_GRADS(bf16)
+WEIGHT_GRAD(f16, 128)
+WEIGHT_GRAD(f16, 192)
+WEIGHT_GRAD(f16, 256)
+WEIGHT_GRAD(bf16, 128)
+WEIGHT_GRAD(bf16, 192)
+WEIGHT_GRAD(bf16, 256)
