@@ -518,8 +518,6 @@ fn large_cases() -> Vec<Large> {
 
 /// What an op makes of some numbers where the device stores them as that type; a time stays f32.
 fn stored(device: &Device, dtype: DType, op: impl Op, inputs: &[TensorType]) -> Vec<f32> {
-    // Guard zones are not kept behind scratch memory that several launches fill, as that of a time's layers in pieces.
-    let poisoned = op.name() != "timestep_mlp";
     let mut g = Graph::new();
     let mut values = Vec::new();
     for (i, ty) in inputs.iter().enumerate() {
@@ -530,10 +528,7 @@ fn stored(device: &Device, dtype: DType, op: impl Op, inputs: &[TensorType]) -> 
     let out = g.apply_all(op, &values).unwrap()[0];
     let out = if dtype == DType::F32 { out } else { g.apply(Cast(DType::F32), &[out]).unwrap() };
     g.output("y", out);
-    let mut session = session(device, &g).unwrap();
-    if poisoned {
-        session = session.poisoned();
-    }
+    let mut session = session(device, &g).unwrap().poisoned();
     for (k, ty) in inputs.iter().enumerate() {
         let numbers = (0..ty.elements()).map(|i| ((i * (k + 7919)) % 997) as f32 / 997.0 - 0.4);
         write(&mut session, &format!("x{k}"), &numbers.collect::<Vec<_>>());
