@@ -505,6 +505,13 @@ impl Launch {
         (0..other.args.len()).any(|o| other.args[o] == self.args[i] && meet(o))
     }
 
+    /// Whether this launch sees only some of its scratch piece `k`, and none of what another launch sees of that as argument `i`.
+    pub(crate) fn leaves(&self, k: usize, other: &Launch, i: usize) -> bool {
+        let own = (0..self.args.len()).filter(|a| self.args[*a] == Arg::Scratch(k));
+        let mut parts = own.map(|a| (self.seen(a), other.seen(i)));
+        parts.all(|parts| matches!(parts, (Some(own), Some(other)) if own.end <= other.start || other.end <= own.start))
+    }
+
     /// Arguments that may begin anywhere, see [`Launch::anywhere`].
     pub fn anywhere(mut self, arguments: impl IntoIterator<Item = usize>) -> Self {
         self.anywhere.extend(arguments);

@@ -709,7 +709,15 @@ impl<'a> Compiler<'a> {
                             writes.push(args.len());
                             scratch(l, *k)
                         }
-                        Arg::Left(of, k) => scratch(*of, *k),
+                        Arg::Left(of, k) => {
+                            // What the launch that has the scratch memory does not see of it, others fill.
+                            if self.launches[i][*of].leaves(*k, launch, a)
+                                && !before.iter().any(|b| launch.shares(a, b))
+                            {
+                                writes.push(args.len());
+                            }
+                            scratch(*of, *k)
+                        }
                         Arg::Counters => self.counters[&(i, l)],
                     };
                     let seen = launch.seen(a).cloned().unwrap_or(0..all.bytes);
