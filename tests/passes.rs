@@ -117,6 +117,36 @@ fn an_activation_behind_a_sum_goes_into_the_product_if_rows_are_samples() {
     }
 }
 
+/// With what follows it in every network but DiT: an activation of its own before the blocks' layers.
+#[test]
+fn the_layers_of_a_time_are_one_op() {
+    let embedding = TimestepEmbedding { dim: 6, flip_sin_to_cos: true, freq_shift: 0.0, max_period: 100.0, scale: 1.0 };
+    for last in [Activation::Identity, Activation::Silu] {
+        let mut g = Graph::new();
+        let t = g.input("t", TensorType::f32([3]));
+        let mut h = g.apply(embedding, &[t]).unwrap();
+        for (i, (n, activation)) in [(6, Activation::Silu), (8, last)].into_iter().enumerate() {
+            let weight = g.input(format!("weight{i}"), TensorType::panels([n, 8]));
+            let bias = g.input(format!("bias{i}"), TensorType::f32([8]));
+            h = g.apply(Linear(Epilogue::bias()), &[h, weight, bias]).unwrap();
+            if activation != Activation::Identity {
+                h = g.apply(Activate(activation), &[h]).unwrap();
+            }
+        }
+        // Two blocks read it.
+        for block in 0..2 {
+            let y = g.apply(Affine::scale(2.0), &[h]).unwrap();
+            g.output(format!("y{block}"), y);
+        }
+        let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+        assert_eq!(names(&fused), ["timestep_mlp", "affine", "affine"]);
+        let ((expected, _), (got, _)) = (run(&g), run(&fused));
+        for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+            assert!((expected - got).abs() < 1e-5, "{expected} {got}");
+        }
+    }
+}
+
 #[test]
 fn a_factor_behind_a_sum_goes_into_it_or_with_it_into_a_product() {
     let scaled_sum = |of_product: bool, shift: f32| {

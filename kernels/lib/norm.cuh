@@ -294,26 +294,30 @@ struct GroupTeams : RowTeam {
 // each other, E channels each, the others on `down` lines. Where a tile has more channels than they take, they come again further right.
 template <int E>
 struct Tile {
-    u32 rows, channels, across, count;
+    u32 rows, channels, across, count, per;
     Divisor down;
     u32 sample, stretch, first_col, end_col, start, end;
     // The first row and channel of this thread; threads that fill no line have no channels.
     u32 row, col;
 
-    // `backwards`: later blocks have earlier stretches.
-    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, Divisor across, Divisor down, Divisor tiles, Divisor count, u32 per,
-                                    bool backwards)
-        : rows(rows), channels(channels), across(across.size), count(count.size), down(down) {
-        Divided tile = divide(backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x, tiles), part = divide(tile.quotient, count);
-        first_col = tile.rest * cols;
+    // Stretch `stretch` of `count` of a sample, and tile `tile` of its channels.
+    __device__ __forceinline__ Tile(u32 rows, u32 channels, u32 cols, Divisor across, Divisor down, u32 count, u32 per, u32 sample, u32 stretch,
+                                    u32 tile)
+        : rows(rows), channels(channels), across(across.size), count(count), per(per), down(down), sample(sample), stretch(stretch) {
+        first_col = tile * cols;
         end_col = first_col + cols < channels ? first_col + cols : channels;
-        stretch = part.rest;
-        sample = part.quotient;
         start = stretch * per;
         end = start + per < rows ? start + per : rows;
         Divided line = divide(threadIdx.x, across);
         row = start + line.quotient;
         col = line.quotient < down.size ? first_col + line.rest * E : end_col;
+    }
+
+    // Of block `block` of a grid along x: tiles first, then stretches, then samples.
+    static __device__ __forceinline__ Tile of(u32 rows, u32 channels, u32 cols, Divisor across, Divisor down, Divisor tiles, Divisor count, u32 per,
+                                              u32 block) {
+        Divided tile = divide(block, tiles), part = divide(tile.quotient, count);
+        return Tile(rows, channels, cols, across, down, count.size, per, part.quotient, part.rest, tile.rest);
     }
 
     __device__ __forceinline__ u32 line() const { return row - start; }
@@ -329,8 +333,10 @@ struct Tile {
 
 #define TILE                                                                                                                           \
     u32 rows, u32 channels, u32 cols, DIVISOR(across), DIVISOR(down), DIVISOR(tiles), DIVISOR(count), u32 per
+// `backwards`: later blocks have earlier stretches.
 #define AS_TILE(E, backwards)                                                                                                          \
-    Tile<E>(rows, channels, cols, AS_DIVISOR(across), AS_DIVISOR(down), AS_DIVISOR(tiles), AS_DIVISOR(count), per, backwards)
+    Tile<E>::of(rows, channels, cols, AS_DIVISOR(across), AS_DIVISOR(down), AS_DIVISOR(tiles), AS_DIVISOR(count), per,                 \
+                backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x)
 
 // Whether packs of E numbers may be read at once from all of these: numbers of 16 bits, of which views begin at multiples of 256 bytes,
 // always.

@@ -3,7 +3,7 @@
 use super::lanes::{Stretches, add_sums, by_row};
 use super::lines::divisor;
 use super::norm::{
-    self, Chunks, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
+    self, Chunks, LEAST, Parameters, Tiles, expect_parameters, parameter_args, parameter_count, parameters_grad,
 };
 use super::product::BUSY;
 use super::{Activation, expect_inputs, expect_real, expect_shape, expect_typed};
@@ -149,8 +149,12 @@ fn widest(dtype: DType, activation: Activation) -> usize {
 const HELD: usize = 8;
 const HELD_GROUPS: usize = 64;
 
+/// What a launch more takes, in the bytes of [`Tiles::time`].
+const LAUNCH: usize = 128 << 10;
+
 impl GroupNorm {
-    /// Launches of the PTX kernels: one where blocks hold whole groups, or the moments of stretches of every group, then y.
+    /// Launches of the PTX kernels: one where blocks hold whole groups, or on Hopper clusters of them do; else the moments of stretches of every group,
+    /// then y.
     fn kernels(&self, target: &CudaTarget, dtype: DType, c: &Chunks) -> Vec<Launch> {
         let GroupNorm { groups, activation, modulate, .. } = *self;
         let (dims, width, pack) = ([c.samples, c.rows, c.channels], c.channels / groups, 16 / dtype.size());
@@ -164,9 +168,20 @@ impl GroupNorm {
         let wide = widest(dtype, activation).min(pack);
         // Threads of a block have as many registers.
         let most = if dtype.size() == 2 { 1024 } else { 768 };
-        let held = Tiles::held(dims, width, pack, [HELD, most], HELD_GROUPS, target).filter(|_| wide > 1);
+        let held = Tiles::held(dims, width, pack, [LEAST, HELD, most], HELD_GROUPS, target).filter(|_| wide > 1);
+        let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
+        if target.compute == (9, 0) && dtype.size() == 2 && wide > 1 {
+            let stretches = c.samples * c.rows * c.channels * 3 / target.multiprocessors as usize + LAUNCH;
+            let least = held.as_ref().map_or(stretches, |tiles| tiles.time(HELD, target));
+            let clusters = Tiles::clustered(dims, width, pack, HELD, HELD_GROUPS, target);
+            if let Some(tiles) = clusters.filter(|tiles| tiles.time(HELD, target) < least) {
+                let kernel = Ptx::new(self.name(), ptx!("sm_90a", "group_norm"), dtype).shared(tiles.slots());
+                let kernel = kernel.entry(format!("group_norm_clusters_{}_{dtype}", tiles.count));
+                let launch = scalars(tiles.launch_clusters(kernel, args)).scalar(self.eps);
+                return vec![launch.scalar(tiles.slot_pitch())];
+            }
+        }
         if let Some(tiles) = held {
-            let args = [Arg::Input(0), gamma, beta, scale, shift, Arg::Output(0), Arg::Output(1)];
             let launch = scalars(tiles.launch(kernel("held").shared(tiles.slots()), args)).scalar(self.eps);
             return vec![launch.scalar(tiles.slot_pitch())];
         }
@@ -376,7 +391,7 @@ impl GroupNormGrad {
         let args = [x, gamma, beta, scale, shift, dy, stats];
         let parameters = |sums| norm::parameters_grad_ptx(dtype, [c.samples, c.channels], true, modulate, sums);
 
-        let held = Tiles::held(dims, width, wide, [HELD, 512], HELD_GROUPS, target);
+        let held = Tiles::held(dims, width, wide, [2, HELD, 512], HELD_GROUPS, target);
         if let Some(tiles) = held.filter(|_| wide > 1 && dtype != DType::F16) {
             let entry = format!("group_norm_grad_held_{dtype}");
             let kernel = Ptx::new(self.name(), ptx!("group_norm_grad"), dtype).entry(entry);

@@ -290,6 +290,16 @@ pub(crate) fn by_stretch(
 /// Threads beside each other that read a stretch long enough for memory: 256 bytes.
 const WIDE_ENOUGH: usize = 16;
 
+/// Threads of a block of the kernels of clusters, at most, blocks that run at once on a multiprocessor, and blocks of a cluster;
+/// `kernels/sm_90a/group_norm.cu`.
+const CLUSTER_THREADS: usize = 256;
+const CLUSTER_BLOCKS: usize = 3;
+const CLUSTERS: [usize; 2] = [4, 8];
+/// Rows that take a thread of a norm of whole groups as long as what it does besides: fewer make no block faster.
+pub(crate) const LEAST: usize = 4;
+/// See [`Tiles::time`].
+const WAIT: usize = 12 << 10;
+
 /// How blocks of the PTX kernels lie over x `[samples, rows, channels]`; `Tile` of `kernels/lib/norm.cuh`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tiles {
@@ -337,13 +347,13 @@ impl Tiles {
         Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count, per }
     }
 
-    /// Tiles that have all rows of their sample, of which a block of at most `most` threads has up to `held` each; of no more than `groups` groups.
-    /// None where they do not fit.
+    /// Tiles that have all rows of their sample, of which a block of at most `most` threads has from `least` up to `held` each; of no more than `groups`
+    /// groups. None where they do not fit.
     pub fn held(
         [samples, rows, channels]: [usize; 3],
         width: usize,
         pack: usize,
-        [held, most]: [usize; 2],
+        [least, held, most]: [usize; 3],
         groups: usize,
         target: &CudaTarget,
     ) -> Option<Self> {
@@ -365,13 +375,63 @@ impl Tiles {
         let k = (1..=units).filter(fits).max_by_key(score)?;
         // No narrow one at the end.
         let k = units.div_ceil(tiles(k));
-        // As few rows a thread as leave half the threads of all multiprocessors, but two: what a thread does besides takes as long as four.
+        // As few rows a thread as leave half the threads of all multiprocessors.
         let blocks = samples * tiles(k);
         let few = |each: &usize| threads(k, *each) <= most && blocks * threads(k, *each) <= multiprocessors * most / 2;
-        let each = (2..held).find(few).unwrap_or(held);
+        let each = (least..held).find(few).unwrap_or(held);
         let (across, cols, tiles, down) = (across(k), k * unit, tiles(k), lines(each));
         let threads = threads(k, each);
         Some(Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count: 1, per: rows })
+    }
+
+    /// Tiles whose rows the blocks of a cluster share out, [`LEAST`] a thread; see [`Tiles::time`] for `held`. None where a tile of no more than `groups`
+    /// groups does not fit.
+    pub fn clustered(
+        [samples, rows, channels]: [usize; 3],
+        width: usize,
+        pack: usize,
+        held: usize,
+        groups: usize,
+        target: &CudaTarget,
+    ) -> Option<Self> {
+        let unit = common(width, pack);
+        // A grid has no more along z.
+        if !channels.is_multiple_of(unit) || !(1..1 << 16).contains(&samples) {
+            return None;
+        }
+        let units = channels / unit;
+        let lay = |(count, k): (usize, usize)| {
+            let tiles = units.div_ceil(k);
+            // No narrow one at the end.
+            let cols = units.div_ceil(tiles) * unit;
+            let (across, per) = (cols / pack, rows.div_ceil(count));
+            let down = per.div_ceil(LEAST).min(CLUSTER_THREADS / across);
+            let threads = (across * down).next_multiple_of(WARP);
+            Tiles { samples, rows, channels, pack, threads, across, down, cols, tiles, count, per }
+        };
+        let fits = |&(count, k): &(usize, usize)| {
+            // Every block has rows.
+            let full = (count - 1) * rows.div_ceil(count) < rows;
+            full && k * unit <= groups * width && k * unit / pack <= CLUSTER_THREADS
+        };
+        let all = CLUSTERS.into_iter().flat_map(|count| (1..=units).map(move |k| (count, k)));
+        // Small clusters and wide tiles first.
+        all.filter(fits).map(lay).min_by_key(|tiles| (tiles.time(held, target), tiles.count, Reverse(tiles.cols)))
+    }
+
+    /// An estimate of the time of a kernel that has up to `held` rows a thread at once and reads the others again, in bytes that the busiest multiprocessor
+    /// reads and writes meanwhile, half of them: lines of 32, what a thread does besides as [`LEAST`] rows, and [`WAIT`] whenever a block waits for
+    /// memory or its cluster.
+    pub fn time(&self, held: usize, target: &CudaTarget) -> usize {
+        let (blocks, multiprocessors) = (self.samples * self.tiles * self.count, target.multiprocessors as usize);
+        // A cluster lies in one part of the GPU: an eighth of the places stays empty.
+        let at_once = multiprocessors * CLUSTER_BLOCKS * 7 / 8;
+        let places = if self.count > 1 && blocks > at_once { blocks * 8 / 7 } else { blocks };
+        let loads = self.per.div_ceil(held * self.down);
+        let again = self.per.saturating_sub(held * self.down);
+        let line = (16 * self.across).next_multiple_of(32);
+        let waits = 2 * loads - 1 + if self.count > 1 { 2 } else { 0 };
+        places.div_ceil(multiprocessors) * line * (self.per + LEAST * self.down + again / 2) + waits * WAIT
     }
 
     /// Lines of a column of the slots of a block's threads, `Slots` of `kernels/group_norm.cu`: what a warp has of its columns is in different banks.
@@ -395,6 +455,13 @@ impl Tiles {
     /// Tiles for sums of columns: any channels beside each other, two blocks a multiprocessor.
     pub fn of_columns(dims: [usize; 3], dtype: DType, target: &CudaTarget) -> Self {
         Tiles::new(dims, 1, 16 / dtype.size(), 4, 2 * target.multiprocessors as usize)
+    }
+
+    /// The launch of a kernel of clusters of `count` blocks.
+    pub fn launch_clusters(&self, kernel: Ptx, args: impl IntoIterator<Item = Arg>) -> Launch {
+        let Tiles { samples, rows, channels, cols, across, down, tiles, count, per, threads, .. } = *self;
+        let launch = Launch::ptx(kernel, [count, tiles, samples], threads, args).scalars([rows, channels, cols]);
+        launch.scalars(divisor(across)).scalars(divisor(down)).scalar(per)
     }
 
     /// The launch of a kernel with a block for each part.

@@ -8,7 +8,7 @@ use crate::graph::{Arg, Args, Cost, CudaTarget, Graph, Launch, Node, Op, Ptx, Si
 use crate::tensor::{DType, PANEL, TensorType};
 use crate::{Error, Result};
 
-/// y = act(embedding(t)·W₁ + b₁)·W₂ + b₂ (+ label)   t `[B]`, W₁ `[dim, E]` in panels, b₁ `[E]`, W₂ `[E, E₂]` in panels,
+/// y = last(act(embedding(t)·W₁ + b₁)·W₂ + b₂ (+ label))   t `[B]`, W₁ `[dim, E]` in panels, b₁ `[E]`, W₂ `[E, E₂]` in panels,
 /// b₂ `[E₂]`, label `[B, E₂]` if `label` → y `[B, E₂]`. The embedding and the hidden layer stay in scratch. t is f32; on the CPU and in PTX, what
 /// stays in scratch is so too.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +16,7 @@ pub struct TimestepMlp {
     pub embedding: TimestepEmbedding,
     pub act: Activation,
     pub label: bool,
+    pub last: Activation,
 }
 
 impl Op for TimestepMlp {
@@ -55,13 +56,18 @@ impl Op for TimestepMlp {
         let first = Linear(Epilogue::bias());
         let hidden = g.apply(first, &[embedded, w1, b1])?;
         let active = g.apply(Activate(self.act), &[hidden])?;
-        let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
+        let second = Linear(Epilogue { sample_bias: self.label, ..Epilogue::bias() });
         let inputs = [&[active], &node.inputs[3..]].concat();
         let scope = node.scope.clone();
         let layer = |inputs: Vec<Value>| Node { inputs, outputs: vec![], scope: scope.clone(), ..node.clone() };
+        let mut dy = Some(dy);
+        if self.last != Activation::Identity {
+            let inner = g.apply(second, &inputs)?;
+            dy = Activate(self.last).grad(g, &layer(vec![inner]), &[dy], &[true])?[0];
+        }
         let through = wanted[1] || wanted[2];
         let wanted_second = [&[through], &wanted[3..]].concat();
-        let mut grads = second.grad(g, &layer(inputs), &[Some(dy)], &wanted_second)?;
+        let mut grads = second.grad(g, &layer(inputs), &[dy], &wanted_second)?;
         let d_active = grads.remove(0);
         let mut all = vec![None; 3];
         if through {
@@ -91,6 +97,7 @@ impl Op for TimestepMlp {
         let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
         let launch = launch.with_scratch(samples * self.embedding.dim).with_scratch(samples * hidden);
         let launch = launch.scalars([samples, hidden, n, self.act as usize]).scalar(self.label);
+        let launch = launch.scalar(self.last as usize);
         Ok(vec![self.embedding.scalars(launch)])
     }
 }
@@ -122,8 +129,8 @@ impl TimestepMlp {
         let place = 4 * Self::SAMPLES;
         // Sums of the warps of a block lie there as well.
         let limit = (target.shared_bytes as usize).saturating_sub(place * PANEL * Self::THREADS / 32);
-        if place * dim > limit {
-            let reason = format!("an embedding of {dim}; there is room for {}", limit / place);
+        if place * dim.max(hidden) > limit {
+            let reason = format!("layers of {dim} and {hidden}; there is room for {}", limit / place);
             return Err(Error::unsupported(format!("`{}` on the cuda device", self.name()), reason));
         }
         let label = Arg::Input(if self.label { 5 } else { 0 });
@@ -133,13 +140,14 @@ impl TimestepMlp {
             let args = [0, 1, 2, 3, 4].map(Arg::Input);
             let args = [&args[..], &[label, Arg::Output(0)]].concat();
             let all = launch(kernel("timestep_mlp", place * (dim + hidden)), n, &args);
-            return Ok(vec![scalars(all).scalar(n).scalar(self.label)]);
+            return Ok(vec![scalars(all).scalar(n).scalar(self.label).scalar(self.last as usize)]);
         }
         let first = launch(kernel("timestep_mlp_hidden", place * dim), hidden, &[0, 1, 2].map(Arg::Input));
         let args = [Arg::Left(0, 0), Arg::Input(3), Arg::Input(4), label, Arg::Output(0)];
-        let second = launch(kernel("timestep_mlp_out", 0), n, &args);
+        let second = launch(kernel("timestep_mlp_out", place * hidden), n, &args);
         let first = scalars(first.with_scratch(tiles * hidden * Self::SAMPLES));
-        Ok(vec![first, second.scalars([samples, hidden, n]).scalar(self.label)])
+        let second = second.scalars([samples, hidden, n]).scalar(self.label).scalar(self.last as usize);
+        Ok(vec![first, second])
     }
 
     /// Its ops one after the other, what is between them in scratch.
@@ -175,7 +183,7 @@ impl TimestepMlp {
             };
         let input = |i: usize| (Arg::Input(i), io.inputs[i].clone());
         let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
-        let second = Linear(Epilogue { residual: self.label, ..Epilogue::bias() });
+        let second = Linear(Epilogue { sample_bias: self.label, activation: self.last, ..Epilogue::bias() });
         let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, false)?;
         let embedded = match dtype {
             DType::F32 => embedded,
@@ -191,14 +199,15 @@ impl TimestepMlp {
 fn kernel(args: &Args) {
     let [samples, hidden, n] = [0, 1, 2].map(|i| args.int(i));
     let (activation, label) = (Activation::from_code(args.int(3)), args.flag(4));
-    let embedding = TimestepEmbedding::of(args, 5);
+    let (last, embedding) = (Activation::from_code(args.int(5)), TimestepEmbedding::of(args, 6));
     let out = 5 + label as usize;
     let x = args.slice_mut::<f32>(out + 1);
     embedding.embed(args.slice(0), x);
     let h = args.slice_mut::<f32>(out + 2);
     let first = gemm::Epilogue { bias: Some(args.slice(2)), activation, ..Default::default() };
     gemm(&Matrix { data: x, stride: embedding.dim }, args.slice(1), [samples, hidden, embedding.dim], &first, h);
-    let residual = label.then(|| args.slice(5));
-    let second = gemm::Epilogue { bias: Some(args.slice(4)), residual, ..Default::default() };
+    let sample_bias = label.then(|| gemm::SampleRows { data: args.slice(5), first: 0, stride: n });
+    let bias = Some(args.slice(4));
+    let second = gemm::Epilogue { bias, sample_bias, rows_per_sample: 1, activation: last, ..Default::default() };
     gemm(&Matrix { data: h, stride: hidden }, args.slice(3), [samples, n, hidden], &second, args.slice_mut(out));
 }

@@ -8,7 +8,7 @@
 //! * linear, conv2d → affine without shift: the epilogue's scale
 //! * add → affine without shift: a scaled sum
 //! * slice → layer_norm, linear: columns of a row of every sample, read where they lie (inference only)
-//! * timestep_embedding (→ cast) → linear → activation → linear: one timestep_mlp (inference only)
+//! * timestep_embedding (→ cast) → linear → activation → linear (→ activation): one timestep_mlp (inference only)
 
 use super::verify::verify;
 use crate::Result;
@@ -145,10 +145,11 @@ fn timestep_mlp(graph: &Graph, from: &Node, node: &Node, slot: usize) -> Option<
         source = graph.producer(source.inputs[0])?;
     }
     let embedding = *source.op.downcast::<TimestepEmbedding>()?;
-    let act = first.activation;
-    let plain = *first == Epilogue { activation: act, ..Epilogue::bias() } && *second == Epilogue::bias() && slot == 0;
+    let (act, last) = (first.activation, second.activation);
+    let plain = |layer: &Epilogue| *layer == Epilogue { activation: layer.activation, ..Epilogue::bias() };
+    let plain = plain(first) && plain(second) && slot == 0;
     let inputs = [&source.inputs[..1], &from.inputs[1..], &node.inputs[1..]].concat();
-    let op = TimestepMlp { embedding, act, label: false };
+    let op = TimestepMlp { embedding, act, label: false, last };
     // Products of 16 bits have matrix units, which pay from so many rows on.
     let few = before.len() == 1 || graph.shape(from.inputs[0])[0] <= MLP_ROWS;
     (plain && few).then(|| (before, Arc::new(op) as _, inputs))

@@ -1,4 +1,5 @@
-//! The machine: a grid is run block by block, a block's warps take turns, a warp's lanes go in step.
+//! The machine: a grid is run cluster by cluster, a cluster of one block where nothing else is said; the warps of its blocks take turns, a warp's
+//! lanes go in step.
 
 use super::check::{Conflict, Failure, Fault, FaultKind, Mark, Shadow, Trap};
 use super::count::{Class, Counters};
@@ -6,7 +7,9 @@ use super::instr::Flow;
 use super::instr::barrier::{Barrier, CLUSTER_BARRIER, Mbarrier};
 use super::instr::copy::Copies;
 use super::instr::wgmma::Products;
-use super::memory::{CALL_PARAMETERS, LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve};
+use super::memory::{
+    CALL_PARAMETERS, CLUSTER_STEP, LOCAL_WINDOW, Local, Memory, PARAM_WINDOW, SHARED_START, Window, resolve,
+};
 use super::module::{Entry, Operand, Space, Special, Type};
 use super::parse::MAX_SHARED;
 use std::cmp::Ordering;
@@ -14,8 +17,9 @@ use std::collections::BTreeMap;
 
 /// Instructions that a warp issues before the next one has its turn.
 const TURN: usize = 1000;
-/// Most threads of a block.
+/// Most threads of a block, and blocks of a cluster on any GPU.
 const MAX_THREADS: u64 = 1024;
+const MAX_CLUSTER: u64 = 8;
 
 /// A value of every lane.
 pub(super) type Row = [u64; 32];
@@ -80,7 +84,7 @@ impl Entry {
         parameters: &[u8],
         addresses: &[u64],
     ) -> Result<Counters, Failure> {
-        let threads: u32 = launch.block.iter().product();
+        let blocks = self.limits.cluster.iter().product::<u32>() as usize;
         let mut machine = Machine {
             entry: self,
             launch,
@@ -90,13 +94,12 @@ impl Entry {
             counters: Counters::default(),
             classes: [0; Class::ALL.len()],
             issued: 0,
-            // One column a warp, and one of copies that run by themselves.
-            shadow: Shadow::new(self.shared_bytes(launch) as usize, threads.div_ceil(32) as usize + 1),
-            ticks: 0,
+            blocks: Vec::new(),
+            shadows: (0..blocks).map(|_| Shadow::default()).collect(),
+            ticks: u32::MAX,
         };
-        let [x, y, z] = launch.grid;
-        for index in (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))) {
-            machine.block(index)?;
+        for cluster in places(std::array::from_fn(|axis| launch.grid[axis] / self.limits.cluster[axis])) {
+            machine.cluster(cluster)?;
         }
         let mut counters = machine.counters;
         let issued = Class::ALL.into_iter().zip(machine.classes);
@@ -113,11 +116,17 @@ impl Entry {
         if !grid || threads == 0 || threads > MAX_THREADS {
             return Err(format!("a grid of {:?} blocks of {:?} threads is not possible", launch.grid, launch.block));
         }
-        if let Some(required) = self.required_threads.filter(|r| *r != launch.block) {
+        if let Some(required) = self.limits.threads.filter(|r| *r != launch.block) {
             return Err(format!("`{name}` requires blocks of {required:?} threads, not {:?}", launch.block));
         }
-        if let Some(most) = self.most_threads.filter(|most| threads > u64::from(*most)) {
+        if let Some(most) = self.limits.most_threads.filter(|most| threads > u64::from(*most)) {
             return Err(format!("`{name}` takes {most} threads a block at most, not {threads}"));
+        }
+        let cluster = self.limits.cluster;
+        let blocks: u64 = cluster.iter().map(|n| u64::from(*n)).product();
+        let whole = (0..3).all(|axis| cluster[axis] > 0 && launch.grid[axis].is_multiple_of(cluster[axis]));
+        if !whole || blocks > MAX_CLUSTER {
+            return Err(format!("a grid of {:?} blocks cannot be in clusters of {cluster:?}", launch.grid));
         }
         if self.shared_bytes(launch) > MAX_SHARED {
             return Err(format!(
@@ -163,6 +172,11 @@ impl Entry {
     }
 }
 
+/// All places of a grid, x first.
+fn places([x, y, z]: [u32; 3]) -> impl Iterator<Item = [u32; 3]> {
+    (0..z).flat_map(move |z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z])))
+}
+
 /// Lanes that are at one place, and where they wait for the others.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
@@ -201,9 +215,12 @@ pub(super) struct Warp {
     pub arrived: Option<u64>,
 }
 
-/// The block that runs.
+/// A block that runs.
+#[derive(Default)]
 pub(super) struct Block {
     index: [u32; 3],
+    /// Its number in its cluster.
+    rank: usize,
     pub shared: Vec<u8>,
     pub shadow: Shadow,
     /// By warp what it knows of all warps, see [`super::check`]; the last column is of bulk copies.
@@ -226,8 +243,10 @@ struct Machine<'a> {
     /// Instructions by class.
     classes: [u64; Class::ALL.len()],
     issued: u64,
-    /// Of shared memory, and the last tick of the blocks so far.
-    shadow: Shadow,
+    /// The blocks of the cluster that runs; in place of the one whose turn it is there is one without warps.
+    blocks: Vec<Block>,
+    /// Of shared memory by rank, and the last tick of the blocks so far.
+    shadows: Vec<Shadow>,
     ticks: u32,
 }
 
@@ -239,50 +258,64 @@ enum Turn {
 }
 
 impl Machine<'_> {
-    fn block(&mut self, index: [u32; 3]) -> Result<(), Failure> {
-        let mut warps = self.warps();
-        let count = warps.len();
+    fn cluster(&mut self, place: [u32; 3]) -> Result<(), Failure> {
+        let mut warps: Vec<Vec<Warp>> = self.shadows.iter().map(|_| self.warps()).collect();
         let bytes = self.entry.shared_bytes(self.launch) as usize;
         if self.ticks > u32::MAX / 2 {
-            (self.shadow, self.ticks) = (Shadow::new(bytes, count + 1), 0);
+            // One column a warp, and one of what comes by itself or from other blocks.
+            let columns = warps[0].len() + 1;
+            self.shadows.iter_mut().for_each(|shadow| *shadow = Shadow::new(bytes, columns));
+            self.ticks = 0;
         }
-        let start = self.ticks;
-        let mut shadow = std::mem::take(&mut self.shadow);
-        shadow.next_block(start);
-        // Every warp's own clock begins one later: what is not is of another block.
-        let clock = |w: usize| (0..=count).map(|other| start + u32::from(other == w)).collect();
-        let mut block = Block {
-            index,
-            shared: vec![0; bytes],
-            shadow,
-            clocks: (0..count).map(clock).collect(),
-            bulk_clock: start + 1,
-            barriers: (0..=CLUSTER_BARRIER).map(|_| Barrier::new(count + 1)).collect(),
-            mbarriers: BTreeMap::new(),
-            live: u32::MAX >> (32 - count),
-        };
-        while block.live != 0 {
+        let cluster = self.entry.limits.cluster;
+        let indices = places(cluster).map(|at| std::array::from_fn(|axis| place[axis] * cluster[axis] + at[axis]));
+        self.blocks = indices.enumerate().map(|(rank, index)| self.begin(rank, index, warps[rank].len())).collect();
+        while self.blocks.iter().any(|block| block.live != 0) {
             let mut idle = true;
-            for warp in &mut warps {
-                if warp.live == 0 || block.is_waiting(warp) {
-                    continue;
+            for (rank, warps) in warps.iter_mut().enumerate() {
+                let mut block = std::mem::take(&mut self.blocks[rank]);
+                for warp in warps {
+                    if warp.live == 0 || block.is_waiting(warp) {
+                        continue;
+                    }
+                    idle = false;
+                    self.turn(&mut block, warp)?;
                 }
-                idle = false;
-                self.turn(&mut block, warp)?;
+                self.blocks[rank] = block;
             }
             if idle {
-                return Err(self.deadlock(&block, &warps));
+                return Err(self.deadlock(&warps));
             }
         }
-        self.ticks = block.clocks.iter().flatten().copied().fold(block.bulk_clock, u32::max);
-        self.shadow = block.shadow;
+        let ticks = |block: &Block| block.clocks.iter().flatten().copied().fold(block.bulk_clock, u32::max);
+        self.ticks = self.blocks.iter().map(ticks).fold(self.ticks, u32::max);
+        let blocks = std::mem::take(&mut self.blocks);
+        self.shadows = blocks.into_iter().map(|block| block.shadow).collect();
         Ok(())
     }
 
+    /// The block at `index` before it runs.
+    fn begin(&mut self, rank: usize, index: [u32; 3], warps: usize) -> Block {
+        let start = self.ticks;
+        let mut shadow = std::mem::take(&mut self.shadows[rank]);
+        shadow.next_block(start);
+        // Every warp's own clock begins one later: what is not is of another block.
+        let clock = |w: usize| (0..=warps).map(|other| start + u32::from(other == w)).collect();
+        Block {
+            index,
+            rank,
+            shared: vec![0; self.entry.shared_bytes(self.launch) as usize],
+            shadow,
+            clocks: (0..warps).map(clock).collect(),
+            bulk_clock: start + 1,
+            barriers: (0..=CLUSTER_BARRIER).map(|_| Barrier::new(warps + 1)).collect(),
+            mbarriers: BTreeMap::new(),
+            live: u32::MAX >> (32 - warps),
+        }
+    }
+
     fn warps(&self) -> Vec<Warp> {
-        let [x, y, z] = self.launch.block;
-        let threads: Vec<[u32; 3]> =
-            (0..z).flat_map(|z| (0..y).flat_map(move |y| (0..x).map(move |x| [x, y, z]))).collect();
+        let threads: Vec<[u32; 3]> = places(self.launch.block).collect();
         let chunks = threads.chunks(32).enumerate();
         chunks
             .map(|(index, chunk)| {
@@ -322,6 +355,7 @@ impl Machine<'_> {
         if warp.live == 0 {
             block.live &= !(1 << warp.index);
             block.complete_barriers();
+            block.complete_cluster(&mut self.blocks);
         }
         Ok(())
     }
@@ -365,6 +399,8 @@ impl Machine<'_> {
             memory: self.memory,
             counters: &mut self.counters,
             block,
+            cluster: &mut self.blocks,
+            away: false,
             warp,
             mask,
             pc: frame.pc,
@@ -438,7 +474,9 @@ impl Machine<'_> {
     }
 
     /// Every warp waits.
-    fn deadlock(&self, block: &Block, warps: &[Warp]) -> Failure {
+    fn deadlock(&self, warps: &[Vec<Warp>]) -> Failure {
+        let rank = self.blocks.iter().position(|block| block.live != 0).unwrap_or(0);
+        let (block, warps) = (&self.blocks[rank], &warps[rank]);
         let place = |warp: &Warp| {
             let (id, _) = warp.waiting?;
             let line = self.entry.code.get(warp.stack.last()?.pc)?.line;
@@ -506,6 +544,10 @@ pub(super) struct Context<'a> {
     pub memory: &'a mut Memory,
     pub counters: &'a mut Counters,
     pub block: &'a mut Block,
+    /// The blocks of the cluster; in place of `block` one without warps.
+    pub cluster: &'a mut [Block],
+    /// Whether `block` is another one than the warp's, see [`Context::visit`].
+    away: bool,
     pub warp: &'a mut Warp,
     /// The lanes that execute it.
     pub mask: u32,
@@ -616,7 +658,7 @@ impl Context<'_> {
     }
 
     fn special(&self, special: Special, lane: usize) -> u64 {
-        let warp = &self.warp;
+        let (warp, cluster) = (&self.warp, self.entry.limits.cluster);
         match special {
             Special::Tid(axis) => warp.threads[axis][lane],
             Special::Ntid(axis) => self.launch.block[axis].into(),
@@ -632,16 +674,66 @@ impl Context<'_> {
             Special::Clock => warp.time.into(),
             Special::DynamicShared => self.launch.shared_bytes.into(),
             Special::TotalShared => self.block.shared.len() as u64,
+            Special::ClusterCtaid(axis) => (self.block.index[axis] % cluster[axis]).into(),
+            Special::ClusterRank => self.block.rank as u64,
+            Special::ClusterNctaid(axis) => cluster[axis].into(),
+            Special::ClusterBlocks => self.cluster.len() as u64,
+            Special::Clusterid(axis) => (self.block.index[axis] / cluster[axis]).into(),
+            Special::Nclusterid(axis) => (self.launch.grid[axis] / cluster[axis]).into(),
             Special::Zero => 0,
             Special::One => 1,
         }
     }
 
+    /// Does what `f` does in the block whose shared memory an address lies in, at the address there. In another block of the cluster, accesses are
+    /// those of its last column: ordered behind what its warps did before the cluster met last, and seen by them when it has met again.
+    ///
+    /// # Errors
+    /// Where there is no such block, or it may not have begun or have ended; those of `f`.
+    pub fn visit<R>(
+        &mut self,
+        address: u64,
+        f: impl FnOnce(&mut Self, u64) -> Result<R, FaultKind>,
+    ) -> Result<R, FaultKind> {
+        let own = address % CLUSTER_STEP;
+        let Some(rank) = (address / CLUSTER_STEP).checked_sub(1).map(|rank| rank as usize) else { return f(self, own) };
+        if rank == self.block.rank {
+            return f(self, own);
+        }
+        let misuse = |reason: String| Err(FaultKind::Misuse(reason));
+        match self.cluster.get(rank) {
+            None => return misuse(format!("the cluster has no block {rank}")),
+            Some(other) if other.live == 0 => {
+                return misuse(format!("touches shared memory of block {rank} of the cluster, which may have ended"));
+            }
+            _ if self.warp.arrived.is_some() || self.block.barriers[CLUSTER_BARRIER].completions == 0 => {
+                let reason = "before it has waited for the cluster, whose other blocks may not be there yet";
+                return misuse(format!("touches shared memory of block {rank} {reason}"));
+            }
+            _ => {}
+        }
+        std::mem::swap(self.block, &mut self.cluster[rank]);
+        self.away = true;
+        let done = f(self, own);
+        self.away = false;
+        std::mem::swap(self.block, &mut self.cluster[rank]);
+        done
+    }
+
+    /// The shadow of the block's shared memory, and the clocks that the warp knows of the block.
+    #[inline]
+    pub fn shadow(&mut self) -> (&mut Shadow, &[u32]) {
+        let Block { shadow, clocks, barriers, .. } = &mut *self.block;
+        (shadow, if self.away { &barriers[CLUSTER_BARRIER].done } else { &clocks[self.warp.index] })
+    }
+
     /// The mark of an access that the lane does now.
     #[inline]
     pub fn mark(&self, lane: usize, strong: bool) -> Mark {
-        let index = self.warp.index;
-        let clock = self.block.clocks[index][index];
+        let (index, clock) = match (self.away, self.warp.index) {
+            (true, _) => (self.block.bulk_index(), self.block.bulk_clock),
+            (false, index) => (index, self.block.clocks[index][index]),
+        };
         let (pc, time) = (self.pc as u32, self.warp.time);
         Mark { clock, time, pc, warp: index as u16, lane: lane as u8, strong }
     }
@@ -661,16 +753,16 @@ impl Context<'_> {
     /// Notes a read of shared memory.
     #[inline]
     pub fn read_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
-        let clocks = &self.block.clocks[self.warp.index];
-        let done = self.block.shadow.read(start, bytes, who, clocks);
+        let (shadow, clocks) = self.shadow();
+        let done = shadow.read(start, bytes, who, clocks);
         done.map_err(|(at, conflict)| self.conflict(at, bytes as u64, conflict))
     }
 
     /// Notes a write to shared memory.
     #[inline]
     pub fn write_shared(&mut self, start: usize, bytes: usize, who: Mark) -> Result<(), FaultKind> {
-        let clocks = &self.block.clocks[self.warp.index];
-        let done = self.block.shadow.write(start, bytes, who, clocks);
+        let (shadow, clocks) = self.shadow();
+        let done = shadow.write(start, bytes, who, clocks);
         done.map_err(|(at, conflict)| self.conflict(at, bytes as u64, conflict))
     }
 

@@ -7,6 +7,9 @@ use crate::{Error, Result};
 /// Where a block's shared memory begins in its window; below it lies what the system keeps on recent architectures, so that
 /// a null pointer points nowhere.
 pub(super) const SHARED_START: u64 = 1024;
+/// From one block of a cluster to the next among addresses of shared memory that `mapa` makes, the first of which lies that far from zero; those below
+/// are of the block itself.
+pub(super) const CLUSTER_STEP: u64 = 1 << 24;
 /// Where the arguments and results of calls begin in the parameter space; a thread has its own.
 pub(super) const CALL_PARAMETERS: u64 = 1 << 20;
 /// Where the windows of other spaces lie among generic addresses.

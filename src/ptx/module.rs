@@ -187,9 +187,18 @@ pub(super) enum Special {
     Clock,
     DynamicShared,
     TotalShared,
-    /// Places in a cluster of one block, the number of the multiprocessor, the grid's number.
+    /// The place of the block in its cluster, by axis and as a number.
+    ClusterCtaid(usize),
+    ClusterRank,
+    /// The cluster's sizes and how many blocks it has.
+    ClusterNctaid(usize),
+    ClusterBlocks,
+    /// The place of the cluster in the grid, and how many there are.
+    Clusterid(usize),
+    Nclusterid(usize),
+    /// The number of the multiprocessor, the grid's number.
     Zero,
-    /// Sizes of a cluster of one block, the number of multiprocessors.
+    /// The number of multiprocessors.
     One,
 }
 
@@ -233,6 +242,16 @@ pub(super) struct Instruction {
     pub action: Box<dyn Execute>,
 }
 
+/// What an entry says of its launches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// `.reqntid` and `.maxntid`.
+    pub threads: Option<[u32; 3]>,
+    pub most_threads: Option<u32>,
+    /// `.reqnctapercluster`: blocks of a cluster along x, y and z.
+    pub cluster: [u32; 3],
+}
+
 /// A kernel.
 #[derive(Debug)]
 pub struct Entry {
@@ -240,9 +259,7 @@ pub struct Entry {
     pub parameters: Vec<Parameter>,
     /// Which module it is of: kernels of one share its variables.
     pub(super) module: u64,
-    /// `.reqntid` and `.maxntid`.
-    pub(super) required_threads: Option<[u32; 3]>,
-    pub(super) most_threads: Option<u32>,
+    pub(super) limits: Limits,
     pub(super) variables: Vec<Variable>,
     pub(super) registers: usize,
     pub(super) predicates: usize,

@@ -520,7 +520,7 @@ impl<'a> Parser<'a> {
         let name = self.word("the entry's name")?.to_owned();
         self.body = Body { scopes: vec![Scope::default()], ..Body::default() };
         let parameters = self.parameters()?;
-        let (required_threads, most_threads) = self.thread_limits()?;
+        let limits = self.limits()?;
         self.expect('{')?;
         self.statements()?;
         let mut body = std::mem::take(&mut self.body);
@@ -552,8 +552,7 @@ impl<'a> Parser<'a> {
             name,
             parameters,
             module: self.module,
-            required_threads,
-            most_threads,
+            limits,
             variables,
             registers,
             predicates,
@@ -628,9 +627,9 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Directives between the parameters and the body: the required and the greatest number of threads.
-    fn thread_limits(&mut self) -> Parsed<(Option<[u32; 3]>, Option<u32>)> {
-        let (mut required, mut most) = (None, None);
+    /// Directives between the parameters and the body.
+    fn limits(&mut self) -> Parsed<Limits> {
+        let mut limits = Limits { threads: None, most_threads: None, cluster: [1; 3] };
         while let Some(Token::Word(word)) = self.peek() {
             self.at += 1;
             let mut numbers = Vec::new();
@@ -642,8 +641,9 @@ impl<'a> Parser<'a> {
             }
             let [x, y, z] = std::array::from_fn(|i| numbers.get(i).copied().unwrap_or(1));
             match word {
-                ".reqntid" => required = Some([x, y, z]),
-                ".maxntid" => most = Some(x.saturating_mul(y).saturating_mul(z)),
+                ".reqntid" => limits.threads = Some([x, y, z]),
+                ".maxntid" => limits.most_threads = Some(x.saturating_mul(y).saturating_mul(z)),
+                ".reqnctapercluster" => limits.cluster = [x, y, z],
                 ".minnctapersm" | ".maxnreg" | ".explicitcluster" => {}
                 ".pragma" => drop(self.accept(';')),
                 _ => {
@@ -652,7 +652,7 @@ impl<'a> Parser<'a> {
                 }
             }
         }
-        Ok((required, most))
+        Ok(limits)
     }
 
     fn declare(&mut self, variable: Variable) -> Parsed<()> {
@@ -976,10 +976,10 @@ fn special(name: &str) -> Option<Special> {
             "%ntid" => Special::Ntid(axis),
             "%ctaid" => Special::Ctaid(axis),
             "%nctaid" => Special::Nctaid(axis),
-            "%clusterid" => Special::Ctaid(axis),
-            "%nclusterid" => Special::Nctaid(axis),
-            "%cluster_ctaid" => Special::Zero,
-            "%cluster_nctaid" => Special::One,
+            "%clusterid" => Special::Clusterid(axis),
+            "%nclusterid" => Special::Nclusterid(axis),
+            "%cluster_ctaid" => Special::ClusterCtaid(axis),
+            "%cluster_nctaid" => Special::ClusterNctaid(axis),
             _ => return None,
         });
     }
@@ -995,8 +995,10 @@ fn special(name: &str) -> Option<Special> {
         "%clock" | "%clock64" | "%clock_hi" | "%globaltimer" => Special::Clock,
         "%dynamic_smem_size" => Special::DynamicShared,
         "%total_smem_size" => Special::TotalShared,
-        "%smid" | "%gridid" | "%cluster_ctarank" => Special::Zero,
-        "%nsmid" | "%cluster_nctarank" => Special::One,
+        "%cluster_ctarank" => Special::ClusterRank,
+        "%cluster_nctarank" => Special::ClusterBlocks,
+        "%smid" | "%gridid" => Special::Zero,
+        "%nsmid" => Special::One,
         _ => return None,
     })
 }

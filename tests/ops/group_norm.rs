@@ -98,6 +98,24 @@ fn large_group_norms() {
     }
 }
 
+/// Samples whose rows a cluster's blocks share out: with rows that threads read twice, a last block with fewer rows, threads without channels.
+#[test]
+fn group_norms_of_clusters() {
+    for (shape, groups, blocks) in [
+        (vec![1, 50, 50, 80], 8, 8),
+        (vec![1, 9000, 16], 2, 8),
+        (vec![1, 1100, 120], 4, 8),
+        (vec![5, 40, 40, 48], 4, 4),
+    ] {
+        for (modulate, mean, std) in [(true, 0.0, 1.0), (false, 40.0, 0.5)] {
+            let op = op(groups, Activation::Silu, modulate);
+            let inputs = inputs(&shape, modulate, mean, std);
+            let case = Case::new(format!("{op:?} {shape:?} {mean}"), op, inputs, |i| reference(op, i)).forward_only();
+            case.on_hopper(&format!("group_norm_clusters_{blocks}_bf16")).check();
+        }
+    }
+}
+
 /// So many numbers that shaders for hardware take them by stretches.
 #[test]
 fn group_norm_of_many_numbers() {

@@ -73,10 +73,10 @@ fn fourier_embedding() {
 fn timestep_mlp() {
     // The last one has more outputs than one launch makes where each block makes the hidden layer.
     for (b, hidden, n) in [(1, 1, 1), (3, 17, 5), (2, 16, 33), (6, 150, 37)] {
-        for (e, act_kind, label) in [
-            (kinds()[4], Activation::Silu, false),
-            (TimestepEmbedding { dim: 7, ..kinds()[2] }, Activation::Silu, true),
-            (TimestepEmbedding { dim: 8, ..kinds()[1] }, Activation::Gelu, true),
+        for (e, act_kind, label, last) in [
+            (kinds()[4], Activation::Silu, false, Activation::Silu),
+            (TimestepEmbedding { dim: 7, ..kinds()[2] }, Activation::Silu, true, Activation::Identity),
+            (TimestepEmbedding { dim: 8, ..kinds()[1] }, Activation::Gelu, true, Activation::Silu),
         ] {
             let mut inputs = vec![
                 f32s(&[b], 1).map(|v| v * 500.0 + 500.0).fixed(),
@@ -88,7 +88,7 @@ fn timestep_mlp() {
             if label {
                 inputs.push(f32s(&[b, n], 6));
             }
-            let op = TimestepMlp { embedding: e, act: act_kind, label };
+            let op = TimestepMlp { embedding: e, act: act_kind, label, last };
             let case = Case::new(format!("{op:?} {b} {hidden} {n}"), op, inputs, |i| {
                 let layer = |x: &Tensor, w: &Tensor, bias: &Tensor| {
                     let (k, n) = (w.shape[0], w.shape[1]);
@@ -100,7 +100,7 @@ fn timestep_mlp() {
                 if label {
                     y.data.iter_mut().zip(&i[5].data).for_each(|(y, l)| *y += l);
                 }
-                vec![y]
+                vec![y.map(|v| act(last, v))]
             });
             if hidden > 100 { case.forward_only().check() } else { case.check() }
         }

@@ -21,7 +21,7 @@ pub struct Barrier {
     threads: Option<u32>,
     clock: Vec<u32>,
     /// The clock of the last completion.
-    done: Vec<u32>,
+    pub done: Vec<u32>,
     /// Predicates of `bar.red` so far: how many of how many hold.
     votes: (u32, u32),
     result: (u32, u32),
@@ -85,7 +85,25 @@ impl Block {
     /// Completes the barriers that waited for a warp that has ended.
     pub fn complete_barriers(&mut self) {
         let live = self.live;
-        self.barriers.iter_mut().filter(|b| b.threads.is_none() && b.is_complete(live)).for_each(Barrier::complete);
+        let own = &mut self.barriers[..CLUSTER_BARRIER];
+        own.iter_mut().filter(|b| b.threads.is_none() && b.is_complete(live)).for_each(Barrier::complete);
+    }
+
+    /// Completes the cluster's barrier if all warps of this block and of the others have arrived that have not ended.
+    pub fn complete_cluster(&mut self, others: &mut [Block]) {
+        let arrived = |block: &Block| block.live == 0 || block.barriers[CLUSTER_BARRIER].is_complete(block.live);
+        if !arrived(self) || !others.iter().all(arrived) {
+            return;
+        }
+        for block in others.iter_mut().chain([self]).filter(|block| block.live != 0) {
+            let barrier = &mut block.barriers[CLUSTER_BARRIER];
+            // What other blocks did in its shared memory is behind it as well.
+            if let Some(last) = barrier.clock.last_mut() {
+                *last = block.bulk_clock;
+            }
+            barrier.complete();
+            block.bulk_clock += 1;
+        }
     }
 
     /// Ticks the warp's clock: what it does from now on is not ordered by what it has released.
@@ -152,7 +170,7 @@ fn fence(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     decoded(Class::Barrier, Nothing)
 }
 
-/// `barrier.cluster`: of a cluster of one block, so that it is the block's.
+/// `barrier.cluster`.
 fn cluster(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     let arrives = op.one_of(&["arrive", "wait"]).ok_or_else(|| op.unknown())? == "arrive";
     op.one_of(if arrives { &["release", "relaxed"] } else { &["acquire"] });
@@ -171,16 +189,14 @@ impl Execute for ClusterBarrier {
             return Ok(Flow::Missing(cx.warp.live & !cx.mask));
         }
         let warp = cx.warp.index;
-        let (own, live) = (cx.block.clocks[warp].clone(), cx.block.live);
+        let own = cx.block.clocks[warp].clone();
         let barrier = &mut cx.block.barriers[CLUSTER_BARRIER];
         match (self.arrives, cx.warp.arrived) {
             (true, None) => {
                 cx.warp.arrived = Some(barrier.completions);
                 barrier.arrived |= 1 << warp;
                 join(&mut barrier.clock, &own);
-                if barrier.is_complete(live) {
-                    barrier.complete();
-                }
+                cx.block.complete_cluster(cx.cluster);
                 cx.block.tick(warp);
                 Ok(Flow::Next)
             }

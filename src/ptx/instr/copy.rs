@@ -148,8 +148,9 @@ impl Context<'_> {
     /// The bytes at a shared address are being filled from now on; where they begin.
     fn take_off(&mut self, lane: usize, address: u64, bytes: u64) -> Result<usize, FaultKind> {
         let start = self.shared_place("asynchronous copy", address, bytes)?;
-        let (mark, clocks) = (self.mark(lane, false), &self.block.clocks[self.warp.index]);
-        let done = self.block.shadow.take_off(start, bytes as usize, mark, clocks);
+        let mark = self.mark(lane, false);
+        let (shadow, clocks) = self.shadow();
+        let done = shadow.take_off(start, bytes as usize, mark, clocks);
         done.map_err(|(at, conflict)| self.conflict(at, bytes, conflict))?;
         Ok(start)
     }

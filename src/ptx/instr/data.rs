@@ -3,7 +3,7 @@
 use super::super::check::{FaultKind, MANY, Trap};
 use super::super::count::Class;
 use super::super::machine::{Context, Row, address_type, class_of, window};
-use super::super::memory::{CALL_PARAMETERS, resolve};
+use super::super::memory::{CALL_PARAMETERS, CLUSTER_STEP, resolve};
 use super::super::module::{Operand, Space, Type};
 use super::{Decode, Execute, Flow, Opcode, Source, alu, decoded, is_scalar};
 
@@ -24,7 +24,6 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
             let wanted = space(op).ok_or_else(|| op.unknown())?;
             alu(op, Class::Integer, 0, operands, &[Type::U(64)], move |[a, ..]| u64::from(resolve(a).0 == wanted))
         }
-        // A cluster has one block, whose addresses stay as they are.
         "mapa" => {
             let ty = match space(op) {
                 Some(Space::Shared) | None => op.ty()?,
@@ -33,7 +32,8 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
             if !matches!(ty, Type::U(32 | 64)) {
                 return Err(op.unknown());
             }
-            alu(op, Class::Integer, 0, operands, &[ty, Type::U(32)], |[a, ..]| a)
+            let map = |[a, rank, ..]: [u64; 3]| a - a / CLUSTER_STEP % 256 * CLUSTER_STEP + (rank + 1) * CLUSTER_STEP;
+            alu(op, Class::Integer, 0, operands, &[ty, Type::U(32)], map)
         }
         "prefetch" | "prefetchu" => {
             space(op);
@@ -50,7 +50,6 @@ pub(super) fn space(op: &Opcode<'_>) -> Option<Space> {
     op.find(|m| {
         Some(match m {
             "global" => Space::Global,
-            // A cluster has one block.
             "shared" | "shared::cta" | "shared::cluster" => Space::Shared,
             "local" => Space::Local,
             "const" => Space::Const,
@@ -292,9 +291,10 @@ impl Transfer {
         let bytes = (self.ty.bytes() * self.values.len()) as u64;
         let name = if self.store { "store" } else { "load" };
         let mut accesses = [(0, 0); 32];
-        let (mut odd, mut count) = (0, 0);
+        let (mut odd, mut high, mut count) = (0, 0, 0);
         for lane in Lanes(mask) {
             odd |= addresses[lane] & (bytes - 1);
+            high |= addresses[lane];
             accesses[count] = (addresses[lane], bytes);
             count += 1;
         }
@@ -302,6 +302,13 @@ impl Transfer {
             for lane in Lanes(mask) {
                 aligned(name, space, addresses[lane], bytes).map_err(|kind| Trap::new(lane, kind))?;
             }
+        }
+        if space == Space::Shared && high >= CLUSTER_STEP {
+            for lane in Lanes(mask) {
+                self.of_cluster(cx, addresses[lane], lane, bytes).map_err(|kind| Trap::new(lane, kind))?;
+            }
+            cx.count(space, &accesses[..count], bytes, self.store);
+            return Ok(());
         }
         for run in (Runs { addresses, left: mask, bytes }) {
             if self.together(cx, space, &run).is_ok() {
@@ -315,6 +322,13 @@ impl Transfer {
         }
         cx.count(space, &accesses[..count], bytes, self.store);
         Ok(())
+    }
+
+    /// One lane's access to shared memory of any block of the cluster.
+    fn of_cluster(&self, cx: &mut Context<'_>, address: u64, lane: usize, bytes: u64) -> Result<(), FaultKind> {
+        cx.visit(address, |cx, address| {
+            self.together(cx, Space::Shared, &Run { lanes: 1 << lane, address, step: 0, bytes })
+        })
     }
 
     fn together(&self, cx: &mut Context<'_>, space: Space, run: &Run) -> Result<(), FaultKind> {
