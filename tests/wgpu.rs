@@ -499,7 +499,7 @@ fn large_cases() -> Vec<Large> {
     add(&mut cases, RmsNorm { eps: 1e-5, affine: true }, vec![f32s(&[9, 64, 64]), f32s(&[64])]);
     let embedding =
         TimestepEmbedding { dim: 32, flip_sin_to_cos: false, freq_shift: 0.0, max_period: 10000.0, scale: 1.0 };
-    let mlp = TimestepMlp { embedding, act: Activation::Silu, label: true };
+    let mlp = TimestepMlp { embedding, act: Activation::Silu, label: true, last: Activation::Identity };
     let weights = [panels(&[32, 96]), f32s(&[96]), panels(&[96, 144]), f32s(&[144])];
     for samples in [300, 600] {
         add(&mut cases, mlp, [&[f32s(&[samples])], &weights[..], &[f32s(&[samples, 144])]].concat());
