@@ -1726,10 +1726,20 @@ fn what_is_wrong_between_blocks_of_a_cluster() {
         ),
     );
     assert!(matches!(fault(&late), FaultKind::Misuse(_)));
+    // Whichever of the two comes first: block 0 is done before the one that it reads ends.
+    let early = format!(
+        "st.shared.u32 [x], 1;\n{MEET}\nsetp.ne.u32 %p0, %r5, 0;\n@%p0 ret;\nmapa.shared::cluster.u32 %r3, %r2, 2;\nld.shared::cluster.u32 %r9, [%r3];"
+    );
+    assert!(matches!(fault(&clusters(4, &early)), FaultKind::Misuse(_)));
+    // An arrival that promises nothing of what was written elsewhere.
+    let relaxed = MEET.replace("arrive.release", "arrive.relaxed");
+    assert!(matches!(fault(&hand_on(MEET, &relaxed)), FaultKind::Misuse(_)));
     let beyond = format!(
         "st.shared.u32 [x], 1;\n{MEET}\nmapa.shared::cluster.u32 %r3, %r2, 4;\nld.shared::cluster.u32 %r9, [%r3];"
     );
     assert!(matches!(fault(&clusters(4, &beyond)), FaultKind::Misuse(_)));
+    let far = beyond.replace("%r2, 4", "%r2, 256");
+    assert!(matches!(fault(&clusters(4, &far)), FaultKind::Misuse(_)));
     // Blocks that are left over, and more than a GPU's clusters have.
     assert!(matches!(run(&clusters(4, ""), 6, 32, 32, &[]), Err(Failure::Request(_))));
     assert!(matches!(run(&clusters(16, ""), 16, 32, 32, &[]), Err(Failure::Request(_))));

@@ -20,6 +20,8 @@ const TURN: usize = 1000;
 /// Most threads of a block, and blocks of a cluster on any GPU.
 const MAX_THREADS: u64 = 1024;
 const MAX_CLUSTER: u64 = 8;
+/// Bytes of local memory of all threads that run at a time, at most.
+const MAX_LOCAL_OF_ALL: u64 = 1 << 30;
 
 /// A value of every lane.
 pub(super) type Row = [u64; 32];
@@ -123,10 +125,16 @@ impl Entry {
             return Err(format!("`{name}` takes {most} threads a block at most, not {threads}"));
         }
         let cluster = self.limits.cluster;
-        let blocks: u64 = cluster.iter().map(|n| u64::from(*n)).product();
+        let blocks = cluster.iter().fold(1, |all: u64, n| all.saturating_mul(u64::from(*n)));
         let whole = (0..3).all(|axis| cluster[axis] > 0 && launch.grid[axis].is_multiple_of(cluster[axis]));
         if !whole || blocks > MAX_CLUSTER {
             return Err(format!("a grid of {:?} blocks cannot be in clusters of {cluster:?}", launch.grid));
+        }
+        if self.local_bytes * threads * blocks > MAX_LOCAL_OF_ALL {
+            let local = self.local_bytes;
+            return Err(format!(
+                "`{name}` has {local} bytes of local memory a thread, {threads} threads and {blocks} blocks at once: too much"
+            ));
         }
         if self.shared_bytes(launch) > MAX_SHARED {
             return Err(format!(
@@ -213,6 +221,8 @@ pub(super) struct Warp {
     pub products: Products,
     /// The count of completions of the cluster's barrier when it arrived there last.
     pub arrived: Option<u64>,
+    /// Whether it has touched another block's shared memory since it waited there.
+    pub away: bool,
 }
 
 /// A block that runs.
@@ -231,6 +241,8 @@ pub(super) struct Block {
     pub mbarriers: BTreeMap<u64, Mbarrier>,
     /// Warps that have not ended.
     pub live: u32,
+    /// The count of completions of the cluster's barrier when another block last touched its shared memory.
+    visited: Option<u64>,
 }
 
 struct Machine<'a> {
@@ -311,6 +323,7 @@ impl Machine<'_> {
             barriers: (0..=CLUSTER_BARRIER).map(|_| Barrier::new(warps + 1)).collect(),
             mbarriers: BTreeMap::new(),
             live: u32::MAX >> (32 - warps),
+            visited: None,
         }
     }
 
@@ -338,6 +351,7 @@ impl Machine<'_> {
                     copies: Vec::new(),
                     products: Products::default(),
                     arrived: None,
+                    away: false,
                 }
             })
             .collect()
@@ -354,6 +368,11 @@ impl Machine<'_> {
         }
         if warp.live == 0 {
             block.live &= !(1 << warp.index);
+            if block.live == 0 && block.visited == Some(block.barriers[CLUSTER_BARRIER].completions) {
+                let reason = "ends, and nothing holds it until other blocks are done with its shared memory";
+                let trap = Trap::new(0, FaultKind::Misuse(reason.into()));
+                return Err(self.fault(block, warp, self.entry.code.len().saturating_sub(1), trap));
+            }
             block.complete_barriers();
             block.complete_cluster(&mut self.blocks);
         }
@@ -712,7 +731,9 @@ impl Context<'_> {
             }
             _ => {}
         }
+        self.warp.away = true;
         std::mem::swap(self.block, &mut self.cluster[rank]);
+        self.block.visited = Some(self.block.barriers[CLUSTER_BARRIER].completions);
         self.away = true;
         let done = f(self, own);
         self.away = false;

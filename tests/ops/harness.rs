@@ -224,7 +224,7 @@ impl<'a> Case<'a> {
             g.output(format!("out{i}"), out);
         }
         assert_eq!(expected.len(), outs.len(), "{}: the reference must give every output", self.name);
-        let places = if self.hopper_only { hopper_places() } else { places(&self.name, &g) };
+        let places = if self.hopper_only { hopper_places(&self.name) } else { places(&self.name, &g) };
         for (device, got) in self.run(places, &g, &tensors, &[]) {
             for (i, (e, out)) in expected.iter().zip(&outs).enumerate() {
                 assert_eq!(e.shape, g.shape(*out), "{}: shape of output {i}", self.name);
@@ -283,7 +283,7 @@ impl<'a> Case<'a> {
             DType::F32 => places(&self.name, &g),
             dtype => {
                 g = mixed_precision(&g, dtype, &cuda()).unwrap();
-                if self.hopper_only { hopper_places() } else { ptx_places(&self.name, &g) }
+                if self.hopper_only { hopper_places(&self.name) } else { ptx_places(&self.name, &g) }
             }
         };
         let results = self.run(places, &g, tensors, &extra);
@@ -427,9 +427,14 @@ fn ptx_places(name: &str, g: &Graph) -> Vec<(Device, Target)> {
 }
 
 /// The ptx device as a GPU of compute capability 9.0, and the cuda device, if it is one.
-fn hopper_places() -> Vec<(Device, Target)> {
+fn hopper_places(name: &str) -> Vec<(Device, Target)> {
     let places = [Device::ptx((9, 0))].into_iter().chain(gpu()).map(|device| (device.clone(), device.target()));
-    only(places.filter(|(_, target)| matches!(target, Target::Cuda(target) if target.compute == (9, 0))).collect())
+    let hopper = |target: &Target| matches!(target, Target::Cuda(target) if target.compute == (9, 0));
+    let places = only(places.filter(|(_, target)| hopper(target)).collect());
+    if places.is_empty() {
+        eprintln!("{name}: not run: LANGEVIN_ONLY names no device of compute capability 9.0");
+    }
+    places
 }
 
 /// Those places whose launches of the graph are not those of a place before them.

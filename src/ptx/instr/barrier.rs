@@ -173,14 +173,16 @@ fn fence(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
 /// `barrier.cluster`.
 fn cluster(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
     let arrives = op.one_of(&["arrive", "wait"]).ok_or_else(|| op.unknown())? == "arrive";
-    op.one_of(if arrives { &["release", "relaxed"] } else { &["acquire"] });
+    let releases = op.one_of(if arrives { &["release", "relaxed"] } else { &["acquire"] }) != Some("relaxed");
     op.flag("aligned");
     op.operands::<0>(operands)?;
-    decoded(Class::Barrier, ClusterBarrier { arrives })
+    decoded(Class::Barrier, ClusterBarrier { arrives, releases })
 }
 
 struct ClusterBarrier {
     arrives: bool,
+    /// Whether what the warp did before is behind the barrier too.
+    releases: bool,
 }
 
 impl Execute for ClusterBarrier {
@@ -192,10 +194,16 @@ impl Execute for ClusterBarrier {
         let own = cx.block.clocks[warp].clone();
         let barrier = &mut cx.block.barriers[CLUSTER_BARRIER];
         match (self.arrives, cx.warp.arrived) {
+            (true, None) if cx.warp.away && !self.releases => {
+                let reason = "arrives without a release behind what it did in another block's shared memory";
+                Err(cx.fault(FaultKind::Misuse(reason.into())))
+            }
             (true, None) => {
                 cx.warp.arrived = Some(barrier.completions);
                 barrier.arrived |= 1 << warp;
-                join(&mut barrier.clock, &own);
+                if self.releases {
+                    join(&mut barrier.clock, &own);
+                }
                 cx.block.complete_cluster(cx.cluster);
                 cx.block.tick(warp);
                 Ok(Flow::Next)
@@ -205,7 +213,7 @@ impl Execute for ClusterBarrier {
                 Ok(Flow::Wait)
             }
             (false, Some(_)) => {
-                (cx.warp.waiting, cx.warp.arrived) = (None, None);
+                (cx.warp.waiting, cx.warp.arrived, cx.warp.away) = (None, None, false);
                 let done = barrier.done.clone();
                 cx.block.acquire(warp, &done);
                 Ok(Flow::Next)

@@ -32,7 +32,11 @@ pub(super) fn decode(op: &Opcode<'_>, operands: Vec<Operand>) -> Decode {
             if !matches!(ty, Type::U(32 | 64)) {
                 return Err(op.unknown());
             }
-            let map = |[a, rank, ..]: [u64; 3]| a - a / CLUSTER_STEP % 256 * CLUSTER_STEP + (rank + 1) * CLUSTER_STEP;
+            // Ranks beyond any cluster's stay such ones in 32 bits.
+            let map = |[a, rank, ..]: [u64; 3]| {
+                let own = a - a / CLUSTER_STEP % 256 * CLUSTER_STEP;
+                own.wrapping_add((rank.min(254) + 1) * CLUSTER_STEP)
+            };
             alu(op, Class::Integer, 0, operands, &[ty, Type::U(32)], map)
         }
         "prefetch" | "prefetchu" => {
