@@ -162,7 +162,7 @@ fn faults_are_typed() {
     fails(&[], &line, &["no entry `activation_f32`"]);
     let other = include_str!("../kernels/ptx/sm_80/binary.ptx").replace("add_f32", "activation_f32");
     std::fs::write(&file, other).unwrap();
-    fails(&[], &line, &["parameters of [8, 8, 4, 4] bytes for a kernel that takes [8, 8, 8, 4]"]);
+    fails(&[], &line, &["parameters of [8, 8, 4, 4] bytes for a kernel that takes [8, 8, 8, 4, 4]"]);
     // It ends at its first store.
     let trap = own.replace("st.global", "trap;\n\tst.global");
     std::fs::write(&file, trap).unwrap();
