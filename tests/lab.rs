@@ -139,6 +139,10 @@ fn kernels_can_be_replaced() {
     fails(&["no entry `activation_f32`"]);
     std::fs::write(&file, include_str!("../kernels/ptx/sm_80/binary.ptx").replace("add_f32", "activation_f32"))
         .unwrap();
+    fails(&["`activation_f32` takes 5 arguments", "4 were given"]);
+    let wide = own.replace(".u32 activation_f32_param_2", ".u64 activation_f32_param_2");
+    assert_ne!(wide, own);
+    std::fs::write(&file, wide).unwrap();
     fails(&["activation_f32_param_2", "takes 8"]);
     std::fs::write(&file, "this is no PTX").unwrap();
     fails(&["line 1"]);
