@@ -6,10 +6,10 @@ use crate::ptx::{Counters, Entry, Failure, Launch, Memory, Module, TensorMap};
 use crate::tensor::DType;
 use crate::{Error, Result};
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the machine offers: compute capability 8.0, or 9.0 for the kernels of Hopper.
 pub fn target(compute: (u32, u32)) -> CudaTarget {
@@ -98,7 +98,25 @@ pub fn parameter_bytes(text: &str, entry: &str) -> Option<Vec<usize>> {
 /// Modules of the machine, parsed when a kernel of theirs is first asked for.
 #[derive(Debug, Default)]
 pub struct Machine {
-    modules: HashMap<(&'static str, &'static str), Module>,
+    modules: HashMap<(&'static str, &'static str), Arc<Module>>,
+}
+
+/// The module of a kernel's file. What langevin was built with is parsed once a process, however many machines there are: it is megabytes of text.
+fn module(kernel: &Ptx) -> Result<Arc<Module>> {
+    static PARSED: Mutex<BTreeMap<usize, Arc<Module>>> = Mutex::new(BTreeMap::new());
+    let parse = |text: &str| Module::parse(text).map(Arc::new).map_err(|e| rejected(kernel, e.to_string()));
+    match text(&kernel.file)? {
+        Cow::Owned(text) => parse(&text),
+        Cow::Borrowed(text) => {
+            let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(module) = parsed.get(&text.as_ptr().addr()) {
+                return Ok(module.clone());
+            }
+            let module = parse(text)?;
+            parsed.insert(text.as_ptr().addr(), module.clone());
+            Ok(module)
+        }
+    }
 }
 
 impl Machine {
@@ -110,9 +128,7 @@ impl Machine {
         let key = (kernel.file.folder, kernel.file.name);
         let module = match self.modules.entry(key) {
             Slot::Occupied(module) => module.into_mut(),
-            Slot::Vacant(place) => {
-                place.insert(Module::parse(&text(&kernel.file)?).map_err(|e| rejected(kernel, e.to_string()))?)
-            }
+            Slot::Vacant(place) => place.insert(module(kernel)?),
         };
         module
             .entry(&kernel.entry)
