@@ -10,7 +10,12 @@ use langevin::tensor::{DType, TensorType};
 
 /// What `build` makes of inputs as they are stored on the ptx device, and of the same in f32 on the CPU: outputs of 16 bits may differ by
 /// their rounding, those that are f32 must be as good as f32.
-fn compare(name: &str, inputs: &[TensorType], build: impl Fn(&mut Graph, &[Value]) -> Vec<Value>) {
+fn compare(
+    name: &str,
+    inputs: &[TensorType],
+    targets: &[CudaTarget],
+    build: impl Fn(&mut Graph, &[Value]) -> Vec<Value>,
+) {
     for (dtype, rounding) in [(DType::F32, 2e-6), (DType::F16, 1e-3), (DType::Bf16, 8e-3)] {
         let round = |v: f64| match dtype {
             DType::F16 => f16::from_f64(v).to_f64(),
@@ -37,7 +42,7 @@ fn compare(name: &str, inputs: &[TensorType], build: impl Fn(&mut Graph, &[Value
         let expected = run_on((Device::Cpu, Device::Cpu.target()), &graph(DType::F32).0, &data);
         let (g, types) = graph(dtype);
         let mut seen = vec![];
-        for target in targets() {
+        for target in targets.iter().copied() {
             let lower = |n: &Node| n.op.lower(&g.signature(n), &Target::Cuda(target)).unwrap();
             let launches: Vec<_> = g.nodes().iter().flat_map(lower).collect();
             if seen.contains(&launches) {
@@ -69,7 +74,11 @@ fn targets() -> Vec<CudaTarget> {
 
 /// One op, whose output must be of that type: none for the inputs'.
 fn check(op: impl Op + Clone, inputs: &[TensorType], out: Option<DType>) {
-    compare(&format!("{op:?}"), inputs, |g, values| {
+    check_on(&targets(), op, inputs, out);
+}
+
+fn check_on(targets: &[CudaTarget], op: impl Op + Clone, inputs: &[TensorType], out: Option<DType>) {
+    compare(&format!("{op:?}"), inputs, targets, |g, values| {
         let outs = g.apply(op.clone(), values).map(|v| vec![v]).unwrap();
         assert_eq!(g.ty(outs[0]).dtype, out.unwrap_or(g.ty(values[0]).dtype), "{op:?}");
         outs
@@ -136,7 +145,7 @@ fn weight_gradients_on_hopper() {
     ] {
         let (op, inputs) = (LinearWeightGrad { shape: vec![k, n] }, [f32s(&[m, k]), f32s(&[m, n])]);
         assert_eq!(entry_of(&op, &inputs), entry, "{m}x{k}x{n}");
-        check(op, &inputs, Some(DType::F32));
+        check_on(&[hopper], op, &inputs, Some(DType::F32));
     }
     let same = |kernel| Conv2d::same(kernel, Epilogue::default());
     let shrinking = Conv2d { padding: Padding::default(), ..same(3) };
@@ -155,7 +164,7 @@ fn weight_gradients_on_hopper() {
         let op = Conv2dWeightGrad { conv, shape: vec![conv.kernel[0] * conv.kernel[1], c, n] };
         let inputs = [f32s(&[b, h, w, c]), f32s(&[b, oh, ow, n])];
         assert_eq!(entry_of(&op, &inputs), entry, "{conv:?} of {inputs:?}");
-        check(op, &inputs, Some(DType::F32));
+        check_on(&[hopper], op, &inputs, Some(DType::F32));
     }
 }
 
@@ -190,7 +199,7 @@ fn check_all(op: impl Op + Clone, inputs: &[TensorType], parameters: std::ops::R
         inputs.iter().enumerate().map(|(i, ty)| probe.input(format!("in{i}"), ty.clone())).collect();
     let y = probe.apply(op.clone(), &values).unwrap();
     let all = [inputs, &[probe.ty(y).clone()]].concat();
-    compare(&format!("gradients of {op:?}"), &all, |g, values| {
+    compare(&format!("gradients of {op:?}"), &all, &targets(), |g, values| {
         let (dy, operands) = values.split_last().unwrap();
         let y = g.apply(op.clone(), operands).unwrap();
         let grads: Vec<Value> =
