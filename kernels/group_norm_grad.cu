@@ -205,7 +205,7 @@ __device__ __forceinline__ void make(const T* x, const T* dy, const f32* stats, 
 }
 
 // Sums over the lines of a block of what its threads have, in shared memory: first all of theirs, in pieces of 16 bytes, neighbours' beside each
-// other; then as many threads as there are add up the lines of each number, and one what those have. `ops/group_norm.rs` has the size.
+// other; then as many threads as there are add up the lines of each number, and one what those have. `ops/group_norm` has the size.
 template <int E>
 struct BlockSums {
     static constexpr u32 PIECES = 2 * E / 4;

@@ -375,11 +375,11 @@ __device__ __forceinline__ void write(T* p, Pack<T, E> v) {
     }
 }
 
-// Rows of a thread that are under way at once; `HELD` of `ops/group_norm.rs`. Entries of one channel a thread, whose code is long, have fewer.
+// Rows of a thread that are under way at once; `HELD` of `ops/group_norm`. Entries of one channel a thread, whose code is long, have fewer.
 template <int E>
 constexpr int HELD = E == 1 ? 2 : 8;
 
-// Groups of a tile of which a block has all rows, at most; `ops/group_norm.rs` has it too.
+// Groups of a tile of which a block has all rows, at most; `ops/group_norm` has it too.
 constexpr u32 HELD_GROUPS = 64;
 
 // E neighbouring channels of HELD rows of a thread, in registers.

@@ -27,7 +27,6 @@ mod group_by_expert;
 mod group_norm;
 mod guidance_rescale;
 mod hopper;
-mod hopper_attention;
 mod hopper_weight_grad;
 mod lanes;
 mod layer_norm;

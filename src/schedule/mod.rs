@@ -1,5 +1,7 @@
 //! Schedules: explicit lists of steps over programs that share one arena. Every method is a function to a [`Schedule`].
 
+mod buffers;
+mod compile;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod engine;
@@ -12,7 +14,8 @@ mod ptx;
 mod report;
 mod session;
 
-pub use program::{Buffer, BufferId, Buffers, Command, Live, Mark, Options, Program, Slice, Space};
+pub use buffers::{Buffer, BufferId, Buffers};
+pub use program::{Command, Live, Mark, Options, Program, Slice, Space};
 pub use report::Report;
 pub use session::{Event, Session};
 

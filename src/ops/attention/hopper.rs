@@ -1,6 +1,6 @@
 //! Attention and its gradient by the kernels of `kernels/sm_90a`.
 
-use super::attention::{Attention, AttentionGrad, Sizes};
+use super::{Attention, AttentionGrad, Sizes};
 use crate::graph::{Arg, Boxes, CudaTarget, Launch, Op, Ptx, ptx};
 use crate::tensor::DType;
 
