@@ -355,7 +355,7 @@ impl Backbone for Own {
         graph.output("features", y);
         let (name, shape, import, init) = ("w".to_string(), vec![3, 4], Import::Transpose, Init::Zeros);
         let parameters = vec![Parameter { name, shape, ty, import, init, trainable: true }];
-        Ok(Built { graph, parameters, fixed: vec![], ignored: vec![], output: "features" })
+        Ok(Built { graph, parameters, fixed: vec![], joined: vec![], ignored: vec![], output: "features" })
     }
 
     fn read(&self, _: &Parameter) -> Result<Vec<f32>> {

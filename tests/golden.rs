@@ -142,8 +142,13 @@ impl Case {
     /// Compiles and runs a graph; its outputs by name.
     fn run(&self, built: &Built, graph: &Graph) -> HashMap<String, Vec<f32>> {
         let mut buffers = Buffers::new();
+        for joined in &built.joined {
+            joined.declare(&mut buffers, str::to_owned).unwrap();
+        }
         for (value, name) in graph.inputs().chain(graph.parameters()) {
-            buffers.declare(name, graph.ty(value).clone());
+            if buffers.find(name).is_none() {
+                buffers.declare(name, graph.ty(value).clone());
+            }
         }
         for (name, value) in graph.outputs() {
             buffers.declare(name, graph.ty(*value).clone());

@@ -2,11 +2,15 @@
 
 use langevin::Device;
 use langevin::graph::Origin;
+use langevin::model::Model;
 use langevin::nn::{Built, InputSpec, Network, Parameter};
 use langevin::ops::Dropout;
 use langevin::passes::verify::verify;
+use langevin::sampler::SampleRequest;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
+use langevin::tensor::DType;
 use proptest::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 use std::collections::{HashMap, HashSet};
 
@@ -197,6 +201,68 @@ fn a_routing_needs_experts() {
     let weak = strong.with_routing(Routing::Bottom).unwrap();
     assert_ne!(weak, strong);
     assert_eq!(weak.with_routing(Routing::Top).unwrap(), strong);
+}
+
+/// A UNet whose layers of the time have whole steps of columns but for one, so that joined there is room between them.
+fn unet(channels: [usize; 2]) -> Json {
+    json!({
+        "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": channels,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 32
+    })
+}
+
+/// A model's folder with the numbers of [`numbers`].
+fn folder(config: &Json) -> tempfile::TempDir {
+    let built = network(config).unwrap().build(&InputSpec::new(1, 8, 8)).unwrap();
+    let bytes = |p: &Parameter| numbers(&p.name, &p.shape).iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+    let all: Vec<_> = built.parameters.iter().map(|p| (p, bytes(p))).collect();
+    let view = |p: &Parameter, data| TensorView::new(Dtype::F32, p.shape.clone(), data).unwrap();
+    let tensors = all.iter().map(|(p, data)| (p.name.as_str(), view(p, data)));
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("config.json"), config.to_string()).unwrap();
+    let file = place.path().join("diffusion_pytorch_model.safetensors");
+    safetensors::serialize_to_file(tensors, None, &file).unwrap();
+    place
+}
+
+/// What blocks add of the time comes out of one launch on a GPU; parameters are read as ever.
+#[test]
+fn layers_of_one_embedding_are_joined_on_cuda() {
+    let target = Device::ptx((9, 0)).target();
+    let stored = |config: &Json, size: usize, dtype: DType| {
+        let built = network(config).unwrap().build(&InputSpec::new(1, size, size)).unwrap();
+        built.stored(dtype, &target).unwrap()
+    };
+    let columns = |built: &Built| built.joined.iter().map(|j| (j.parts.len(), j.ty.cols())).collect::<Vec<_>>();
+    // 22 blocks; those of 320 columns have 384.
+    let sd = stored(&stable_diffusion(), 64, DType::Bf16);
+    assert_eq!(columns(&sd), vec![(22, 5 * 384 + 5 * 640 + 12 * 1280); 2]);
+    let shape = sd.joined[0].ty.shape.clone();
+    let products = |built: &Built| built.graph.nodes().iter().filter(|n| n.op.name() == "linear").count();
+    let plain = network(&stable_diffusion()).unwrap().build(&InputSpec::new(1, 64, 64)).unwrap();
+    assert_eq!((shape[0], products(&plain) - products(&sd)), (1280, 21));
+    // Too much room would be left between them; scales and shifts are not read where they lie.
+    assert_eq!(columns(&stored(&unet([16, 32]), 8, DType::F32)), []);
+    let mut scaled = unet([64, 128]);
+    scaled["resnet_time_scale_shift"] = json!("scale_shift");
+    assert_eq!(columns(&stored(&scaled, 8, DType::F32)), []);
+    assert_eq!(columns(&stored(&edm_cifar10(0, 0), 32, DType::Bf16)), vec![(33, 33 * 256); 2]);
+
+    let place = folder(&unet([64, 128]));
+    let model = Model::open(place.path()).unwrap();
+    let draw = |device: Device, dtype| {
+        let latents = Some(numbers("sample", &[2 * 8 * 8 * 4]));
+        let request = SampleRequest { n: 2, batch: 2, steps: 2, latents, dtype, ..SampleRequest::new(&model) };
+        request.prepare(&model, device).unwrap().run(&mut |_| Ok(())).unwrap().data
+    };
+    let expected = draw(Device::Cpu, DType::F32);
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
+    for (dtype, bound) in [(DType::F32, 1e-4), (DType::Bf16, 5e-2)] {
+        let got = draw(Device::ptx((8, 0)), dtype);
+        let off = norm(&mut got.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        assert!(off <= bound, "{dtype}: off by {off:.1e}");
+    }
 }
 
 #[test]

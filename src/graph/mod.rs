@@ -279,8 +279,13 @@ impl Graph {
 
     /// Declares every input, parameter and constant of `other`, in its order.
     pub(crate) fn copy_sources(&mut self, other: &Graph, map: &mut [Value]) {
+        self.copy_sources_where(other, map, |_| true);
+    }
+
+    /// [`Graph::copy_sources`] of those that are wanted.
+    pub(crate) fn copy_sources_where(&mut self, other: &Graph, map: &mut [Value], wanted: impl Fn(Value) -> bool) {
         for (i, info) in other.values.iter().enumerate() {
-            if !matches!(info.origin, Origin::Node { .. }) {
+            if !matches!(info.origin, Origin::Node { .. }) && wanted(Value(i as u32)) {
                 map[i] = self.source(info.ty.clone(), info.origin.clone());
             }
         }

@@ -67,16 +67,21 @@ pub fn forward(network: &Built, grad: Option<Backward>, target: Target, options:
     for (value, name) in graph.inputs() {
         buffers.declare(name, graph.ty(value).clone());
     }
+    let weight = |name: &str| format!("weights/{name}");
+    for joined in &network.joined {
+        joined.declare(&mut buffers, weight)?;
+    }
     for (value, name) in graph.parameters() {
-        buffers.declare(format!("weights/{name}"), graph.ty(value).clone());
+        if buffers.find(&weight(name)).is_none() {
+            buffers.declare(weight(name), graph.ty(value).clone());
+        }
     }
     for (name, value) in graph.outputs() {
         buffers.declare(name, graph.ty(*value).clone());
     }
     let names = buffers.clone();
     let parameters: std::collections::HashSet<&str> = graph.parameters().map(|(_, n)| n.as_ref()).collect();
-    let bind =
-        |port: &str| if parameters.contains(port) { names.find(&format!("weights/{port}")) } else { names.find(port) };
+    let bind = |port: &str| if parameters.contains(port) { names.find(&weight(port)) } else { names.find(port) };
     let program = Program::compile("forward", &graph, target, &mut buffers, bind, options)?.with_nfe(1);
     let mut schedule = Schedule::new("forward", buffers);
     let p = schedule.add(program);

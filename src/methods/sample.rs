@@ -210,9 +210,17 @@ impl<'a> Builder<'a> {
             self.buffers.declare(reg.0, self.latents_ty.clone());
         }
         let denoisers = self.operators.iter().flat_map(|o| [Some(o.denoiser), o.guide]).flatten();
-        for denoiser in denoisers.collect::<Vec<_>>() {
-            self.declare_denoiser(&denoiser);
+        let denoisers: Vec<_> = denoisers.collect();
+        // First, because others may have the same weights as they are.
+        for denoiser in &denoisers {
+            for joined in &denoiser.network.joined {
+                let place = |name: &str| format!("{}/{name}", denoiser.prefix(name));
+                if self.buffers.find(&place(&joined.name)).is_none() {
+                    joined.declare(&mut self.buffers, place)?;
+                }
+            }
         }
+        denoisers.iter().for_each(|denoiser| self.declare_denoiser(denoiser));
         Ok(())
     }
 
@@ -227,8 +235,9 @@ impl<'a> Builder<'a> {
         for parameter in &denoiser.network.parameters {
             let prefix = denoiser.prefix(&parameter.name);
             let name = format!("{prefix}/{}", parameter.name);
-            if self.buffers.find(&name).is_none() {
-                let id = self.buffers.declare(name, parameter.ty.clone());
+            let there = self.buffers.find(&name);
+            if !self.weights.iter().any(|(id, ..)| Some(*id) == there) {
+                let id = there.unwrap_or_else(|| self.buffers.declare(name, parameter.ty.clone()));
                 self.weights.push((id, prefix.to_owned(), parameter.clone()));
             }
         }

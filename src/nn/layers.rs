@@ -194,7 +194,14 @@ impl Builder {
     /// Names the output and hands over what was built.
     pub fn finish(mut self, output: &'static str, value: Value) -> Built {
         self.graph.output(output, value);
-        Built { graph: self.graph, parameters: self.parameters, fixed: self.fixed, ignored: self.ignored, output }
+        Built {
+            graph: self.graph,
+            parameters: self.parameters,
+            fixed: self.fixed,
+            joined: vec![],
+            ignored: self.ignored,
+            output,
+        }
     }
 
     /// Runs `build` with `name` added to the scope and to parameter names.

@@ -143,9 +143,6 @@ impl Op for Conv2d {
         }
         let out = inputs[0].with_shape([inputs[0].shape[0], w.out_height, w.out_width, n]);
         self.epilogue.check(self.name(), inputs, &out)?;
-        if self.epilogue.by_sample() && inputs[2 + self.epilogue.bias as usize].cols() != n {
-            return Err(Error::shape(self.name(), "a sample bias or gate that is wider than the output"));
-        }
         Ok(vec![out])
     }
 
@@ -194,7 +191,7 @@ impl Op for Conv2d {
                     images: if pointwise { pixels } else { io.inputs[0].shape[0] },
                     rows_per_sample: w.out_height * w.out_width,
                     epilogue: &self.epilogue,
-                    sample_stride: n,
+                    sample_stride: self.epilogue.sample_stride(io),
                     scalars: if pointwise { &[] } else { &window_sizes(&w) },
                 };
                 match self.has_phases() && product.sizes[0] * n > 0 {
@@ -208,15 +205,16 @@ impl Op for Conv2d {
             Target::Cpu => {
                 let launch = Launch::cpu(self.name(), kernel, io.inputs.len(), 1);
                 let launch = window_scalars(launch, &w).scalar(n).scalar(self.is_pointwise());
-                vec![self.epilogue.scalars(launch, n)]
+                vec![self.epilogue.scalars(launch, self.epilogue.sample_stride(io))]
             }
             Target::Wgpu(_) if io.outputs[0].elements() == 0 => vec![],
             Target::Wgpu(target) => {
                 let (samples, dtype) = (io.inputs[0].shape[0], io.inputs[0].dtype);
-                let bias = if self.epilogue.by_sample() { n * dtype.size() } else { 0 };
+                let stride = self.epilogue.sample_stride(io);
+                let bias = if self.epilogue.by_sample() { stride * dtype.size() } else { 0 };
                 let bands = bands(&w, samples, n, bias, dtype.size(), target);
                 let whole = bands.len() == 1;
-                let launches = |band| self.shader_launches(dtype, target, &w, n, band, whole);
+                let launches = |band| self.shader_launches(dtype, target, &w, [n, stride], band, whole);
                 bands.into_iter().flat_map(launches).collect()
             }
         })
@@ -331,14 +329,15 @@ impl Conv2d {
         dtype: DType,
         target: &WgpuTarget,
         w: &Window,
-        n: usize,
+        [n, stride]: [usize; 2],
         band: Band,
         whole: bool,
     ) -> Vec<Launch> {
         let size = dtype.size();
-        let launches = self.band_launches(dtype, target, &band.window(w), [band.samples.len(), n], whole);
+        let wide = if stride == n { 0 } else { stride };
+        let launches = self.band_launches(dtype, target, &band.window(w), [band.samples.len(), n, wide], whole);
         let [x, y] = band.bytes(w, n, size);
-        let bias = band.samples.start * n * size..band.samples.end * n * size;
+        let bias = band.samples.start * stride * size..band.samples.end * stride * size;
         let part = |launch| {
             let launch = self.epilogue.part(launch, x.clone(), y.clone());
             match self.epilogue.by_sample() {
@@ -349,21 +348,21 @@ impl Conv2d {
         launches.into_iter().map(part).collect()
     }
 
-    /// The launches for a window over so many samples, with `n` columns.
+    /// The launches for a window over so many samples, with `n` columns, rows of samples being `wide` numbers apart if that is not 0.
     fn band_launches(
         &self,
         dtype: DType,
         target: &WgpuTarget,
         w: &Window,
-        [samples, n]: [usize; 2],
+        [samples, n, wide]: [usize; 3],
         whole: bool,
     ) -> Vec<Launch> {
         let pixels = samples * w.out_height * w.out_width;
         let shader = |text| {
-            let shader = self.epilogue.shader(Shader::new(self.name(), text), 0);
+            let shader = self.epilogue.shader(Shader::new(self.name(), text), wide);
             shader.constant("DILATION", w.dilation as u32)
         };
-        let (fours, columns) = (w.channels.is_multiple_of(4), n.is_multiple_of(4));
+        let (fours, columns) = (w.channels.is_multiple_of(4), self.epilogue.by_fours(n, wide));
         let words = |launch| window_words(launch, w, pixels).scalar(n);
         if target.software && fours {
             let text = wgsl!(dtype; "lib/activation", "lib/epilogue", "lib/corners", "lib/window", "conv2d");
@@ -373,7 +372,7 @@ impl Conv2d {
         }
         let sizes = [pixels, n, w.taps() * w.channels];
         let parts = if whole { shader_parts(sizes, target) } else { 1..=1 };
-        let rows = [pixels, n, w.out_height * w.out_width, 0];
+        let rows = [pixels, n, w.out_height * w.out_width, wide];
         let scalars = |blocks: ShaderBlocks| {
             let scale = self.epilogue.scale;
             move |launch| window_words(launch, w, pixels).scalars([n, blocks.part, blocks.parts]).scalar(scale)

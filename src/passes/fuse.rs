@@ -194,11 +194,13 @@ fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose)
     Some((with_epilogue(from, merged)?, inputs))
 }
 
-fn epilogue(node: &Node) -> Option<Epilogue> {
+/// The epilogue of a linear layer or a convolution.
+pub(super) fn epilogue(node: &Node) -> Option<Epilogue> {
     node.op.downcast::<Linear>().map(|l| l.0).or_else(|| node.op.downcast::<Conv2d>().map(|c| c.epilogue))
 }
 
-fn with_epilogue(node: &Node, epilogue: Epilogue) -> Option<Arc<dyn Op>> {
+/// Its op with another epilogue.
+pub(super) fn with_epilogue(node: &Node, epilogue: Epilogue) -> Option<Arc<dyn Op>> {
     if node.op.downcast::<Linear>().is_some() {
         return Some(Arc::new(Linear(epilogue)));
     }

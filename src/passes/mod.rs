@@ -1,8 +1,9 @@
-//! Passes over graphs: reverse mode, recomputation, simplification and fusion, verification, storage in f16, weights transposed before, memory planning.
+//! Passes over graphs: reverse mode, recomputation, simplification and fusion, verification, storage in f16, layers joined, weights transposed before, memory planning.
 
 pub mod autodiff;
 pub mod fuse;
 pub mod hoist;
+pub mod join;
 pub mod once;
 pub mod plan;
 pub mod recompute;

@@ -181,6 +181,37 @@ fn epilogues() {
     check(Conv2d::same(3, Epilogue { activation: Activation::Relu, ..Epilogue::bias() }), [2, 12, 12, 40, 35]);
 }
 
+/// The bias by sample is some columns of a wider operand; few channels on one side, products in parts, tiles of Hopper, columns that begin within accesses.
+#[test]
+fn columns_of_a_wide_operand() {
+    let plain = Conv2d::same(3, Epilogue { sample_bias: true, activation: Activation::Silu, ..Epilogue::bias() });
+    for (size, first, wide, hopper) in [
+        ([2, 4, 3, 3, 5], 3, 23, None),
+        ([3, 7, 9, 24, 40], 40, 120, None),
+        ([2, 5, 6, 256, 32], 128, 384, None),
+        ([2, 9, 7, 4, 72], 8, 90, Some("conv2d_from_bf16")),
+        ([2, 16, 15, 64, 256], 128, 512, Some("product_256_bf16")),
+    ] {
+        let [b, .., n] = size;
+        let e = Epilogue { sample_first: first, ..plain.epilogue };
+        let narrow = case(plain, size);
+        let mut inputs = narrow.inputs.clone();
+        inputs[3] = f32s(&[b, wide], 4);
+        let reference = narrow.reference;
+        let case = Case::new(format!("{e:?} {size:?}"), Conv2d { epilogue: e, ..plain }, inputs, move |i| {
+            let mut i = i.to_vec();
+            let columns = i[3].data.chunks(wide).flat_map(|row| row[first..first + n].to_vec()).collect();
+            i[3] = Tensor::new([b, n], columns);
+            reference(&i)
+        });
+        let case = case.forward_only();
+        match hopper {
+            Some(entry) => case.on_hopper(entry).check(),
+            None => case.check(),
+        }
+    }
+}
+
 /// Sums over more pixels than shaders add up in one go; their parts begin in the middle of an image.
 #[test]
 fn weight_gradients_of_many_pixels() {
