@@ -1,17 +1,19 @@
 //! What passes over graphs leave of them, and that it computes the same.
 
 use langevin::Device;
-use langevin::graph::Graph;
+use langevin::graph::{Graph, Origin, Value};
 use langevin::ops::{
     Activate, Activation, Affine, Binary, Epilogue, Gate, LayerNorm, Linear, Random, RandomKind, Reshape, Slice,
     TimestepEmbedding, TransposeWeight,
 };
 use langevin::passes::fuse::{Purpose, fuse};
 use langevin::passes::hoist::hoist;
+use langevin::passes::invariant::split;
 use langevin::passes::once::once;
 use langevin::passes::turned::turned_before;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session};
 use langevin::tensor::TensorType;
+use std::collections::HashMap;
 
 fn names(graph: &Graph) -> Vec<&'static str> {
     graph.nodes().iter().map(|n| n.op.name()).collect()
@@ -306,4 +308,61 @@ fn parts_of_a_buffer_are_not_written_in_place() {
         let apart = from.offset + from.bytes <= to.offset || to.offset + to.bytes <= from.offset;
         assert!(from.space != to.space || from == to || apart, "{}: {from:?} over {to:?}", command.op);
     }
+}
+
+/// A turn of a loop over x that meets a text: what is made of the text alone, and of parameters, is made before.
+#[test]
+fn what_no_turn_changes_is_made_before_the_loop() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([6, 8]));
+    let text = g.input("text", TensorType::f32([2, 3, 8]));
+    let weight = g.input("weight", TensorType::panels([8, 8]));
+    let rows = g.apply(Reshape(vec![6, 8]), &[text]).unwrap();
+    let key = g.apply(Linear(Epilogue::default()), &[rows, weight]).unwrap();
+    let scaled = g.apply(Affine::scale(0.5), &[key]).unwrap();
+    // Read by the turn too, as what it is a view of.
+    let y = g.apply(Binary::Add, &[x, rows]).unwrap();
+    let y = g.apply(Binary::Mul, &[y, scaled]).unwrap();
+    let z = g.apply(Binary::Mul, &[y, key]).unwrap();
+    g.output("z", z);
+    // As large as that, and sixteen times as large.
+    let large = g.input("large", TensorType::f32([96, 8]));
+    let large = g.apply(Affine::scale(2.0), &[large]).unwrap();
+    g.output("large", large);
+    let kept = |i: usize| format!("kept {i}");
+    let (before, turn) = split(&g, |input| input == "x", kept).unwrap();
+    let before = before.unwrap();
+    assert_eq!(names(&before), ["reshape", "linear", "affine"]);
+    assert_eq!(names(&turn), ["reshape", "add", "mul", "mul", "affine"]);
+    let ports = |graph: &Graph| graph.inputs().map(|(_, name)| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(
+        (ports(&before), ports(&turn)),
+        (owned(["text", "weight"]), owned(["x", "text", "large", "kept 0", "kept 1"]))
+    );
+
+    // Both one after the other do what the whole does.
+    let mut both = Graph::new();
+    let mut values: HashMap<String, Value> = HashMap::new();
+    for graph in [&before, &turn] {
+        for (value, name) in graph.inputs() {
+            let port = values.get(name.as_ref()).copied();
+            let port = port.unwrap_or_else(|| both.input(name, graph.ty(value).clone()));
+            values.insert(name.to_string(), port);
+        }
+        let bind = |origin: &Origin| match origin {
+            Origin::Input(name) => values.get(name.as_ref()).copied(),
+            _ => None,
+        };
+        let map = both.inline(graph, bind).unwrap();
+        values.extend(graph.outputs().iter().map(|(name, v)| (name.to_string(), map[v.index()])));
+    }
+    ["z", "large"].map(|name| both.output(name, values[name]));
+    assert_eq!(run(&both).0, run(&g).0);
+    // Nothing is made before where all depends on what changes.
+    let (before, turn) = split(&g, |_| true, kept).unwrap();
+    assert_eq!((before.is_none(), turn.nodes().len()), (true, g.nodes().len()));
+}
+
+fn owned<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
 }

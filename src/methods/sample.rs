@@ -12,6 +12,7 @@ use crate::nn::{Built, Parameter, adapter_parameter};
 use crate::ops::{Broadcast, DiffusionUpdate, GuidanceRescale, Random, RandomKind, Slice};
 use crate::passes::fuse::{Purpose, fuse};
 use crate::passes::hoist::hoist;
+use crate::passes::invariant::split;
 use crate::passes::once::once;
 use crate::schedule::{BufferId, Buffers, Options, Program, Rows, Schedule, Step as ScheduleStep};
 use crate::tensor::TensorType;
@@ -29,6 +30,12 @@ pub struct Denoiser<'a> {
 }
 
 impl Denoiser<'_> {
+    /// The network's inputs that steps do not drive, with the names of their buffers.
+    fn conditions(&self) -> impl Iterator<Item = (Value, String)> {
+        let inputs = self.network.graph.inputs().filter(|(_, n)| !is_driven(n));
+        inputs.map(|(value, name)| (value, format!("{}/{name}", self.inputs)))
+    }
+
     /// The prefix of a parameter's buffer.
     fn prefix(&self, parameter: &str) -> &str {
         match adapter_parameter(parameter) {
@@ -209,8 +216,7 @@ impl<'a> Builder<'a> {
         for reg in registers {
             self.buffers.declare(reg.0, self.latents_ty.clone());
         }
-        let denoisers = self.operators.iter().flat_map(|o| [Some(o.denoiser), o.guide]).flatten();
-        let denoisers: Vec<_> = denoisers.collect();
+        let denoisers: Vec<_> = self.denoisers().collect();
         // First, because others may have the same weights as they are.
         for denoiser in &denoisers {
             for joined in &denoiser.network.joined {
@@ -224,10 +230,14 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// All that is asked, maybe more than once.
+    fn denoisers(&self) -> impl Iterator<Item = Denoiser<'a>> + use<'a, '_> {
+        self.operators.iter().flat_map(|o| [Some(o.denoiser), o.guide]).flatten()
+    }
+
     fn declare_denoiser(&mut self, denoiser: &Denoiser) {
         let graph = &denoiser.network.graph;
-        for (value, name) in graph.inputs().filter(|(_, n)| !is_driven(n)) {
-            let name = format!("{}/{name}", denoiser.inputs);
+        for (value, name) in denoiser.conditions() {
             if self.buffers.find(&name).is_none() {
                 self.buffers.declare(name, graph.ty(value).clone());
             }
@@ -292,7 +302,7 @@ impl<'a> Builder<'a> {
         let graph = if self.how.fuse {
             let (graph, log) = fuse(&graph, Purpose::Inference)?;
             self.fusions.extend(log);
-            hoist(&once(&graph)?)?
+            hoist(&self.before(&once(&graph)?, first)?)?
         } else {
             graph
         };
@@ -308,6 +318,21 @@ impl<'a> Builder<'a> {
         let body = self.steps.pop().into_iter().collect();
         self.steps.push(ScheduleStep::Repeat { rows: first..first + steps.len(), body });
         Ok(())
+    }
+
+    /// Has what of the steps from `first` on is the same for all of them made before them; the graph of the rest.
+    fn before(&mut self, graph: &Graph, first: usize) -> Result<Graph> {
+        let conditions: HashSet<String> =
+            self.denoisers().flat_map(|d| d.conditions().map(|(_, name)| name).collect::<Vec<_>>()).collect();
+        let name = |i: usize| format!("kept {i} for step {first}");
+        let (before, turn) = split(graph, |input| !conditions.contains(input), name)?;
+        if let Some(before) = before {
+            for (name, value) in before.outputs() {
+                self.buffers.declare(name, before.ty(*value).clone());
+            }
+            self.program(&format!("before step {first}"), &before, 0, |_| None)?;
+        }
+        Ok(turn)
     }
 
     /// Works guidance into a step's stages.

@@ -8,14 +8,19 @@ use super::verify::verify;
 use crate::Result;
 use crate::graph::{Graph, Node, Origin, Value};
 
-/// What is early has so many times fewer bytes than the largest value at least.
+/// What is small has so many times fewer bytes than the largest value at least.
 const SHARE: usize = 16;
+
+/// The most bytes of a small value: what is as small may lie in memory of its own.
+pub(super) fn small_bytes(graph: &Graph) -> usize {
+    let bytes = |v: &Value| graph.ty(*v).bytes();
+    graph.nodes().iter().flat_map(|n| &n.outputs).map(bytes).max().unwrap_or(0) / SHARE
+}
 
 /// The graph with nodes first that are made of small values alone, parameters apart; otherwise in its order.
 pub fn hoist(graph: &Graph) -> Result<Graph> {
-    let bytes = |v: &Value| graph.ty(*v).bytes();
-    let largest = graph.nodes().iter().flat_map(|n| &n.outputs).map(bytes).max().unwrap_or(0);
-    let small = |v: &Value| bytes(v) <= largest / SHARE;
+    let most = small_bytes(graph);
+    let small = |v: &Value| graph.ty(*v).bytes() <= most;
     let mut early = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
         let of_early = node.inputs.iter().all(|v| match graph.origin(*v) {

@@ -3,6 +3,7 @@
 pub mod autodiff;
 pub mod fuse;
 pub mod hoist;
+pub mod invariant;
 pub mod join;
 pub mod once;
 pub mod plan;
