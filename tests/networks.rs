@@ -5,6 +5,8 @@ use langevin::graph::Origin;
 use langevin::model::Model;
 use langevin::nn::{Built, InputSpec, Network, Parameter};
 use langevin::ops::Dropout;
+use langevin::passes::fuse::{Purpose, fuse};
+use langevin::passes::invariant::split;
 use langevin::passes::verify::verify;
 use langevin::sampler::SampleRequest;
 use langevin::schedule::{Buffers, Options, Program, Schedule, Session, Step};
@@ -201,6 +203,18 @@ fn a_routing_needs_experts() {
     let weak = strong.with_routing(Routing::Bottom).unwrap();
     assert_ne!(weak, strong);
     assert_eq!(weak.with_routing(Routing::Top).unwrap(), strong);
+}
+
+/// Keys and values of all 16 transformer blocks of Stable Diffusion depend on the text alone.
+#[test]
+fn keys_and_values_of_a_text_are_made_once() {
+    let built = network(&stable_diffusion()).unwrap().build(&InputSpec::new(1, 64, 64)).unwrap();
+    let (fused, _) = fuse(&built.graph, Purpose::Inference).unwrap();
+    let (before, turn) = split(&fused, |input| input != "encoder_hidden_states", |i| format!("kept {i}")).unwrap();
+    let before = before.unwrap();
+    assert_eq!((before.nodes().len(), before.outputs().len()), (32, 32));
+    assert_eq!(before.nodes().len() + turn.nodes().len(), fused.nodes().len());
+    assert!(turn.inputs().all(|(_, name)| name.as_ref() != "encoder_hidden_states"));
 }
 
 /// A UNet whose layers of the time have whole steps of columns but for one, so that joined there is room between them.

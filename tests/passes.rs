@@ -356,7 +356,7 @@ fn what_no_turn_changes_is_made_before_the_loop() {
         let map = both.inline(graph, bind).unwrap();
         values.extend(graph.outputs().iter().map(|(name, v)| (name.to_string(), map[v.index()])));
     }
-    ["z", "large"].map(|name| both.output(name, values[name]));
+    ["z", "large"].iter().for_each(|name| both.output(name, values[*name]));
     assert_eq!(run(&both).0, run(&g).0);
     // Nothing is made before where all depends on what changes.
     let (before, turn) = split(&g, |_| true, kept).unwrap();
