@@ -105,6 +105,34 @@ fn a_linear_layer_and_what_its_halves_make_are_one_op() {
     }
 }
 
+/// What a fused op takes where it is several launches is what the ops before were to take: its input need not be there any more when it makes its output.
+#[test]
+fn ops_in_one_take_no_more_memory() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([1, 64, 64]));
+    let weight = g.input("weight", TensorType::panels([64, 256]));
+    let x = g.apply(Affine::scale(2.0), &[x]).unwrap();
+    let h = g.apply(Linear(Epilogue::default()), &[x, weight]).unwrap();
+    let y = g.apply(Geglu, &[h]).unwrap();
+    let y = g.apply(Affine::scale(2.0), &[y]).unwrap();
+    g.output("y", y);
+    let peak = |graph: &Graph| {
+        let mut buffers = Buffers::new();
+        for (value, name) in graph.inputs() {
+            buffers.declare(name, graph.ty(value).clone());
+        }
+        for (name, value) in graph.outputs() {
+            buffers.declare(name, graph.ty(*value).clone());
+        }
+        let places = buffers.clone();
+        let find = |name: &str| places.find(name);
+        Program::compile("test", graph, Device::Cpu.target(), &mut buffers, find, Options::default()).unwrap().peak
+    };
+    let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+    assert_eq!(names(&fused), ["affine", "linear_geglu", "affine"]);
+    assert!(peak(&g) > 0 && peak(&fused) == peak(&g), "{} {}", peak(&g), peak(&fused));
+}
+
 /// A block of DiT: a modulation in parts, a norm and a product that take some of them.
 #[test]
 fn columns_are_read_where_they_lie() {
