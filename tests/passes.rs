@@ -3,7 +3,7 @@
 use langevin::Device;
 use langevin::graph::{Graph, Origin, Value};
 use langevin::ops::{
-    Activate, Activation, Affine, Binary, Epilogue, Gate, LayerNorm, Linear, Random, RandomKind, Reshape, Slice,
+    Activate, Activation, Affine, Binary, Epilogue, Gate, Geglu, LayerNorm, Linear, Random, RandomKind, Reshape, Slice,
     TimestepEmbedding, TransposeWeight,
 };
 use langevin::passes::fuse::{Purpose, fuse};
@@ -69,6 +69,72 @@ fn a_gate_goes_into_the_product_before_it() {
     // Another factor stands before the gate.
     let scaled = gated(Epilogue { scale: 0.5, ..Epilogue::bias() });
     assert_eq!(names(&fuse(&scaled, Purpose::Inference).unwrap().0), ["reshape", "linear", "gate"]);
+}
+
+/// A feed-forward of Stable Diffusion.
+#[test]
+fn a_linear_layer_and_what_its_halves_make_are_one_op() {
+    let gated = |epilogue: Epilogue, twice: bool| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([2, 3, 8]));
+        let weight = g.input("weight", TensorType::panels([8, 20]));
+        let mut inputs = vec![x, weight];
+        inputs.extend(epilogue.bias.then(|| g.input("the bias", TensorType::f32([20]))));
+        let h = g.apply(Linear(epilogue), &inputs).unwrap();
+        let y = g.apply(Geglu, &[h]).unwrap();
+        g.output("y", y);
+        if twice {
+            g.output("h", h);
+        }
+        g
+    };
+    for epilogue in [Epilogue::default(), Epilogue::bias()] {
+        let g = gated(epilogue, false);
+        let (fused, log) = fuse(&g, Purpose::Inference).unwrap();
+        assert_eq!((names(&fused), log.len()), (vec!["linear_geglu"], 1));
+        let ((expected, _), (got, _)) = (run(&g), run(&fused));
+        assert!(expected[0].iter().zip(&got[0]).all(|(e, g)| (e - g).abs() < 1e-5), "{expected:?} {got:?}");
+        // Its gradient would need the product.
+        assert_eq!(names(&fuse(&g, Purpose::Training).unwrap().0), ["linear", "geglu"]);
+        // Someone else reads the product.
+        assert_eq!(names(&fuse(&gated(epilogue, true), Purpose::Inference).unwrap().0), ["linear", "geglu"]);
+    }
+    // Something stands between.
+    for epilogue in
+        [Epilogue { scale: 0.5, ..Epilogue::bias() }, Epilogue { activation: Activation::Silu, ..Epilogue::bias() }]
+    {
+        assert_eq!(names(&fuse(&gated(epilogue, false), Purpose::Inference).unwrap().0), ["linear", "geglu"]);
+    }
+}
+
+/// What a fused op takes where it is several launches is what the ops before were to take: its input need not be there any more when it makes its output.
+#[test]
+fn ops_in_one_take_no_more_memory() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([1, 64, 64]));
+    let weight = g.input("weight", TensorType::panels([64, 256]));
+    let x = g.apply(Affine::scale(2.0), &[x]).unwrap();
+    let h = g.apply(Linear(Epilogue::default()), &[x, weight]).unwrap();
+    let y = g.apply(Geglu, &[h]).unwrap();
+    let y = g.apply(Affine::scale(2.0), &[y]).unwrap();
+    g.output("y", y);
+    let peak = |graph: &Graph| {
+        let mut buffers = Buffers::new();
+        for (value, name) in graph.inputs() {
+            buffers.declare(name, graph.ty(value).clone());
+        }
+        for (name, value) in graph.outputs() {
+            buffers.declare(name, graph.ty(*value).clone());
+        }
+        let places = buffers.clone();
+        let find = |name: &str| places.find(name);
+        // With guards no memory is lent that an output is written to later.
+        let options = Options { guard: 64 };
+        Program::compile("test", graph, Device::Cpu.target(), &mut buffers, find, options).unwrap().peak
+    };
+    let (fused, _) = fuse(&g, Purpose::Inference).unwrap();
+    assert_eq!(names(&fused), ["affine", "linear_geglu", "affine"]);
+    assert!(peak(&g) > 0 && peak(&fused) == peak(&g), "{} {}", peak(&g), peak(&fused));
 }
 
 /// A block of DiT: a modulation in parts, a norm and a product that take some of them.

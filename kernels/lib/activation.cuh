@@ -41,6 +41,21 @@ __device__ __forceinline__ float normal_cdf(float x) {
     return x < 0.0f ? tail : 1.0f - tail;
 }
 
+// x Φ(x), where products in 16 bits are ended: to 2^-18 of it down to x = -6, and to 0 behind that. What x Φ(x) lacks to max(x, 0) is -|x| Φ(-|x|), whose
+// logarithm a polynomial of few terms is near; so it takes one instruction of those that a multiprocessor makes 16 of a cycle, where `normal_cdf` takes two, and
+// 10 in all where x by that takes 14. Infinities become NaN.
+__device__ __forceinline__ float gelu_near(float x) {
+    float a = fabsf(x), p = -1.834810998e-06f;
+    p = fmaf(p, a, 6.159828679e-05f);
+    p = fmaf(p, a, -0.0009305248111f);
+    p = fmaf(p, a, 0.00850789087f);
+    p = fmaf(p, a, -0.0539600693f);
+    p = fmaf(p, a, -0.4584643928f);
+    p = fmaf(p, a, -1.151251045f);
+    p = fmaf(p, a, -0.9999952945f);
+    return fmaf(-a, exp2_near(p), fmaxf(x, 0.0f));
+}
+
 // (1 + tanh(u)) / 2 of GELU's approximation.
 __device__ __forceinline__ float gelu_gate(float x) {
     return sigmoid(2.0f * SQRT_2_OVER_PI * (x + 0.044715f * x * x * x));

@@ -132,12 +132,15 @@ struct PatchStore {
 
 // All tiles of a block. Tiles of 256 columns are of both warpgroups, 64 rows each. Narrower ones are of one warpgroup, and while it sends its sums the other
 // has the tensor cores; unless no block has more than one tile, which is of both then.
-template <class T, int COLUMNS>
+//
+// If it is GATED, W has twice the columns of y, n: those of its second half are gates, and a tile has as many of them as columns that they are the gates of, so
+// that a thread that has a sum has its gate's too. It is a linear layer's, of one tap.
+template <class T, int COLUMNS, bool GATED = false>
 struct Wgmma {
-    static constexpr int COLS = COLUMNS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : COLS > 128 ? 5 : COLS == 128 ? 6 : 8, BARRIERS = 2 * STAGES + 2;
+    static constexpr int COLS = COLUMNS, OUT = GATED ? COLS / 2 : COLS, TEAMS = COLS == 256 ? 1 : 2, STAGES = COLS == 256 ? 4 : COLS > 128 ? 5 : COLS == 128 ? 6 : 8, BARRIERS = 2 * STAGES + 2;
     static constexpr int A_BYTES = HOPPER_ROWS * 128, STAGE = A_BYTES + COLS * 128;
-    // Panels of a tile, and the bytes that a step takes of one.
-    static constexpr int PANELS = COLS / 16, PANEL_BYTES = HOPPER_DEPTH * 32;
+    // Panels of a tile, those among them that are not of gates, and the bytes that a step takes of one.
+    static constexpr int PANELS = COLS / 16, OUT_PANELS = OUT / 16, PANEL_BYTES = HOPPER_DEPTH * 32;
     // Columns of sums that a warp sends at a time, of 8 rows, with a gap so that they meet 32 banks.
     static constexpr int PART = 32, PITCH = PART + 8;
     // Columns of numbers that a warp sends at a time, of 16 rows, and the bytes between those, by which they meet all banks; a warp's room.
@@ -150,6 +153,7 @@ struct Wgmma {
     using Sums = float[TEAMS][COLS / 2];
 
     const Patches& patches;
+    // Columns of y.
     u32 n;
     // Steps of the block's part of k, and where parts of sums go: [tiles, parts, threads' sums by four, threads, 4], and how many of a tile's have come, by
     // warp, which is zero before and after the launch.
@@ -173,10 +177,10 @@ struct Wgmma {
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
 
-    __device__ __forceinline__ u32 tiles() const { return patches.count() * tiles_of(n, COLS); }
+    __device__ __forceinline__ u32 tiles() const { return patches.count() * tiles_of(n, OUT); }
     // True if both warpgroups share a tile.
     __device__ __forceinline__ bool share() const { return TEAMS == 1 || tiles() <= gridDim.x; }
-    __device__ __forceinline__ TilePlace place(u32 tile) const { return {patches.count(), tiles_of(n, COLS), TALL, tile}; }
+    __device__ __forceinline__ TilePlace place(u32 tile) const { return {patches.count(), tiles_of(n, OUT), TALL, tile}; }
 
     __device__ __forceinline__ u32 stage() const { return count % STAGES; }
     __device__ __forceinline__ u32 parity() const { return count / STAGES & 1; }
@@ -193,9 +197,9 @@ struct Wgmma {
         for (u32 tile = blockIdx.x; tile < tiles(); tile += gridDim.x) {
             TilePlace at = place(tile);
             Patch patch(patches, at.row);
-            u32 tap = steps.first / taps.steps, step = steps.first - tap * taps.steps, ky = tap / taps.columns, kx = tap - ky * taps.columns;
-            u32 left = tiles_of(n, 16) - at.col * PANELS;
-            const char* of_tap = (const char*)w + at.col * PANELS * panel + u64(tap) * taps.channels * 32 + thread * 16;
+            u32 tap = GATED ? 0 : steps.first / taps.steps, step = steps.first - tap * taps.steps, ky = tap / taps.columns, kx = tap - ky * taps.columns;
+            u32 left = tiles_of(n, 16) - at.col * OUT_PANELS;
+            const char* of_tap = (const char*)w + at.col * OUT_PANELS * panel + u64(tap) * taps.channels * 32 + thread * 16;
 #pragma unroll 1
             for (u32 i = steps.first; i < steps.end; i++) {
                 u32 stage = this->stage(), barrier = full + 8 * stage, channel = step * HOPPER_DEPTH;
@@ -208,9 +212,12 @@ struct Wgmma {
                 const char* from = of_tap + channel * 32;
                 u32 there = channel + line < taps.channels ? left : 0;
 #pragma unroll
-                for (int p = 0; p < PANELS; p++, from += panel) copy_16(room + stage * STAGE + p * PANEL_BYTES, from, p < there);
+                for (int p = 0; p < PANELS; p++, from += panel) {
+                    if (GATED && p == OUT_PANELS) from = ahead(of_tap + channel * 32, n / 16, taps.lines * 32);
+                    copy_16(room + stage * STAGE + p * PANEL_BYTES, from, p % OUT_PANELS < there);
+                }
                 arrive_behind_copies(barrier);
-                if (++step == taps.steps) {
+                if (++step == taps.steps && !GATED) {
                     step = 0, of_tap += taps.channels * 32;
                     if (++kx == taps.columns) kx = 0, ky++;
                 }
@@ -229,11 +236,11 @@ struct Wgmma {
             TilePlace at = place(tile);
             PatchStore<T> out = store_of(at, both, epilogue);
             Sums sums = {};
-            if (blockIdx.y + 1 == gridDim.y) fetch_added(at.col * COLS, both, out);
+            if (blockIdx.y + 1 == gridDim.y) fetch_added(at.col * OUT, both, out);
             // Who waits for a stage must have seen the one before it, or a phase that ended long ago would do.
             if (!both) await(turns + 8 * group, (count / steps.count() / 2 + group + 1) % 2);
             both ? add_steps<1>(sums, group) : add_steps<TEAMS>(sums, group);
-            if (gridDim.y == 1 || join(sums, tile, both)) send(room, sums, at.col * COLS, both, out);
+            if (gridDim.y == 1 || join(sums, tile, both)) send(room, sums, at.col * OUT, both, out);
             if (!both) count += steps.count();
         }
     }
@@ -323,7 +330,7 @@ struct Wgmma {
 
     // Ends that are not whole are sent with 128 columns alone: `ops/hopper.rs` asks for no others. (A trap here would have ptxas 13 forget about `setmaxnreg`.)
     __device__ __forceinline__ void send(f32* room, Sums& sums, u32 first, bool both, const PatchStore<T>& out) const {
-        if (COLS != 128 || (out.epilogue.whole() && (!out.epilogue.sample_use || one_sample(out.epilogue)))) {
+        if (GATED || COLS != 128 || (out.epilogue.whole() && (!out.epilogue.sample_use || one_sample(out.epilogue)))) {
 #pragma unroll
             for (int r = 0; r < TEAMS; r++)
                 if (r == 0 || !both) send_whole(u32(__cvta_generic_to_shared(room)), sums[r], r, first, out);
@@ -350,8 +357,8 @@ struct Wgmma {
     // Has what will be added to a tile's sums near before they are made.
     __device__ __forceinline__ void fetch_added(u32 first, bool both, const PatchStore<T>& out) const {
         const Epilogue<T>& e = out.epilogue;
-        u32 lane = lane_id(), col = first + lane * 16;
-        if (e.has_bias && lane < COLS / 16 && col < n) fetch_line(e.bias + col);
+        u32 lane = lane_id(), gates = GATED && lane >= OUT_PANELS ? OUT : 0, col = first + lane * 16 - gates;
+        if (e.has_bias && lane < PANELS && col < n) fetch_line(e.bias + (gates ? n : 0) + col);
         if (!e.has_residual) return;
         // A lane has a row, or half of one.
         for (u32 i = both ? lane / 16 * 64 : 0; i < COLS; i += both ? 128 : 64)
@@ -407,15 +414,19 @@ struct Wgmma {
         u32 lane = lane_id(), rows[2] = {row_of(out, team, 0), row_of(out, team, 1)};
         Slice slice{out, room + lane / 8 * SLICE_PITCH + lane % 8 * 16, 16 * team + lane / 8, first + lane % 8 * 8};
         if (AHEAD && e.has_residual) slice.bring(COLS);
-        add_biases(sums, rows, first, e);
-        activate(sums, e.activation);
+        if constexpr (GATED) {
+            gate(sums, first, e);
+        } else {
+            add_biases(sums, rows, first, e);
+            activate(sums, e.activation);
+        }
         send_slices<0>(room + lane / 4 * SLICE_PITCH + lane % 4 * 4, sums, slice, e);
     }
 
     // The columns from `PART` on; a lane's pairs of two rows in the room.
     template <int PART>
     __device__ __forceinline__ void send_slices(u32 pairs, float (&sums)[COLS / 2], Slice& slice, const Epilogue<T>& e) const {
-        constexpr int LEFT = COLS - PART, WIDE = LEFT < SLICE ? LEFT : SLICE;
+        constexpr int LEFT = OUT - PART, WIDE = LEFT < SLICE ? LEFT : SLICE;
         if (e.has_residual) {
             if (!AHEAD) slice.bring(LEFT);
             slice.give();
@@ -443,13 +454,14 @@ struct Wgmma {
         v[0] += pair[0], v[1] += pair[1];
     }
 
-    // The tile's columns of a row of numbers: a lane has two neighbours of every 64, which the lanes that need them ask it for.
+    // So many columns of a row of numbers: a lane has two neighbours of every 64, which the lanes that need them ask it for.
+    template <int COUNT>
     struct Columns {
-        u32 pairs[(COLS + 63) / 64];
+        u32 pairs[(COUNT + 63) / 64];
 
         __device__ __forceinline__ Columns(const T* from, u32 first, u32 n) {
 #pragma unroll
-            for (int i = 0; i < (COLS + 63) / 64; i++) {
+            for (int i = 0; i < (COUNT + 63) / 64; i++) {
                 u32 col = first + 64 * i + 2 * lane_id();
                 pairs[i] = col < n ? *(const u32*)(from + col) : 0;
             }
@@ -461,11 +473,25 @@ struct Wgmma {
         }
     };
 
+    // What a gated tile makes of its sums, whose second half are of gates.
+    static __device__ __forceinline__ void gate(float (&sums)[COLS / 2], u32 first, const Epilogue<T>& e) {
+        // Zeros if there is no bias.
+        u32 end = e.has_bias ? e.n : 0;
+        Columns<OUT> biases(e.bias, first, end), gate_biases(e.bias + e.n, first, end);
+#pragma unroll
+        for (int j = 0; j < OUT / 8; j++) {
+            float bias[2], gate_bias[2];
+            biases.get(j, bias), gate_biases.get(j, gate_bias);
+#pragma unroll
+            for (int i = 4 * j; i < 4 * j + 4; i++) sums[i] = (sums[i] + bias[i % 2]) * gelu_near(sums[i + OUT / 2] + gate_bias[i % 2]);
+        }
+    }
+
     // A bias, and what the sample adds to the sums or multiplies them by: sixteen rows of y are of one sample.
     static __device__ __forceinline__ void add_biases(float (&sums)[COLS / 2], const u32 (&rows)[2], u32 first, const Epilogue<T>& e) {
         float pair[2];
         if (e.has_bias) {
-            Columns bias(e.bias, first, e.n);
+            Columns<COLS> bias(e.bias, first, e.n);
 #pragma unroll
             for (int j = 0; j < COLS / 8; j++) {
                 bias.get(j, pair);
@@ -474,7 +500,7 @@ struct Wgmma {
             }
         }
         if (!e.sample_use) return;
-        Columns sample(e.sample_of(min(__reduce_min_sync(~0u, min(rows[0], rows[1])), e.m - 1)), first, e.n);
+        Columns<COLS> sample(e.sample_of(min(__reduce_min_sync(~0u, min(rows[0], rows[1])), e.m - 1)), first, e.n);
         bool gates = e.gates();
 #pragma unroll
         for (int j = 0; j < COLS / 8; j++) {

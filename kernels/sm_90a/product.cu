@@ -4,12 +4,14 @@
 // one; what is smaller has the kernels of sm_80, and so has f32.
 //
 // x comes as a map of [B, H, W, C] in boxes of a patch by 64 channels, W as it lies, [n / 16, taps, C, 16].
+//
+// y = a * gelu(b), a and b the halves of the rows of x * W + bias: `linear_geglu`, W [C, 2 n] in panels, n a multiple of 16.
 #include "lib/gemm_hopper.cuh"
 
-template <class T, int COLS>
+template <class T, int COLS, bool GATED = false>
 __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Patches& patches, const Taps& taps, Terms steps, f32* parts,
                                         u32* arrivals, const Epilogue<T>& epilogue) {
-    using Tiles = Wgmma<T, COLS>;
+    using Tiles = Wgmma<T, COLS, GATED>;
     extern __shared__ __align__(1024) char room[];
     __shared__ u64 barriers[Tiles::BARRIERS];
     // Patterns of the swizzles begin at multiples of 1024 bytes, whatever stands before the room.
@@ -37,6 +39,16 @@ __device__ __forceinline__ void product(const TensorMap& x, const T* w, const Pa
         Taps taps{tap_columns, stride, pad_top, pad_left, tap_steps, tap_channels, lines};                                                          \
         product<T, COLS>(x, w, {width, height, images, wide, high}, taps, terms_of(steps, part), parts, arrivals, e);                               \
     }
-#define PRODUCTS(T) PRODUCT(T, 256) PRODUCT(T, 192) PRODUCT(T, 160) PRODUCT(T, 128) PRODUCT(T, 64)
+// Of a linear layer: images of one pixel, one tap.
+#define GATED_PRODUCT(T, COLS)                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) product_geglu_##COLS##_##T(                                                 \
+        const __grid_constant__ TensorMap x, const T* w, const T* bias, T* y, f32* parts, u32* arrivals, u32 channels, u32 m, u32 n, u32 steps, \
+        u32 part, u32 has_bias) {                                                                                                               \
+        Epilogue<T> e(bias, nullptr, nullptr, y, m, n, m, has_bias, 0, 0, n, 0, IDENTITY, 1.0f);                                                \
+        Taps taps{1, 1, 0, 0, steps, channels, channels};                                                                                       \
+        product<T, COLS, true>(x, w, {1, 1, m, 0, 0}, taps, terms_of(steps, part), parts, arrivals, e);                                         \
+    }
+#define PRODUCTS(T) \
+    PRODUCT(T, 256) PRODUCT(T, 192) PRODUCT(T, 160) PRODUCT(T, 128) PRODUCT(T, 64) GATED_PRODUCT(T, 192) GATED_PRODUCT(T, 160) GATED_PRODUCT(T, 128)
 PRODUCTS(f16)
 PRODUCTS(bf16)

@@ -3,7 +3,7 @@
 use super::product::Blocks;
 use crate::cpu::gemm::Window;
 use crate::graph::{Arg, Boxes, CudaTarget, Launch, Ptx, ptx};
-use crate::tensor::DType;
+use crate::tensor::{DType, PANEL};
 
 /// Rows of a tile, and channels of a step.
 const ROWS: usize = 128;
@@ -12,6 +12,8 @@ const DEPTH: usize = 64;
 const MOST_STRIDE: usize = 2;
 /// Columns of a tile: what there are entries for. With 256 two warpgroups share a tile; of narrower ones each has its own.
 const SIZES: [usize; 5] = [256, 192, 160, 128, FEW_COLUMNS];
+/// The same where the second half of the columns gates the first: Stable Diffusion's layers want no others.
+const GATED_SIZES: [usize; 3] = [192, 160, 128];
 /// For few rows, where no block has more than one tile: twice as many multiprocessors have one, and a join of parts moves half as much.
 const FEW_COLUMNS: usize = 64;
 /// Terms that are summed up in a row at most: longer sums lose digits that the result has in 16 bits.
@@ -30,16 +32,44 @@ const LAUNCH_CYCLES: usize = 5000;
 /// Most bytes of all parts of a product.
 const PART_BYTES: usize = 1 << 26;
 
+/// How a product ends on Hopper.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum End {
+    /// By an epilogue.
+    Any,
+    /// By one that is whole, and sixteen rows of a tile of one sample.
+    Whole,
+    /// By a bias, and by GELU of the second half of the columns, which gates the first: a linear layer's.
+    Geglu,
+}
+
+impl End {
+    /// Columns of tiles that there are entries for.
+    fn sizes(self) -> &'static [usize] {
+        match self {
+            End::Any => &[128],
+            End::Whole => &SIZES,
+            End::Geglu => &GATED_SIZES,
+        }
+    }
+
+    /// Multiples of which the columns of a weight are: four of y are an access; gates begin with a panel.
+    fn columns(self) -> usize {
+        if self == End::Geglu { 2 * PANEL } else { 4 }
+    }
+}
+
 /// A product of `images` under a window and a weight of `columns`, for the kernels of Hopper.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Hopper<'a> {
     window: &'a Window,
     images: usize,
-    /// Rows and columns of y.
+    /// Rows of y, and columns of the weight.
     pixels: usize,
     columns: usize,
+    end: End,
     patches: Patches,
-    /// Columns of a tile, of [`SIZES`].
+    /// Columns of a tile, of those that the end has.
     size: usize,
     tiles: usize,
     /// Steps of a part of k.
@@ -86,13 +116,12 @@ fn steps(w: &Window) -> usize {
 
 impl<'a> Hopper<'a> {
     /// None where the kernels of sm_80, which would take `other` tiles, are faster or the only ones: PTX for `wgmma` is for compute
-    /// capability 9.0 alone; boxes begin at multiples of 16 bytes, and columns of an end are four in an access. Ends that are not `whole` have
-    /// but one entry.
+    /// capability 9.0 alone; boxes begin at multiples of 16 bytes, and columns of an end are four in an access.
     pub fn new(
         w: &'a Window,
         images: usize,
         columns: usize,
-        whole: bool,
+        end: End,
         other: &Blocks,
         target: &CudaTarget,
     ) -> Option<Hopper<'a>> {
@@ -100,17 +129,20 @@ impl<'a> Hopper<'a> {
             && w.dilation == 1
             && w.channels > 0
             && w.channels.is_multiple_of(8)
-            && columns.is_multiple_of(4);
+            && columns.is_multiple_of(end.columns());
         if target.compute != (9, 0) || !possible {
             return None;
         }
-        let patches = Patches::of(w, images, ROWS);
-        let sizes = SIZES.into_iter().filter(|size| whole || *size == 128);
-        let all = sizes.flat_map(|size| Hopper::of(w, images, columns, patches, size, target));
+        let patches = match end {
+            // Of rows of a matrix.
+            End::Geglu => Patches { wide: 0, high: 0, count: images.div_ceil(ROWS) },
+            _ => Patches::of(w, images, ROWS),
+        };
+        let all = end.sizes().iter().flat_map(|size| Hopper::of(w, images, columns, end, patches, *size, target));
         let all = all.filter(|hopper| hopper.size > FEW_COLUMNS || hopper.blocks == hopper.tiles);
         let best = all.min_by_key(|hopper| hopper.cycles(target))?;
-        let launch = if other.parts > 1 { LAUNCH_CYCLES } else { 0 };
-        let others = 3 * other.half_cycles(best.pixels * columns, target) / 2 + launch;
+        let launches = (other.parts > 1) as usize + (end == End::Geglu) as usize;
+        let others = 3 * other.half_cycles(best.pixels * columns, target) / 2 + launches * LAUNCH_CYCLES;
         (best.cycles(target) <= others).then_some(best)
     }
 
@@ -119,6 +151,7 @@ impl<'a> Hopper<'a> {
         window: &'a Window,
         images: usize,
         columns: usize,
+        end: End,
         patches: Patches,
         size: usize,
         target: &CudaTarget,
@@ -132,7 +165,7 @@ impl<'a> Hopper<'a> {
             let part = steps.div_ceil(parts).max(1);
             let parts = steps.div_ceil(part);
             let blocks = tiles.min((wave / parts).max(1));
-            Hopper { window, images, pixels, columns, patches, size, tiles, part, parts, blocks }
+            Hopper { window, images, pixels, columns, end, patches, size, tiles, part, parts, blocks }
         })
     }
 
@@ -160,7 +193,7 @@ impl<'a> Hopper<'a> {
         stages * (ROWS + self.size) * DEPTH * 2 + 8 * 16 * (64 * 2 + 16) + 1024
     }
 
-    /// The launch over `args`: x, W, operands of the epilogue, and y.
+    /// The launch over `args`: x, W, operands of the end, and y.
     pub fn launch(&self, name: &'static str, dtype: DType, args: &[Arg]) -> Launch {
         let Hopper { window: w, patches, .. } = *self;
         let across = [1 << patches.wide, 1 << patches.high, ROWS >> (patches.wide + patches.high)];
@@ -170,15 +203,19 @@ impl<'a> Hopper<'a> {
             extent: vec![DEPTH, across[0], across[1], across[2]],
             steps: vec![1, w.stride, w.stride, 1],
         };
-        let kernel = Ptx::new(name, ptx!("sm_90a", "product"), dtype).entry(format!("product_{}_{dtype}", self.size));
+        let entry = if self.end == End::Geglu { "product_geglu" } else { "product" };
+        let kernel = Ptx::new(name, ptx!("sm_90a", "product"), dtype).entry(format!("{entry}_{}_{dtype}", self.size));
         let launch = Launch::ptx(kernel.shared(self.shared()), [self.blocks, self.parts, 1], 384, args.iter().copied());
         // Nobody reads what stands for parts and counters where there are none.
         let launch = match self.parts {
             1 => Launch { args: [&launch.args[..], &[args[0]; 2]].concat(), ..launch },
             parts => launch.with_scratch(self.tiles * parts * ROWS * self.size).with_counters(8 * self.tiles),
         };
-        let launch =
-            launch.in_boxes(0, x).scalars([w.out_width, w.out_height, self.images, patches.wide, patches.high]);
+        let launch = launch.in_boxes(0, x);
+        if self.end == End::Geglu {
+            return launch.scalar(w.channels);
+        }
+        let launch = launch.scalars([w.out_width, w.out_height, self.images, patches.wide, patches.high]);
         let taps = [w.kernel[1], w.stride, w.pad_top, w.pad_left, w.channels.div_ceil(DEPTH)];
         launch.scalars(taps).scalars([w.channels, w.taps() * w.channels])
     }
@@ -199,7 +236,7 @@ mod tests {
     /// Of images `[images, side, side, channels]` under a window of `taps²`, or rows of a matrix if there is one tap.
     fn cut(w: &Window, images: usize, n: usize) -> Option<Hopper<'_>> {
         let sizes = [images * w.out_height * w.out_width, n, w.taps() * w.channels];
-        Hopper::new(w, images, n, true, &Blocks::new(1, sizes, 128, &H100), &H100)
+        Hopper::new(w, images, n, End::Whole, &Blocks::new(1, sizes, 128, &H100), &H100)
     }
 
     fn image(height: usize, width: usize, channels: usize) -> Window {
@@ -249,6 +286,22 @@ mod tests {
     }
 
     #[test]
+    fn gated_tiles_are_as_large_as_rounds_are_full() {
+        let size = |m, n, k| {
+            let w = Window::matrix(k);
+            let h = Hopper::new(&w, m, n, End::Geglu, &Blocks::new(1, [m, n, k], 128, &H100), &H100);
+            h.map(|h| (h.size, h.parts, h.blocks))
+        };
+        // Stable Diffusion's feed-forwards, at batch 64, 4 and 1.
+        assert_eq!(size(1 << 18, 2560, 320), Some((192, 1, 132)));
+        assert_eq!(size(16384, 2560, 320), Some((192, 1, 132)));
+        assert_eq!(size(1024, 5120, 640), Some((160, 1, 132)));
+        assert_eq!(size(64, 10240, 1280), Some((128, 1, 80)));
+        // Gates that do not begin with a panel.
+        assert_eq!(size(1024, 5136, 640), None);
+    }
+
+    #[test]
     fn convolutions_that_boxes_cannot_bring_have_other_kernels() {
         let w = image(64, 64, 320);
         assert!(cut(&w, 4, 320).is_some());
@@ -256,6 +309,6 @@ mod tests {
         let others = [Window { stride: 3, ..w }, Window { dilation: 2, ..w }, image(64, 64, 4)];
         assert!(others.iter().all(|w| cut(w, 4, 320).is_none()));
         let older = CudaTarget { compute: (8, 9), ..H100 };
-        assert_eq!(Hopper::new(&w, 4, 320, true, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
+        assert_eq!(Hopper::new(&w, 4, 320, End::Whole, &Blocks::new(1, [16384, 320, 2880], 128, &older), &older), None);
     }
 }

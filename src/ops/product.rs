@@ -1,7 +1,7 @@
 //! How matrix products are cut into the tiles of `shaders/lib/product.wgsl`, and into those of `kernels/lib/gemm.cuh`.
 
 use super::Epilogue;
-use super::hopper::{Hopper, one_sample};
+use super::hopper::{End, Hopper, one_sample};
 use crate::cpu::gemm::Window;
 use crate::graph::{Arg, CudaTarget, Launch, Ptx, PtxFile, Shader, WgpuTarget, ptx, wgsl};
 use crate::tensor::{DType, PANEL};
@@ -343,7 +343,8 @@ impl Product<'_> {
         let samples = !self.epilogue.by_sample() || one_sample(self.window, self.images, self.rows_per_sample);
         let whole = self.epilogue.is_whole(n, self.sample_stride) && samples;
         let half = half && self.epilogue.by_fours(n, self.sample_stride);
-        let hopper = half.then(|| Hopper::new(self.window, self.images, n, whole, &blocks, target)).flatten();
+        let end = if whole { End::Whole } else { End::Any };
+        let hopper = half.then(|| Hopper::new(self.window, self.images, n, end, &blocks, target)).flatten();
         self.by(self.file, blocks, hopper)
     }
 
@@ -374,7 +375,7 @@ impl Product<'_> {
 }
 
 /// Rows that a linear layer has at most if its weight is read but once or twice: the bytes of weights take longer than the FLOPs.
-const FEW_ROWS: usize = 16;
+pub(super) const FEW_ROWS: usize = 16;
 
 impl Product<'_> {
     /// A panel of the weight and 8 rows a block.

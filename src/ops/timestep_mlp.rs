@@ -1,5 +1,6 @@
 //! A time's embedding through two linear layers, in one launch.
 
+use super::chain::Chain;
 use super::linear::expect_weight;
 use super::timestep_embedding::expect_times;
 use super::{Activate, Activation, Cast, Epilogue, Linear, TimestepEmbedding, expect_inputs, expect_typed};
@@ -150,49 +151,20 @@ impl TimestepMlp {
         Ok(vec![first, second])
     }
 
-    /// Its ops one after the other, what is between them in scratch.
+    /// Its ops one after the other.
     fn launches(&self, io: &Signature, target: &Target) -> Result<Vec<Launch>> {
-        let (samples, dtype, mut launches) = (io.outputs[0].rows(), io.outputs[0].dtype, Vec::new());
-        let mut add =
-            |op: &dyn Op, inputs: Vec<(Arg, TensorType)>, n: usize, last: bool| -> Result<(Arg, TensorType)> {
-                let (args, types): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
-                let dtype = if launches.is_empty() { DType::F32 } else { dtype };
-                let between = TensorType { dtype, ..TensorType::f32([samples, n]) };
-                // What the op's own launches leave for each other is numbered from here on; the last of them makes its output.
-                let (first, mut made) = (launches.len(), Arg::Output(0));
-                for mut launch in op.lower(&Signature { inputs: types, outputs: vec![between.clone()] }, target)? {
-                    let own = launch.scratch.len();
-                    let makes = launch.args.contains(&Arg::Output(0)) && !last;
-                    // The first of several that make a part each has it.
-                    let out = if made == Arg::Output(0) { Arg::Scratch(own) } else { made };
-                    if makes && out == Arg::Scratch(own) {
-                        launch.scratch.push(between.bytes());
-                        made = Arg::Left(launches.len(), own);
-                    }
-                    for arg in &mut launch.args {
-                        *arg = match *arg {
-                            Arg::Input(i) => args[i],
-                            Arg::Output(_) if makes => out,
-                            Arg::Left(launch, piece) => Arg::Left(first + launch, piece),
-                            arg => arg,
-                        };
-                    }
-                    launches.push(launch);
-                }
-                Ok((made, between))
-            };
         let input = |i: usize| (Arg::Input(i), io.inputs[i].clone());
         let first = Linear(Epilogue { activation: self.act, ..Epilogue::bias() });
         let second = Linear(Epilogue { sample_bias: self.label, activation: self.last, ..Epilogue::bias() });
-        let embedded = add(&self.embedding, vec![input(0)], self.embedding.dim, false)?;
-        let embedded = match dtype {
+        let mut chain = Chain::new(target);
+        let embedded = chain.add(&self.embedding, vec![input(0)])?;
+        let embedded = match io.outputs[0].dtype {
             DType::F32 => embedded,
-            _ => add(&Cast(dtype), vec![embedded], self.embedding.dim, false)?,
+            dtype => chain.add(&Cast(dtype), vec![embedded])?,
         };
-        let hidden = add(&first, vec![embedded, input(1), input(2)], io.inputs[1].cols(), false)?;
+        let hidden = chain.add(&first, vec![embedded, input(1), input(2)])?;
         let operands = (3..io.inputs.len()).map(input);
-        add(&second, [hidden].into_iter().chain(operands).collect(), io.outputs[0].cols(), true)?;
-        Ok(launches)
+        chain.end(&second, [hidden].into_iter().chain(operands).collect())
     }
 }
 

@@ -6,6 +6,7 @@
 //! * linear, conv2d → add: the epilogue's residual; where a row is a sample, an activation may follow (inference only)
 //! * linear, conv2d → gate: the epilogue's gate and residual (inference only, for the same reason)
 //! * linear, conv2d → affine without shift: the epilogue's scale
+//! * linear → geglu: one linear_geglu, if the linear adds a bias at most (inference only: its gradient would make the product again)
 //! * add → affine without shift: a scaled sum
 //! * slice → layer_norm, linear: columns of a row of every sample, read where they lie (inference only)
 //! * timestep_embedding (→ cast) → linear → activation → linear (→ activation): one timestep_mlp (inference only)
@@ -14,8 +15,8 @@ use super::verify::verify;
 use crate::Result;
 use crate::graph::{Graph, Node, Op, Origin, Value};
 use crate::ops::{
-    Activate, Activation, Affine, Binary, Cast, Conv2d, Epilogue, Gate, GroupNorm, LayerNorm, Linear, Slice,
-    TimestepEmbedding, TimestepMlp,
+    Activate, Activation, Affine, Binary, Cast, Conv2d, Epilogue, Gate, Geglu, GroupNorm, LayerNorm, Linear,
+    LinearGeglu, Slice, TimestepEmbedding, TimestepMlp,
 };
 use std::sync::Arc;
 
@@ -167,6 +168,11 @@ fn merge(graph: &Graph, from: &Node, node: &Node, slot: usize, purpose: Purpose)
         let last = !from.inputs.iter().any(|v| graph.producer(*v).and_then(epilogue).is_some());
         return (last && affine.shift == 0.0)
             .then(|| (Arc::new(Binary::AddScaled(affine.scale)) as _, from.inputs.clone()));
+    }
+    if let (Some(Linear(epilogue)), Some(Geglu)) = (from.op.downcast(), node.op.downcast()) {
+        let plain = *epilogue == Epilogue { bias: epilogue.bias, ..Default::default() };
+        return (plain && purpose == Purpose::Inference)
+            .then(|| (Arc::new(LinearGeglu { bias: epilogue.bias }) as _, from.inputs.clone()));
     }
     let epilogue = epilogue(from)?;
     let open = !epilogue.residual && epilogue.scale == 1.0;

@@ -51,7 +51,9 @@ pub(super) struct Compiler<'a> {
     root: Vec<usize>,
     /// Bytes from where its root begins to where a value begins.
     skip: Vec<usize>,
-    /// By root: first definition and last use, as node numbers.
+    /// By node: the launches before its own; and those of all nodes. A node without launches counts as one.
+    starts: Vec<usize>,
+    /// By root: first definition and last use, as launches.
     span: Vec<(usize, usize)>,
     home: Vec<Home>,
     blocks: Vec<Block>,
@@ -78,11 +80,18 @@ impl<'a> Compiler<'a> {
                 e => e,
             })
         };
+        let launches: Vec<Vec<Launch>> = graph.nodes().iter().map(lower).collect::<Result<_>>()?;
+        let mut starts = vec![0];
+        starts.extend(launches.iter().scan(0, |end, launches| {
+            *end += launches.len().max(1);
+            Some(*end)
+        }));
         Ok(Compiler {
             graph,
             target,
             options,
-            launches: graph.nodes().iter().map(lower).collect::<Result<_>>()?,
+            launches,
+            starts,
             live: vec![false; graph.nodes().len()],
             root: (0..n).collect(),
             skip: vec![0; n],
@@ -104,7 +113,7 @@ impl<'a> Compiler<'a> {
         self.mark_live(&outputs);
         self.bind_sources(name, buffers, bind)?;
         self.share_storage(&outputs);
-        let end = self.graph.nodes().len();
+        let end = self.end();
         self.measure_spans();
         for (number, &(value, buffer)) in outputs.iter().enumerate() {
             let (b, ty) = (buffers.get(buffer), self.graph.ty(value));
@@ -215,17 +224,38 @@ impl<'a> Compiler<'a> {
 
     fn measure_spans(&mut self) {
         for (i, node) in self.graph.nodes().iter().enumerate().filter(|(i, _)| self.live[*i]) {
-            for v in node.inputs.iter().chain(&node.outputs) {
+            let inputs = node.inputs.iter().enumerate().map(|(k, v)| (v, Arg::Input(k)));
+            let outputs = node.outputs.iter().enumerate().map(|(k, v)| (v, Arg::Output(k)));
+            for (v, arg) in inputs.chain(outputs) {
+                let (first, last) = self.launches_with(i, arg).unwrap_or((self.starts[i], self.starts[i + 1] - 1));
                 let span = &mut self.span[self.root[v.index()]];
-                *span = (span.0.min(i), span.1.max(i));
+                *span = (span.0.min(first), span.1.max(last));
             }
         }
+    }
+
+    /// The first and the last launch of a node that have an argument.
+    fn launches_with(&self, node: usize, arg: Arg) -> Option<(usize, usize)> {
+        let launches = &self.launches[node];
+        let first = launches.iter().position(|launch| launch.args.contains(&arg))?;
+        let last = launches.iter().rposition(|launch| launch.args.contains(&arg))?;
+        Some((self.starts[node] + first, self.starts[node] + last))
+    }
+
+    /// The number of launches.
+    fn end(&self) -> usize {
+        self.starts[self.graph.nodes().len()]
+    }
+
+    /// The node that a launch is of.
+    fn node_at(&self, launch: usize) -> usize {
+        self.starts.partition_point(|start| *start <= launch) - 1
     }
 
     /// True if a scratch root may be written straight into `buffer`: nothing reads the buffer's old content after the first
     /// write, except an op at that very write that may run in place.
     fn writable(&self, root: usize, buffer: BufferId, buffers: &Buffers) -> bool {
-        let (first, target) = (self.span[root].0, buffers.get(buffer));
+        let (first, target) = (self.node_at(self.span[root].0), buffers.get(buffer));
         let overlaps = |other: BufferId| buffers.overlap(other, buffer);
         let shares = |v: &Value| matches!(self.home[self.root[v.index()]], Home::Buffer(b) if overlaps(b));
         if self.home.iter().enumerate().any(|(i, h)| {
@@ -268,12 +298,20 @@ impl<'a> Compiler<'a> {
                 }
             }
             for (l, launch) in self.launches[i].iter().enumerate() {
-                let ids = launch.scratch.iter().map(|bytes| {
-                    let bytes = bytes.next_multiple_of(ALIGN) + self.options.guard;
-                    self.blocks.push(Block { first: i, last: i, bytes });
-                    self.blocks.len() - 1
-                });
+                let first = self.starts[i] + l;
+                let pieces: Vec<Block> = launch
+                    .scratch
+                    .iter()
+                    .enumerate()
+                    .map(|(k, bytes)| {
+                        let bytes = bytes.next_multiple_of(ALIGN) + self.options.guard;
+                        let last = self.launches_with(i, Arg::Left(l, k)).map_or(first, |(_, last)| last);
+                        Block { first, last, bytes }
+                    })
+                    .collect();
+                let ids = self.blocks.len()..self.blocks.len() + pieces.len();
                 self.scratch.insert((i, l), ids.collect());
+                self.blocks.extend(pieces);
             }
         }
     }
@@ -303,8 +341,9 @@ impl<'a> Compiler<'a> {
                     let Home::Buffer(b) = self.home[self.root[value.index()]] else { continue };
                     if !buffers.get(b).offset.is_multiple_of(ALIGN) {
                         let bytes = self.graph.ty(value).bytes().next_multiple_of(ALIGN) + self.options.guard;
+                        let at = self.starts[i] + l;
                         self.moved.insert((i, l, a), self.blocks.len());
-                        self.blocks.push(Block { first: i, last: i, bytes });
+                        self.blocks.push(Block { first: at, last: at, bytes });
                     }
                 }
             }
@@ -324,7 +363,7 @@ impl<'a> Compiler<'a> {
         if self.options.guard > 0 || matches!(self.target, Target::Wgpu(_)) {
             return (lent, pieces);
         }
-        let end = self.graph.nodes().len();
+        let end = self.end();
         let mut written = self.written(buffers).into_iter().peekable();
         let mut begins = true;
         while let Some((from, to, first)) = written.next() {
@@ -344,9 +383,9 @@ impl<'a> Compiler<'a> {
     }
 
     /// Where the program writes what buffers hold in the end, and reads nothing: offsets of start and end, in their order, and the first
-    /// node that writes there.
+    /// launch that writes there.
     fn written(&self, buffers: &Buffers) -> Vec<(usize, usize, usize)> {
-        let end = self.graph.nodes().len();
+        let end = self.end();
         let (mut read, mut written) = (vec![], vec![]);
         for (i, home) in self.home.iter().enumerate() {
             match (home, &self.graph.values()[i].origin) {
@@ -372,12 +411,13 @@ impl<'a> Compiler<'a> {
         places
     }
 
-    /// What is alive at a node.
+    /// What is alive at a launch.
     pub fn live(&self, at: usize) -> Vec<Live> {
         let of_node = |block: usize, node: &Node, ty: Option<TensorType>| {
             let Block { first, last, bytes } = self.blocks[block];
             let (op, scope, backward) = (node.op.name(), node.scope.clone(), node.backward);
-            (first <= at && at <= last).then_some(Live { bytes, op, scope, backward, ty, span: [first, last] })
+            let span = [first, last].map(|launch| self.node_at(launch));
+            (first <= at && at <= last).then_some(Live { bytes, op, scope, backward, ty, span })
         };
         let values = (0..self.home.len()).filter_map(|i| {
             let (Home::Scratch(block), value) = (self.home[i], Value(i as u32)) else { return None };

@@ -2,7 +2,7 @@ use crate::activation::reference as act;
 use crate::harness::{Case, Input, Tensor, f32s, panels, run_on_gpus};
 use langevin::graph::Graph;
 use langevin::ops::{
-    Activation, Cast, Epilogue, Linear, LinearWeightGrad, OneOfMany, TransposeWeight, TransposeWeights,
+    Activation, Cast, Epilogue, Linear, LinearGeglu, LinearWeightGrad, OneOfMany, TransposeWeight, TransposeWeights,
 };
 use langevin::tensor::{DType, PANEL, TensorType};
 
@@ -269,5 +269,56 @@ fn transposed_weights_of_one_array() {
     g.output("out", out);
     for (device, got) in run_on_gpus("transpose_weights", &g, &[("x".into(), x)]) {
         assert!(got["out"] == expected, "on {device}");
+    }
+}
+
+/// A linear layer of `[batch, rows, k]` to 2 d columns, and the gated GELU of that.
+fn linear_geglu_case<'a>([batch, rows, k, d]: [usize; 4], bias: bool) -> Case<'a> {
+    let mut inputs = vec![f32s(&[batch, rows, k], 1), panels(&[k, 2 * d], 2)];
+    inputs.extend(bias.then(|| f32s(&[2 * d], 3)));
+    Case::new(format!("linear_geglu {batch}x{rows}x{k}x{d} {bias}"), LinearGeglu { bias }, inputs, move |i| {
+        let mut y = Tensor::zeros([batch, rows, d]);
+        for (x, y) in i[0].data.chunks(k).zip(y.data.chunks_mut(d)) {
+            let mut wide = i.get(2).map_or(vec![0.0; 2 * d], |bias| bias.data.clone());
+            for (x, w) in x.iter().zip(i[1].data.chunks(2 * d)) {
+                wide.iter_mut().zip(w).for_each(|(wide, w)| *wide += x * w);
+            }
+            let (a, b) = wide.split_at(d);
+            y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a * act(Activation::Gelu, *b));
+        }
+        vec![y]
+    })
+}
+
+#[test]
+fn linear_geglu() {
+    for bias in [false, true] {
+        for sizes in [[1, 1, 1, 1], [2, 3, 5, 7], [1, 13, 4, 33]] {
+            linear_geglu_case(sizes, bias).check();
+        }
+        // More rows than a tile has; so many terms that the product comes in parts.
+        for sizes in [[3, 89, 136, 104], [2, 10, 2088, 34]] {
+            linear_geglu_case(sizes, bias).forward_only().check();
+        }
+    }
+}
+
+/// Tiles of all widths, several of them a block and one for two warpgroups; parts; rows and columns that end within tiles, and fewer columns than half a
+/// tile has.
+#[test]
+fn linear_geglu_on_hopper() {
+    for (sizes, bias, size) in [
+        ([2, 200, 136, 208], true, 128),
+        ([1, 99, 200, 112], false, 128),
+        ([1, 40, 136, 16], true, 128),
+        ([1, 60, 2888, 64], true, 128),
+        ([2, 60, 2888, 96], false, 128),
+        ([3, 96, 136, 144], true, 160),
+        ([2, 112, 2888, 80], true, 160),
+        ([1, 370, 648, 192], true, 192),
+        ([1, 370, 648, 176], false, 192),
+    ] {
+        let entry = format!("product_geglu_{size}_bf16");
+        linear_geglu_case(sizes, bias).forward_only().on_hopper(&entry).check();
     }
 }
