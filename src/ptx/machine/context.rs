@@ -19,11 +19,10 @@ pub(in super::super) struct Context<'a> {
     pub(super) addresses: &'a [u64],
     pub memory: &'a mut Memory,
     pub counters: &'a mut Counters,
+    /// The warp's, or another one of the cluster, see [`Context::visit`].
     pub block: &'a mut Block,
     /// The blocks of the cluster; in place of `block` one without warps.
     pub cluster: &'a mut [Block],
-    /// Whether `block` is another one than the warp's, see [`Context::visit`].
-    pub(super) away: bool,
     pub warp: &'a mut Warp,
     /// The lanes that execute it.
     pub mask: u32,
@@ -138,11 +137,11 @@ impl Context<'_> {
         match special {
             Special::Tid(axis) => warp.threads[axis][lane],
             Special::Ntid(axis) => self.launch.block[axis].into(),
-            Special::Ctaid(axis) => self.block.index[axis].into(),
+            Special::Ctaid(axis) => warp.block[axis].into(),
             Special::Nctaid(axis) => self.launch.grid[axis].into(),
             Special::LaneId => lane as u64,
             Special::WarpId => warp.index as u64,
-            Special::NwarpId => self.block.clocks.len() as u64,
+            Special::NwarpId => self.block.warps() as u64,
             Special::LaneMask(order, equal) => {
                 let has = |l: &usize| l.cmp(&lane) == order || (equal && *l == lane && order != Ordering::Equal);
                 (0..32).filter(has).fold(0, |m, l| m | 1 << l)
@@ -150,19 +149,19 @@ impl Context<'_> {
             Special::Clock => warp.time.into(),
             Special::DynamicShared => self.launch.shared_bytes.into(),
             Special::TotalShared => self.block.shared.len() as u64,
-            Special::ClusterCtaid(axis) => (self.block.index[axis] % cluster[axis]).into(),
-            Special::ClusterRank => self.block.rank as u64,
+            Special::ClusterCtaid(axis) => (warp.block[axis] % cluster[axis]).into(),
+            Special::ClusterRank => warp.rank as u64,
             Special::ClusterNctaid(axis) => cluster[axis].into(),
             Special::ClusterBlocks => self.cluster.len() as u64,
-            Special::Clusterid(axis) => (self.block.index[axis] / cluster[axis]).into(),
+            Special::Clusterid(axis) => (warp.block[axis] / cluster[axis]).into(),
             Special::Nclusterid(axis) => (self.launch.grid[axis] / cluster[axis]).into(),
             Special::Zero => 0,
             Special::One => 1,
         }
     }
 
-    /// Does what `f` does in the block whose shared memory an address lies in, at the address there. In another block of the cluster, accesses are
-    /// those of its last column: ordered behind what its warps did before the cluster met last, and seen by them when it has met again.
+    /// Does what `f` does in the block whose shared memory an address lies in, at the address there; the clock that orders it
+    /// and the marks that it leaves are the warp's own.
     ///
     /// # Errors
     /// Where there is no such block, or it may not have begun or have ended; those of `f`.
@@ -173,7 +172,7 @@ impl Context<'_> {
     ) -> Result<R, FaultKind> {
         let own = address % CLUSTER_STEP;
         let Some(rank) = (address / CLUSTER_STEP).checked_sub(1).map(|rank| rank as usize) else { return f(self, own) };
-        if rank == self.block.rank {
+        if rank == self.warp.rank {
             return f(self, own);
         }
         let misuse = |reason: String| Err(FaultKind::Misuse(reason));
@@ -191,29 +190,23 @@ impl Context<'_> {
         self.warp.away = true;
         std::mem::swap(self.block, &mut self.cluster[rank]);
         self.block.visited = Some(self.block.barriers[CLUSTER_BARRIER].completions);
-        self.away = true;
         let done = f(self, own);
-        self.away = false;
         std::mem::swap(self.block, &mut self.cluster[rank]);
         done
     }
 
-    /// The shadow of the block's shared memory, and the clocks that the warp knows of the block.
+    /// The shadow of the block's shared memory, and the clocks that the warp knows.
     #[inline]
     pub fn shadow(&mut self) -> (&mut Shadow, &[u32]) {
-        let Block { shadow, clocks, barriers, .. } = &mut *self.block;
-        (shadow, if self.away { &barriers[CLUSTER_BARRIER].done } else { &clocks[self.warp.index] })
+        (&mut self.block.shadow, &self.warp.clock)
     }
 
     /// The mark of an access that the lane does now.
     #[inline]
     pub fn mark(&self, lane: usize, strong: bool) -> Mark {
-        let (index, clock) = match (self.away, self.warp.index) {
-            (true, _) => (self.block.bulk_index(), self.block.bulk_clock),
-            (false, index) => (index, self.block.clocks[index][index]),
-        };
-        let (pc, time) = (self.pc as u32, self.warp.time);
-        Mark { clock, time, pc, warp: index as u16, lane: lane as u8, strong }
+        let Warp { clock, column, time, .. } = &*self.warp;
+        let (pc, warp) = (self.pc as u32, *column as u16);
+        Mark { clock: clock[*column], time: *time, pc, warp, lane: lane as u8, strong }
     }
 
     /// Where an access to shared memory begins, if it lies inside.
@@ -254,16 +247,25 @@ impl Context<'_> {
             }
             Conflict::InFlight(mark) => FaultKind::InFlight { address, line: line(&mark) },
             // It has come, and whoever touches it has not waited for it.
-            Conflict::Race { mark, .. } if usize::from(mark.warp) == self.block.bulk_index() => {
+            Conflict::Race { mark, .. } if usize::from(mark.warp) == self.block.bulk_column() => {
                 FaultKind::InFlight { address, line: line(&mark) }
             }
             Conflict::Race { here, there, mark } => {
-                let linear = u32::from(mark.warp) * 32 + u32::from(mark.lane) % 32;
-                let [x, y, _] = self.launch.block;
-                let thread = [linear % x, linear / x % y, linear / (x * y)];
-                FaultKind::Race { address, here, there, thread, line: line(&mark) }
+                let columns = self.block.columns.len();
+                let (rank, warp) = (usize::from(mark.warp) / columns, usize::from(mark.warp) % columns);
+                let thread = place_of(warp as u32 * 32 + u32::from(mark.lane) % 32, self.launch.block);
+                let other = |rank: usize| (rank != self.warp.rank).then(|| self.block_at(rank));
+                let (owner, block) = (other(self.block.rank), other(rank));
+                FaultKind::Race { address, owner, here, there, thread, block, line: line(&mark) }
             }
         }
+    }
+
+    /// The place in the grid of the block with a number in the cluster.
+    fn block_at(&self, rank: usize) -> [u32; 3] {
+        let (cluster, block) = (self.entry.limits.cluster, self.warp.block);
+        let at = place_of(rank as u32, cluster);
+        std::array::from_fn(|axis| block[axis] - block[axis] % cluster[axis] + at[axis])
     }
 
     fn shared_name(&self, address: u64) -> String {
@@ -362,6 +364,11 @@ impl Context<'_> {
     pub fn count_flops(&mut self, each: u64) {
         self.counters.flops += each * u64::from(self.mask.count_ones());
     }
+}
+
+/// The place with a number among as many along each axis, x first.
+fn place_of(number: u32, [x, y, _]: [u32; 3]) -> [u32; 3] {
+    [number % x, number / x % y, number / (x * y)]
 }
 
 fn no_local(address: u64) -> FaultKind {

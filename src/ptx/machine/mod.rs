@@ -13,6 +13,7 @@ use super::instr::wgmma::Products;
 use super::memory::{Local, Memory};
 use super::module::Entry;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 pub(super) use context::{Context, address_type, class_of, immediate, window};
 pub use launch::Launch;
@@ -32,6 +33,7 @@ impl Entry {
         addresses: &[u64],
     ) -> Result<Counters, Failure> {
         let blocks = self.limits.cluster.iter().product::<u32>() as usize;
+        let warps = launch.block.iter().product::<u32>().div_ceil(32) as usize;
         let mut machine = Machine {
             entry: self,
             launch,
@@ -42,6 +44,7 @@ impl Entry {
             classes: [0; Class::ALL.len()],
             issued: 0,
             blocks: Vec::new(),
+            columns: warps + 1,
             shadows: (0..blocks).map(|_| Shadow::default()).collect(),
             ticks: u32::MAX,
         };
@@ -74,6 +77,12 @@ struct Frame {
 /// 32 threads.
 pub(super) struct Warp {
     pub index: usize,
+    /// The place of its block in the grid, and that block's number in the cluster.
+    block: [u32; 3],
+    rank: usize,
+    /// What it knows of all warps of the cluster, see [`super::check`], and which of these columns is its own.
+    pub clock: Vec<u32>,
+    pub column: usize,
     /// Lanes that have not ended.
     pub live: u32,
     stack: Vec<Frame>,
@@ -103,13 +112,12 @@ pub(super) struct Warp {
 /// A block that runs.
 #[derive(Default)]
 pub(super) struct Block {
-    index: [u32; 3],
     /// Its number in its cluster.
     rank: usize,
     pub shared: Vec<u8>,
     pub shadow: Shadow,
-    /// By warp what it knows of all warps, see [`super::check`]; the last column is of bulk copies.
-    pub clocks: Vec<Vec<u32>>,
+    /// Of its warps among all clocks of the cluster, and the last one of its bulk copies.
+    pub columns: Range<usize>,
     pub bulk_clock: u32,
     pub barriers: Vec<Barrier>,
     /// By address.
@@ -132,6 +140,8 @@ struct Machine<'a> {
     issued: u64,
     /// The blocks of the cluster that runs; in place of the one whose turn it is there is one without warps.
     blocks: Vec<Block>,
+    /// Of a block among the clocks: one a warp, and one of the copies that come by themselves.
+    columns: usize,
     /// Of shared memory by rank, and the last tick of the blocks so far.
     shadows: Vec<Shadow>,
     ticks: u32,
@@ -146,17 +156,16 @@ enum Turn {
 
 impl Machine<'_> {
     fn cluster(&mut self, place: [u32; 3]) -> Result<(), Failure> {
-        let mut warps: Vec<Vec<Warp>> = self.shadows.iter().map(|_| self.warps()).collect();
-        let bytes = self.entry.shared_bytes(self.launch) as usize;
+        let blocks = self.shadows.len();
         if self.ticks > u32::MAX / 2 {
-            // One column a warp, and one of what comes by itself or from other blocks.
-            let columns = warps[0].len() + 1;
-            self.shadows.iter_mut().for_each(|shadow| *shadow = Shadow::new(bytes, columns));
+            let bytes = self.entry.shared_bytes(self.launch) as usize;
+            self.shadows = (0..blocks).map(|rank| Shadow::new(bytes, self.columns(rank))).collect();
             self.ticks = 0;
         }
         let cluster = self.entry.limits.cluster;
         let indices = places(cluster).map(|at| std::array::from_fn(|axis| place[axis] * cluster[axis] + at[axis]));
-        self.blocks = indices.enumerate().map(|(rank, index)| self.begin(rank, index, warps[rank].len())).collect();
+        let mut warps: Vec<Vec<Warp>> = indices.enumerate().map(|(rank, index)| self.warps(rank, index)).collect();
+        self.blocks = (0..blocks).map(|rank| self.begin(rank)).collect();
         while self.blocks.iter().any(|block| block.live != 0) {
             let mut idle = true;
             for (rank, warps) in warps.iter_mut().enumerate() {
@@ -174,35 +183,43 @@ impl Machine<'_> {
                 return Err(self.deadlock(&warps));
             }
         }
-        let ticks = |block: &Block| block.clocks.iter().flatten().copied().fold(block.bulk_clock, u32::max);
-        self.ticks = self.blocks.iter().map(ticks).fold(self.ticks, u32::max);
+        let bulk = self.blocks.iter().map(|block| block.bulk_clock);
+        self.ticks = warps.iter().flatten().map(|warp| warp.clock[warp.column]).chain(bulk).fold(self.ticks, u32::max);
         let blocks = std::mem::take(&mut self.blocks);
         self.shadows = blocks.into_iter().map(|block| block.shadow).collect();
         Ok(())
     }
 
-    /// The block at `index` before it runs.
-    fn begin(&mut self, rank: usize, index: [u32; 3], warps: usize) -> Block {
-        let start = self.ticks;
+    /// The columns of the block with a number in the cluster.
+    fn columns(&self, rank: usize) -> Range<usize> {
+        rank * self.columns..(rank + 1) * self.columns
+    }
+
+    /// Of all blocks of the cluster.
+    fn all_columns(&self) -> usize {
+        self.shadows.len() * self.columns
+    }
+
+    /// The block with a number in the cluster before it runs.
+    fn begin(&mut self, rank: usize) -> Block {
         let mut shadow = std::mem::take(&mut self.shadows[rank]);
-        shadow.next_block(start);
-        // Every warp's own clock begins one later: what is not is of another block.
-        let clock = |w: usize| (0..=warps).map(|other| start + u32::from(other == w)).collect();
+        shadow.next_block(self.ticks);
         Block {
-            index,
             rank,
             shared: vec![0; self.entry.shared_bytes(self.launch) as usize],
             shadow,
-            clocks: (0..warps).map(clock).collect(),
-            bulk_clock: start + 1,
-            barriers: (0..=CLUSTER_BARRIER).map(|_| Barrier::new(warps + 1)).collect(),
+            columns: self.columns(rank),
+            bulk_clock: self.ticks + 1,
+            barriers: (0..=CLUSTER_BARRIER).map(|_| Barrier::new(self.all_columns())).collect(),
             mbarriers: BTreeMap::new(),
-            live: u32::MAX >> (32 - warps),
+            live: u32::MAX >> (33 - self.columns),
             visited: None,
         }
     }
 
-    fn warps(&self) -> Vec<Warp> {
+    /// The warps of the block with a number in the cluster, at a place of the grid.
+    fn warps(&self, rank: usize, block: [u32; 3]) -> Vec<Warp> {
+        let (start, columns) = (self.ticks, self.columns(rank));
         let threads: Vec<[u32; 3]> = places(self.launch.block).collect();
         let chunks = threads.chunks(32).enumerate();
         chunks
@@ -211,8 +228,14 @@ impl Machine<'_> {
                 let place = |axis: usize, lane: usize| chunk.get(lane).map_or(0, |t: &[u32; 3]| t[axis].into());
                 let threads = std::array::from_fn(|axis| std::array::from_fn(|lane| place(axis, lane)));
                 let frame = Frame { pc: 0, reconverge: self.entry.code.len(), mask: live, parked: false };
+                let column = columns.start + index;
                 Warp {
                     index,
+                    block,
+                    rank,
+                    // Its own begins one later: a mark that is not later than `start` is of a cluster before.
+                    clock: (0..self.all_columns()).map(|other| start + u32::from(other == column)).collect(),
+                    column,
                     live,
                     stack: vec![frame],
                     // Not a number in any type: a register that is read before it is written shows.
@@ -238,7 +261,7 @@ impl Machine<'_> {
             match self.step(block, warp) {
                 Ok(Turn::Again) if warp.live != 0 => {}
                 Ok(_) => break,
-                Err(trap) => return Err(self.fault(block, warp, pc, trap)),
+                Err(trap) => return Err(self.fault(warp, pc, trap)),
             }
         }
         if warp.live == 0 {
@@ -246,7 +269,7 @@ impl Machine<'_> {
             if block.live == 0 && block.visited == Some(block.barriers[CLUSTER_BARRIER].completions) {
                 let reason = "ends, and nothing holds it until other blocks are done with its shared memory";
                 let trap = Trap::new(0, FaultKind::Misuse(reason.into()));
-                return Err(self.fault(block, warp, self.entry.code.len().saturating_sub(1), trap));
+                return Err(self.fault(warp, self.entry.code.len().saturating_sub(1), trap));
             }
             block.complete_barriers();
             block.complete_cluster(&mut self.blocks);
@@ -294,7 +317,6 @@ impl Machine<'_> {
             counters: &mut self.counters,
             block,
             cluster: &mut self.blocks,
-            away: false,
             warp,
             mask,
             pc: frame.pc,
@@ -355,11 +377,11 @@ impl Machine<'_> {
         }
     }
 
-    fn fault(&self, block: &Block, warp: &Warp, pc: usize, trap: Trap) -> Failure {
+    fn fault(&self, warp: &Warp, pc: usize, trap: Trap) -> Failure {
         let (line, opcode) = self.entry.code.get(pc).map_or((0, ""), |i| (i.line, i.opcode.as_str()));
         Failure::Fault(Box::new(Fault {
             kernel: self.entry.name.clone(),
-            block: block.index,
+            block: warp.block,
             thread: warp.threads.map(|axis| axis[trap.lane % 32] as u32),
             line,
             opcode: opcode.to_owned(),
@@ -370,7 +392,7 @@ impl Machine<'_> {
     /// Every warp waits.
     fn deadlock(&self, warps: &[Vec<Warp>]) -> Failure {
         let rank = self.blocks.iter().position(|block| block.live != 0).unwrap_or(0);
-        let (block, warps) = (&self.blocks[rank], &warps[rank]);
+        let warps = &warps[rank];
         let place = |warp: &Warp| {
             let (id, _) = warp.waiting?;
             let line = self.entry.code.get(warp.stack.last()?.pc)?.line;
@@ -381,7 +403,7 @@ impl Machine<'_> {
         let first = warps.iter().find(|w| w.live != 0).unwrap_or(&warps[0]);
         let pc = first.stack.last().map_or(0, |f| f.pc);
         let lane = first.live.trailing_zeros() as usize;
-        self.fault(block, first, pc, Trap::new(lane, FaultKind::BarrierDivergence(reason)))
+        self.fault(first, pc, Trap::new(lane, FaultKind::BarrierDivergence(reason)))
     }
 }
 
@@ -423,6 +445,11 @@ impl Warp {
 }
 
 impl Block {
+    /// Its warps, ended ones too.
+    pub fn warps(&self) -> usize {
+        self.columns.len() - 1
+    }
+
     /// Whether the warp's barrier has yet to complete.
     fn is_waiting(&self, warp: &Warp) -> bool {
         warp.waiting.is_some_and(|(id, completions)| self.barriers[id].completions == completions)
