@@ -2,10 +2,12 @@
 //!
 //! Races are found by vector clocks, after Flanagan and Freund, "FastTrack: Efficient and Precise Dynamic Race Detection":
 //! every warp has a clock that ticks when it releases what it did (at a barrier, at a warp's sync, at an arrival), and knows
-//! up to which tick of every other warp it is ordered behind. An access races with an earlier one whose tick it does not
-//! know. Whether the machine happens to run the two in a harmless order makes no difference.
+//! up to which tick of every other warp of its cluster it is ordered behind. An access races with an earlier one whose tick
+//! it does not know. Whether the machine happens to run the two in a harmless order makes no difference.
 
 use super::module::Space;
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a kernel did wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,9 +22,21 @@ pub enum FaultKind {
     #[error("writes to {place}, which is constant")]
     ReadOnly { place: String },
     #[error(
-        "races in shared memory at {address:#x}: {here} here, and no barrier since thread {thread:?} {there} it in line {line}"
+        "races in shared memory{} at {address:#x}: {here} here, and no barrier since thread {thread:?}{} {there} it in line {line}",
+        of_block(.owner),
+        of_block(.block)
     )]
-    Race { address: u64, here: &'static str, there: &'static str, thread: [u32; 3], line: u32 },
+    Race {
+        address: u64,
+        /// The block whose memory it is, if it is another one than that of the thread at fault.
+        owner: Option<[u32; 3]>,
+        here: &'static str,
+        there: &'static str,
+        thread: [u32; 3],
+        /// The block of that thread, if it is another one.
+        block: Option<[u32; 3]>,
+        line: u32,
+    },
     #[error("touches shared memory at {address:#x} that the asynchronous copy of line {line} still fills")]
     InFlight { address: u64, line: u32 },
     #[error("barrier divergence: {0}")]
@@ -33,6 +47,10 @@ pub enum FaultKind {
     Budget(u64),
     #[error("the kernel trapped")]
     Trap,
+}
+
+fn of_block(block: &Option<[u32; 3]>) -> String {
+    block.map_or(String::new(), |block| format!(" of block {block:?}"))
 }
 
 /// What a kernel did wrong, and where.
@@ -95,6 +113,7 @@ pub(super) struct Mark {
     /// The warp's count of instructions: lanes of one instruction do not race with each other.
     pub time: u32,
     pub pc: u32,
+    /// The warp's column among the clocks.
     pub warp: u16,
     pub lane: u8,
     /// Atomic, volatile, relaxed and the like: such accesses do not race with each other.
@@ -121,18 +140,45 @@ pub(super) struct Shadow {
 /// Marks of places that are accessed as wholes.
 #[derive(Default)]
 struct Marks {
-    warps: usize,
+    /// The block's own columns: where they begin, and how many they are.
+    first: usize,
+    columns: usize,
     writes: Vec<Mark>,
-    /// By place and warp.
+    /// By place and own column.
     reads: Vec<Mark>,
+    /// By place and column, of other blocks of the cluster: few, if any.
+    visits: BTreeMap<(usize, u16), Mark>,
 }
 
 /// Bytes of a word.
 const WORD: usize = 4;
 
 impl Marks {
-    fn new(places: usize, warps: usize) -> Self {
-        Marks { warps, writes: vec![Mark::default(); places], reads: vec![Mark::default(); places * warps] }
+    fn new(places: usize, own: Range<usize>) -> Self {
+        let (first, columns) = (own.start, own.len());
+        let (writes, reads) = (vec![Mark::default(); places], vec![Mark::default(); places * columns]);
+        Marks { first, columns, writes, reads, visits: BTreeMap::new() }
+    }
+
+    /// Where the last read of a place by a warp is noted.
+    #[inline]
+    fn last_read(&mut self, at: usize, warp: u16) -> &mut Mark {
+        match usize::from(warp).wrapping_sub(self.first) {
+            column if column < self.columns => &mut self.reads[at * self.columns + column],
+            _ => self.visits.entry((at, warp)).or_default(),
+        }
+    }
+
+    /// The reads of a place by its own block.
+    #[inline]
+    fn own_reads(&self, at: usize) -> &[Mark] {
+        &self.reads[at * self.columns..(at + 1) * self.columns]
+    }
+
+    /// The reads of a place by other blocks.
+    #[inline]
+    fn visits(&self, at: usize) -> impl Iterator<Item = &Mark> {
+        self.visits.range((at, 0)..=(at, u16::MAX)).map(|(_, read)| read)
     }
 
     /// `conflicts` with whatever is older than `start` says nothing.
@@ -145,7 +191,7 @@ impl Marks {
         if conflicts(write, &who, clocks, start) {
             return Err(Conflict::Race { here: "reads", there: "wrote", mark: *write });
         }
-        let mark = &mut self.reads[at * self.warps + who.warp as usize];
+        let mark = self.last_read(at, who.warp);
         if mark.clock == who.clock && (mark.lane != who.lane || !mark.strong) {
             mark.lane = if mark.lane == who.lane { who.lane } else { MANY };
             mark.strong &= who.strong;
@@ -159,28 +205,28 @@ impl Marks {
 
     #[inline]
     fn write(&mut self, at: usize, who: Mark, clocks: &[u32], start: u32) -> Result<(), Conflict> {
-        let write = &mut self.writes[at];
+        let write = &self.writes[at];
         if conflicts(write, &who, clocks, start) {
             return Err(Conflict::Race { here: "writes", there: "wrote", mark: *write });
         }
-        let reads = &self.reads[at * self.warps..(at + 1) * self.warps];
-        if let Some(read) = reads.iter().find(|r| conflicts(r, &who, clocks, start)) {
+        let races = |read: &&Mark| conflicts(read, &who, clocks, start);
+        if let Some(read) = self.own_reads(at).iter().find(races).or_else(|| self.visits(at).find(races)) {
             return Err(Conflict::Race { here: "writes", there: "read", mark: *read });
         }
-        *write = who;
+        self.writes[at] = who;
         Ok(())
     }
 }
 
 impl Shadow {
-    /// The shadow of `bytes` that nobody has touched.
-    pub fn new(bytes: usize, warps: usize) -> Self {
+    /// The shadow of `bytes` that nobody has touched, of a block that has the columns `own` among the clocks.
+    pub fn new(bytes: usize, own: Range<usize>) -> Self {
         let words = bytes.div_ceil(WORD);
         Shadow {
             start: 0,
-            words: Marks::new(words, warps),
+            words: Marks::new(words, own.clone()),
             split: vec![false; words],
-            bytes: Marks { warps, ..Marks::default() },
+            bytes: Marks::new(0, own),
             flying: vec![false; words],
         }
     }
@@ -189,6 +235,9 @@ impl Shadow {
     pub fn next_block(&mut self, start: u32) {
         self.start = start;
         self.flying.fill(false);
+        // They would say nothing, and take room.
+        self.words.visits.clear();
+        self.bytes.visits.clear();
     }
 
     /// A read of `bytes` from `at` on; `clocks` are those that the reader's warp knows.
@@ -240,14 +289,14 @@ impl Shadow {
         if std::mem::replace(&mut self.split[word], true) {
             return;
         }
-        let warps = self.words.warps;
+        let Marks { first, columns, .. } = self.words;
         if self.bytes.writes.is_empty() {
-            self.bytes = Marks::new(WORD * self.words.writes.len(), warps);
+            self.bytes = Marks::new(WORD * self.words.writes.len(), first..first + columns);
         }
-        let reads = &self.words.reads[word * warps..(word + 1) * warps];
         for byte in word * WORD..(word + 1) * WORD {
             self.bytes.writes[byte] = self.words.writes[word];
-            self.bytes.reads[byte * warps..(byte + 1) * warps].copy_from_slice(reads);
+            self.bytes.reads[byte * columns..(byte + 1) * columns].copy_from_slice(self.words.own_reads(word));
+            self.bytes.visits.extend(self.words.visits(word).map(|read| ((byte, read.warp), *read)));
         }
     }
 

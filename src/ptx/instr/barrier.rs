@@ -2,7 +2,7 @@
 
 use super::super::check::{FaultKind, Trap};
 use super::super::count::Class;
-use super::super::machine::{Block, Context};
+use super::super::machine::{Block, Context, Warp};
 use super::super::module::{Operand, Space, Type};
 use super::control::Nothing;
 use super::copy::BulkCopy;
@@ -77,9 +77,9 @@ impl Mbarrier {
 }
 
 impl Block {
-    /// The place of what copies do by themselves among the clocks: behind the warps.
-    pub fn bulk_index(&self) -> usize {
-        self.clocks.len()
+    /// The place among the clocks of what copies do by themselves: behind the warps.
+    pub fn bulk_column(&self) -> usize {
+        self.columns.end - 1
     }
 
     /// Completes the barriers that waited for a warp that has ended.
@@ -95,24 +95,27 @@ impl Block {
         if !arrived(self) || !others.iter().all(arrived) {
             return;
         }
-        for block in others.iter_mut().chain([self]).filter(|block| block.live != 0) {
-            let barrier = &mut block.barriers[CLUSTER_BARRIER];
-            // What other blocks did in its shared memory is behind it as well.
-            if let Some(last) = barrier.clock.last_mut() {
-                *last = block.bulk_clock;
-            }
+        // Behind it is what all blocks have released, also one whose warps arrived and ended.
+        let mut clock = vec![0; self.barriers[CLUSTER_BARRIER].clock.len()];
+        // What stands for this block among the others has no barriers.
+        let blocks = others.iter_mut().chain([self]);
+        let barriers: Vec<_> = blocks.filter_map(|block| block.barriers.get_mut(CLUSTER_BARRIER)).collect();
+        barriers.iter().for_each(|barrier| join(&mut clock, &barrier.clock));
+        for barrier in barriers {
+            barrier.clock.clone_from(&clock);
             barrier.complete();
-            block.bulk_clock += 1;
         }
     }
+}
 
+impl Warp {
     /// Ticks the warp's clock: what it does from now on is not ordered by what it has released.
-    pub fn tick(&mut self, warp: usize) {
-        self.clocks[warp][warp] += 1;
+    pub fn tick(&mut self) {
+        self.clock[self.column] += 1;
     }
 
-    fn acquire(&mut self, warp: usize, from: &[u32]) {
-        join(&mut self.clocks[warp], from);
+    fn acquire(&mut self, from: &[u32]) {
+        join(&mut self.clock, from);
     }
 }
 
@@ -190,8 +193,6 @@ impl Execute for ClusterBarrier {
         if cx.mask != cx.warp.live {
             return Ok(Flow::Missing(cx.warp.live & !cx.mask));
         }
-        let warp = cx.warp.index;
-        let own = cx.block.clocks[warp].clone();
         let barrier = &mut cx.block.barriers[CLUSTER_BARRIER];
         match (self.arrives, cx.warp.arrived) {
             (true, None) if cx.warp.away && !self.releases => {
@@ -200,12 +201,12 @@ impl Execute for ClusterBarrier {
             }
             (true, None) => {
                 cx.warp.arrived = Some(barrier.completions);
-                barrier.arrived |= 1 << warp;
+                barrier.arrived |= 1 << cx.warp.index;
                 if self.releases {
-                    join(&mut barrier.clock, &own);
+                    join(&mut barrier.clock, &cx.warp.clock);
                 }
                 cx.block.complete_cluster(cx.cluster);
-                cx.block.tick(warp);
+                cx.warp.tick();
                 Ok(Flow::Next)
             }
             (false, Some(completions)) if barrier.completions == completions => {
@@ -214,8 +215,7 @@ impl Execute for ClusterBarrier {
             }
             (false, Some(_)) => {
                 (cx.warp.waiting, cx.warp.arrived, cx.warp.away) = (None, None, false);
-                let done = barrier.done.clone();
-                cx.block.acquire(warp, &done);
+                cx.warp.acquire(&barrier.done);
                 Ok(Flow::Next)
             }
             (true, Some(_)) => Err(cx.fault(FaultKind::Misuse("arrives twice at the cluster's barrier".into()))),
@@ -234,7 +234,7 @@ impl Execute for WarpSync {
         if missing != 0 {
             return Ok(Flow::Missing(missing));
         }
-        cx.block.tick(cx.warp.index);
+        cx.warp.tick();
         Ok(Flow::Next)
     }
 }
@@ -271,7 +271,7 @@ impl Execute for BlockBarrier {
         if let Some(threads) = threads.filter(|t| *t == 0 || t % 32 != 0) {
             return misuse(format!("a barrier of {threads} threads is not possible: whole warps take part"));
         }
-        let (own, live) = (cx.block.clocks[cx.warp.index].clone(), cx.block.live);
+        let live = cx.block.live;
         let votes = self.reduce.as_ref().map(|r| {
             let holds = |l: &usize| cx.value(&r.vote, Type::Pred, *l) == 1;
             (cx.lanes().filter(holds).count() as u32, cx.mask.count_ones())
@@ -284,7 +284,7 @@ impl Execute for BlockBarrier {
         }
         barrier.arrived |= bit;
         barrier.threads = threads;
-        join(&mut barrier.clock, &own);
+        join(&mut barrier.clock, &cx.warp.clock);
         if let Some((yes, all)) = votes {
             barrier.votes.0 += yes;
             barrier.votes.1 += all;
@@ -294,7 +294,7 @@ impl Execute for BlockBarrier {
         if complete {
             barrier.complete();
         }
-        cx.block.tick(cx.warp.index);
+        cx.warp.tick();
         match (self.waits, complete) {
             (false, _) => Ok(Flow::Next),
             (true, true) => {
@@ -312,8 +312,7 @@ impl Execute for BlockBarrier {
 impl BlockBarrier {
     /// What the others did before the barrier is ordered before what follows.
     fn leave(&self, cx: &mut Context<'_>, id: usize) {
-        let done = cx.block.barriers[id].done.clone();
-        cx.block.acquire(cx.warp.index, &done);
+        cx.warp.acquire(&cx.block.barriers[id].done);
         if let Some(reduce) = &self.reduce {
             let (yes, all) = cx.block.barriers[id].result;
             let value = match reduce.name.as_str() {
@@ -385,7 +384,7 @@ impl Execute for SharedBarrier {
             waits |= !done;
         }
         if !matches!(self.action, Action::Wait { .. }) {
-            cx.block.tick(cx.warp.index);
+            cx.warp.tick();
         }
         Ok(if waits { Flow::Yield } else { Flow::Next })
     }
@@ -401,14 +400,13 @@ impl SharedBarrier {
         aligned("mbarrier", space, address, 8)?;
         let ty = if matches!(self.action, Action::Wait { parity: false, .. }) { Type::B(64) } else { Type::U(32) };
         let value = self.value.as_ref().map(|v| cx.value(v, ty, lane));
-        let warp = cx.warp.index;
         if let Action::Init = self.action {
             let count = value.unwrap_or(0) as u32;
             if count == 0 || count >= 1 << 20 {
                 return Err(FaultKind::Misuse(format!("a barrier object of {count} arrivals is not possible")));
             }
             cx.store(lane, space, address, &[0; 8], true)?;
-            let clocks = cx.block.clocks[warp].len();
+            let clocks = cx.warp.clock.len();
             let (clock, done) = (vec![0; clocks], vec![0; clocks]);
             let new =
                 Mbarrier { count, pending: count, bytes: 0, phase: 0, clock, done, copies: Vec::new(), behind: 0 };
@@ -419,7 +417,6 @@ impl SharedBarrier {
         cx.load(lane, space, address, &mut [0; 8], false)?;
         // Who looks first finds them still under way, so that one look is not enough.
         let landed = matches!(self.action, Action::Wait { .. }) && cx.land_bulk(address);
-        let own = cx.block.clocks[warp].clone();
         let Some(object) = cx.block.mbarriers.get_mut(&address) else {
             return Err(FaultKind::Misuse(format!("there is no barrier object at shared address {address:#x}")));
         };
@@ -430,7 +427,7 @@ impl SharedBarrier {
             let phase = object.phase;
             object.bytes += bytes;
             object.pending -= count;
-            join(&mut object.clock, &own);
+            join(&mut object.clock, &cx.warp.clock);
             object.settle();
             Ok(phase)
         };
@@ -450,8 +447,7 @@ impl SharedBarrier {
                 let (phase, given) = (object.phase, value.unwrap_or(0));
                 let complete = !landed && if parity { phase & 1 != given & 1 } else { phase != given };
                 if complete {
-                    let done = object.done.clone();
-                    cx.block.acquire(warp, &done);
+                    cx.warp.acquire(&object.done);
                 }
                 if let Some(result) = &self.result {
                     cx.set(result, lane, complete.into());
@@ -466,6 +462,7 @@ impl SharedBarrier {
 impl Context<'_> {
     /// The bulk copies of a barrier object arrive; whether there are any.
     fn land_bulk(&mut self, address: u64) -> bool {
+        let column = self.block.bulk_column();
         let Some(object) = self.block.mbarriers.get_mut(&address) else { return false };
         let copies = std::mem::take(&mut object.copies);
         let any = !copies.is_empty() || object.behind > 0;
@@ -473,9 +470,7 @@ impl Context<'_> {
         for copy in copies {
             object.bytes -= copy.data.len() as i64;
             let clock = self.block.bulk_clock;
-            if let Some(last) = object.clock.last_mut() {
-                *last = clock;
-            }
+            object.clock[column] = clock;
             copy.land(&mut self.block.shared, &mut self.block.shadow, clock);
             self.block.bulk_clock += 1;
         }

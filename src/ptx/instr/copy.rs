@@ -218,7 +218,7 @@ struct Arrive {
 
 impl Execute for Arrive {
     fn run(&self, cx: &mut Context<'_>) -> Result<Flow, Trap> {
-        let warp = cx.block.bulk_index() as u16;
+        let warp = cx.block.bulk_column() as u16;
         for lane in cx.lanes() {
             let (_, object) = locate(cx, &self.object, self.space, lane);
             let mark = Mark { warp, ..cx.mark(lane, false) };
@@ -380,7 +380,7 @@ impl Fetch {
         }
         let accesses: Vec<Access> = parts.iter().map(|p| (p.1, p.2)).collect();
         cx.count(Space::Global, &accesses, bytes, false);
-        let warp = cx.block.bulk_index() as u16;
+        let warp = cx.block.bulk_column() as u16;
         let mark = Mark { warp, ..cx.mark(lane, false) };
         cx.start_bulk(object, BulkCopy { to: start, data, mark })
     }

@@ -221,7 +221,7 @@ impl Execute for Multiply {
             return Ok(Flow::Missing(missing));
         }
         let part = cx.warp.index % 4;
-        if cx.block.clocks.len() < cx.warp.index - part + 4 {
+        if cx.block.warps() < cx.warp.index - part + 4 {
             let reason = "four warps have to take part, and the block's last ones are fewer";
             return Err(cx.fault(FaultKind::Misuse(reason.into())));
         }
