@@ -143,7 +143,7 @@ impl Case {
     fn run(&self, built: &Built, graph: &Graph) -> HashMap<String, Vec<f32>> {
         let mut buffers = Buffers::new();
         for joined in &built.joined {
-            joined.declare(&mut buffers, str::to_owned).unwrap();
+            buffers.declare_joined(joined, str::to_owned).unwrap();
         }
         for (value, name) in graph.inputs().chain(graph.parameters()) {
             if buffers.find(name).is_none() {

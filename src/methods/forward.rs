@@ -69,7 +69,7 @@ pub fn forward(network: &Built, grad: Option<Backward>, target: Target, options:
     }
     let weight = |name: &str| format!("weights/{name}");
     for joined in &network.joined {
-        joined.declare(&mut buffers, weight)?;
+        buffers.declare_joined(joined, weight)?;
     }
     for (value, name) in graph.parameters() {
         if buffers.find(&weight(name)).is_none() {

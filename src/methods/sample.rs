@@ -222,7 +222,7 @@ impl<'a> Builder<'a> {
             for joined in &denoiser.network.joined {
                 let place = |name: &str| format!("{}/{name}", denoiser.prefix(name));
                 if self.buffers.find(&place(&joined.name)).is_none() {
-                    joined.declare(&mut self.buffers, place)?;
+                    self.buffers.declare_joined(joined, place)?;
                 }
             }
         }

@@ -27,6 +27,7 @@ pub use dinov2::Dinov2Config;
 pub use inception::InceptionConfig;
 pub use params::{FixedTensor, Import, Init, Parameter, nchw_to_nhwc, nhwc_to_nchw};
 
+use crate::device::ALIGN;
 use crate::graph::{Graph, Target};
 use crate::passes::join::{Joined, join};
 use crate::passes::storage::store;
@@ -130,7 +131,7 @@ impl Built {
         // A network with adapters may share its weights with one without, which has no such layers to join.
         let adapted = self.parameters.iter().any(|p| adapter_parameter(&p.name).is_some());
         if let (Target::Cuda(_), false) = (target, adapted) {
-            (self.graph, self.joined) = join(&self.graph)?;
+            (self.graph, self.joined) = join(&self.graph, ALIGN)?;
         }
         let types: HashMap<&str, &TensorType> =
             self.graph.parameters().map(|(v, name)| (name.as_ref(), self.graph.ty(v))).collect();

@@ -6,12 +6,10 @@
 
 use super::fuse::{epilogue, with_epilogue};
 use super::verify::verify;
-use crate::device::ALIGN;
+use crate::Result;
 use crate::graph::{Graph, Node, Origin, Value};
 use crate::ops::{Epilogue, Linear};
-use crate::schedule::Buffers;
 use crate::tensor::{Layout, PANEL, TensorType};
-use crate::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
 /// A parameter that others are parts of.
@@ -23,31 +21,13 @@ pub struct Joined {
     pub parts: Vec<(String, usize, TensorType)>,
 }
 
-impl Joined {
-    /// Reserves its buffer and those of its parts inside it, under the names that `name` makes of theirs.
-    ///
-    /// # Errors
-    /// [`Error::Verify`] where a part has a buffer already.
-    pub fn declare(&self, buffers: &mut Buffers, name: impl Fn(&str) -> String) -> Result<()> {
-        let whole = buffers.declare(name(&self.name), self.ty.clone());
-        for (part, skip, ty) in &self.parts {
-            if buffers.find(&name(part)).is_some() {
-                let reason = format!("`{part}` has a buffer, and is to be a part of `{}`", self.name);
-                return Err(Error::Verify { pass: "joining", reason });
-            }
-            buffers.view(whole, name(part), *skip, ty.clone())?;
-        }
-        Ok(())
-    }
-}
-
-/// Layers may have a quarter more columns than their parts, which begin where parts of buffers may.
+/// Layers may have a quarter more columns than their parts, which begin where parts may.
 const WASTE: usize = 4;
 
 /// The graph with one linear layer in place of each set of those that read the same value and whose results are added to samples, and the parameters
-/// that it has instead of theirs.
-pub fn join(graph: &Graph) -> Result<(Graph, Vec<Joined>)> {
-    let sets = sets(graph);
+/// that it has instead of theirs. Parts begin at multiples of `align` bytes.
+pub fn join(graph: &Graph, align: usize) -> Result<(Graph, Vec<Joined>)> {
+    let sets = sets(graph, align);
     let mut joined: Vec<Joined> = Vec::new();
     let (mut out, mut map) = (Graph::new(), vec![Value(u32::MAX); graph.values().len()]);
     let parts: HashSet<Value> =
@@ -94,7 +74,7 @@ struct Set {
 }
 
 /// The sets of two layers and more.
-fn sets(graph: &Graph) -> Vec<Set> {
+fn sets(graph: &Graph, align: usize) -> Vec<Set> {
     let mut uses = vec![0; graph.values().len()];
     graph.nodes().iter().for_each(|n| n.inputs.iter().for_each(|v| uses[v.index()] += 1));
     graph.outputs().iter().for_each(|(_, v)| uses[v.index()] += 1);
@@ -114,15 +94,15 @@ fn sets(graph: &Graph) -> Vec<Set> {
             None => by_source.push((key, vec![i])),
         }
     }
-    by_source.into_iter().filter_map(|(_, nodes)| Set::of(graph, nodes)).collect()
+    by_source.into_iter().filter_map(|(_, nodes)| Set::of(graph, nodes, align)).collect()
 }
 
 impl Set {
     /// None where there is but one layer, or too much room between them.
-    fn of(graph: &Graph, nodes: Vec<usize>) -> Option<Set> {
+    fn of(graph: &Graph, nodes: Vec<usize>, align: usize) -> Option<Set> {
         let columns = |node: &usize| graph.ty(graph.nodes()[*node].outputs[0]).cols();
         let weight = graph.ty(graph.nodes()[nodes[0]].inputs[1]);
-        let step = (ALIGN / weight.dtype.size()).max(PANEL);
+        let step = (align / weight.dtype.size()).max(PANEL);
         let needed: usize = nodes.iter().map(columns).sum();
         let (mut layers, mut end) = (Vec::new(), 0);
         for node in &nodes {

@@ -1,6 +1,7 @@
 //! Buffers: named places in the arena that outlive programs.
 
 use crate::device::ALIGN;
+use crate::passes::join::Joined;
 use crate::tensor::TensorType;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -61,6 +62,22 @@ impl Buffers {
             return Err(Error::Verify { pass: "buffers", reason });
         }
         Ok(self.push(name.as_ref().into(), ty, offset))
+    }
+
+    /// Reserves the buffer of a parameter that others are parts of, and theirs inside it, under the names that `name` makes of theirs.
+    ///
+    /// # Errors
+    /// [`Error::Verify`] where a part has a buffer already, or does not lie inside.
+    pub fn declare_joined(&mut self, joined: &Joined, name: impl Fn(&str) -> String) -> Result<()> {
+        let whole = self.declare(name(&joined.name), joined.ty.clone());
+        for (part, skip, ty) in &joined.parts {
+            if self.find(&name(part)).is_some() {
+                let reason = format!("`{part}` has a buffer, and is to be a part of `{}`", joined.name);
+                return Err(Error::Verify { pass: "buffers", reason });
+            }
+            self.view(whole, name(part), *skip, ty.clone())?;
+        }
+        Ok(())
     }
 
     fn push(&mut self, name: Arc<str>, ty: TensorType, offset: usize) -> BufferId {
