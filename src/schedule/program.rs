@@ -44,7 +44,7 @@ pub struct Command {
     pub reads: Vec<usize>,
     /// Arguments that hold outputs of the op, whole after this launch, and their types.
     pub outputs: Vec<(usize, DType)>,
-    /// Arguments that go on behind what the launch sees of them: parts of views' storage, and [`Launch::part`].
+    /// Arguments that go on behind what the launch sees of them: parts of views' storage, and [`Launch::part`](crate::graph::Launch::part).
     pub partial: Vec<usize>,
     pub op: &'static str,
     pub scope: Arc<str>,
