@@ -221,10 +221,10 @@ pub fn lower(case: &str, batch: usize, how: Backward, device: &Device) -> Result
     let network = Network::from_config(config, case)?;
     let spec = InputSpec::new(batch, size, size);
     if case.ends_with("-w2sd") {
-        return reflected_step(&network.build(&spec)?.stored(dtype, &device.target())?, batch, size, device);
+        return reflected_step(&network.build(&spec)?.for_inference(dtype, &device.target())?, batch, size, device);
     }
     if !case.ends_with("-train") {
-        let built = network.build(&spec)?.stored(dtype, &device.target())?;
+        let built = network.build(&spec)?.for_inference(dtype, &device.target())?;
         return forward(&built, None, device.target(), Options::default());
     }
     let train_how = TrainLowering {

@@ -329,7 +329,7 @@ fn check_all_on(device: Device) {
 fn check_all_stored(dtype: DType, device: Device) {
     for dir in cases() {
         let case = Case::read(&dir, device.clone());
-        let built = case.build().stored(dtype, &device.target()).unwrap();
+        let built = case.build().for_inference(dtype, &device.target()).unwrap();
         let short = built.parameters.iter().filter(|p| p.ty.dtype == dtype).count();
         assert!(2 * short > built.parameters.len(), "{}: {short} parameters are {dtype}", case.name);
         println!("{:<40} inference in {dtype} {:.1e}", case.name, case.check_inference(&built));

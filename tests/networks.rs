@@ -246,7 +246,7 @@ fn layers_of_one_embedding_are_joined_on_cuda() {
     let target = Device::ptx((9, 0)).target();
     let stored = |config: &Json, size: usize, dtype: DType| {
         let built = network(config).unwrap().build(&InputSpec::new(1, size, size)).unwrap();
-        built.stored(dtype, &target).unwrap()
+        built.for_inference(dtype, &target).unwrap()
     };
     let columns = |built: &Built| built.joined.iter().map(|j| (j.parts.len(), j.ty.cols())).collect::<Vec<_>>();
     // 22 blocks; those of 320 columns have 384.
@@ -263,13 +263,15 @@ fn layers_of_one_embedding_are_joined_on_cuda() {
     assert_eq!(columns(&stored(&scaled, 8, DType::F32)), []);
     assert_eq!(columns(&stored(&edm_cifar10(0, 0), 32, DType::Bf16)), vec![(33, 33 * 256); 2]);
 
-    let place = folder(&unet([64, 128]));
-    let model = Model::open(place.path()).unwrap();
+    let (place, other) = (folder(&unet([64, 128])), folder(&unet([128, 128])));
+    let [model, guide] = [&place, &other].map(|place| Model::open(place.path()).unwrap());
     let draw = |device: Device, dtype| {
         let latents = Some(numbers("sample", &[2 * 8 * 8 * 4]));
         let request = SampleRequest { n: 2, batch: 2, steps: 2, latents, dtype, ..SampleRequest::new(&model) };
+        let request = SampleRequest { guide: Some(&guide), guidance_scale: 1.5, ..request };
         request.prepare(&model, device).unwrap().run(&mut |_| Ok(())).unwrap().data
     };
+    // Another model, whose weights are its own, guides; it is joined too.
     let expected = draw(Device::Cpu, DType::F32);
     let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-4), (DType::Bf16, 5e-2)] {

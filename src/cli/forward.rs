@@ -57,7 +57,7 @@ pub fn run(args: ForwardArgs, output: Output) -> Result<()> {
     let grad = args.grad.then_some(Backward { recompute, dtype });
     let lower = |device: &Device| {
         // With gradients weights stay f32.
-        let built = if args.grad { built.clone() } else { built.clone().stored(dtype, &device.target())? };
+        let built = if args.grad { built.clone() } else { built.clone().for_inference(dtype, &device.target())? };
         let schedule = forward(&built, grad, device.target(), Options::default())?;
         Ok((built, schedule))
     };

@@ -116,7 +116,7 @@ pub fn run(args: PlanArgs, output: Output) -> Result<()> {
             let (target, dtype) = target.open(output)?;
             let (network, [height, width]) = open_network(&network)?;
             let built = network.build(&InputSpec::new(batch, height, width))?;
-            let built = if grad { built } else { built.stored(dtype, &target)? };
+            let built = if grad { built } else { built.for_inference(dtype, &target)? };
             let grad = grad.then_some(Backward { dtype, ..Backward::default() });
             show(&forward(&built, grad, target, Options::default())?, &view, output)
         }

@@ -103,17 +103,18 @@ pub struct Machine {
 
 /// The module of a kernel's file. What langevin was built with is parsed once a process, however many machines there are: it is megabytes of text.
 fn module(kernel: &Ptx) -> Result<Arc<Module>> {
-    static PARSED: Mutex<BTreeMap<usize, Arc<Module>>> = Mutex::new(BTreeMap::new());
+    static PARSED: Mutex<BTreeMap<(usize, usize), Arc<Module>>> = Mutex::new(BTreeMap::new());
     let parse = |text: &str| Module::parse(text).map(Arc::new).map_err(|e| rejected(kernel, e.to_string()));
     match text(&kernel.file)? {
         Cow::Owned(text) => parse(&text),
         Cow::Borrowed(text) => {
             let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(module) = parsed.get(&text.as_ptr().addr()) {
+            let key = (text.as_ptr().addr(), text.len());
+            if let Some(module) = parsed.get(&key) {
                 return Ok(module.clone());
             }
             let module = parse(text)?;
-            parsed.insert(text.as_ptr().addr(), module.clone());
+            parsed.insert(key, module.clone());
             Ok(module)
         }
     }

@@ -3,7 +3,7 @@
 //! Steps of one shape become one program and one loop over the row table. Inside a program the sampler's registers are
 //! values; only those that a later step reads live in buffers. Guidance is folded into the coefficients: where the answer
 //! `out` stands in an update with coefficient c, the conditional answer gets c·g and the unconditional c·(1 − g), so that
-//! CFG and the sampler's step are one `diffusion_update`.
+//! CFG and the sampler's step are one `diffusion_update`. What no step changes, keys and values of a text say, a program makes before the loop.
 
 use crate::diffusion::reflection::leg;
 use crate::diffusion::{Guidance, Reg, Stage, Step, Trajectory};
@@ -302,7 +302,9 @@ impl<'a> Builder<'a> {
         let graph = if self.how.fuse {
             let (graph, log) = fuse(&graph, Purpose::Inference)?;
             self.fusions.extend(log);
-            hoist(&self.before(&once(&graph)?, first)?)?
+            let graph = once(&graph)?;
+            // One step alone would make it as often.
+            hoist(&if steps.len() > 1 { self.before(&graph, first)? } else { graph })?
         } else {
             graph
         };

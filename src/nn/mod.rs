@@ -107,7 +107,7 @@ pub struct Built {
     pub parameters: Vec<Parameter>,
     /// Tensors that the file holds although they follow from the configuration; written back when a model is saved.
     pub fixed: Vec<FixedTensor>,
-    /// Parameters of the graph whose parts are parameters of the network; none as built.
+    /// Parameters of the graph whose parts are parameters of the network, see [`Built::for_inference`]; none as built.
     pub joined: Vec<Joined>,
     /// Names of tensors that some files hold and none needs.
     pub ignored: Vec<String>,
@@ -118,31 +118,39 @@ pub struct Built {
 
 impl Built {
     /// The network for inference on `target` with its weights and activations in memory as `dtype`, f32, f16 or bf16; inputs and
-    /// outputs keep their types. Where a launch costs something, layers that can be [joined](crate::passes::join) are.
+    /// outputs keep their types.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a type that the target does not store, and for i32.
     pub fn stored(mut self, dtype: DType, target: &Target) -> Result<Built> {
         match dtype {
-            DType::F32 => {}
+            DType::F32 => return Ok(self),
             DType::F16 | DType::Bf16 => self.graph = store(&self.graph, dtype, target)?,
             DType::I32 => return Err(Error::unsupported("a network in i32", "there are f32, f16 and bf16")),
         }
-        // A network with adapters may share its weights with one without, which has no such layers to join.
-        let adapted = self.parameters.iter().any(|p| adapter_parameter(&p.name).is_some());
-        if let (Target::Cuda(_), false) = (target, adapted) {
-            (self.graph, self.joined) = join(&self.graph, ALIGN)?;
-        }
         let types: HashMap<&str, &TensorType> =
             self.graph.parameters().map(|(v, name)| (name.as_ref(), self.graph.ty(v))).collect();
-        let parts = self.joined.iter().flat_map(|j| &j.parts).map(|(name, _, ty)| (name.as_str(), ty));
-        let types: HashMap<&str, &TensorType> = types.into_iter().chain(parts).collect();
         for p in &mut self.parameters {
             if let Some(ty) = types.get(p.name.as_str()) {
                 p.ty = (*ty).clone();
             }
         }
         Ok(self)
+    }
+
+    /// [`Built::stored`], and with CUDA, where a launch takes longest for what it does, layers [joined](crate::passes::join). Whoever reserves buffers for
+    /// the graph begins with those of `joined`, by [`Buffers::declare_joined`](crate::schedule::Buffers::declare_joined): the network's own parameters are parts of them.
+    ///
+    /// # Errors
+    /// Those of [`Built::stored`].
+    pub fn for_inference(self, dtype: DType, target: &Target) -> Result<Built> {
+        let mut built = self.stored(dtype, target)?;
+        // With adapters, layers have more to do than what can be joined. Beside a plain network of the same weights they find theirs as parts.
+        let adapted = built.parameters.iter().any(|p| adapter_parameter(&p.name).is_some());
+        if let (Target::Cuda(_), false) = (target, adapted) {
+            (built.graph, built.joined) = join(&built.graph, ALIGN)?;
+        }
+        Ok(built)
     }
 }
 

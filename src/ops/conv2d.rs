@@ -148,7 +148,7 @@ impl Op for Conv2d {
 
     fn cost(&self, io: &Signature) -> Cost {
         let k = io.inputs[1].rows() as u64;
-        Cost { flops: io.out_elements() * (2 * k + self.epilogue.flops()), bytes: io.bytes() }
+        Cost { flops: io.out_elements() * (2 * k + self.epilogue.flops()), bytes: self.epilogue.bytes(io) }
     }
 
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {

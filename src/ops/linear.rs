@@ -22,10 +22,10 @@ use std::ops::Range;
 pub struct Epilogue {
     /// `[N]`
     pub bias: bool,
-    /// `[B, N]`, one row for each sample (the first dimension of x): a time embedding, say.
+    /// `[B, N]` or wider, see `sample_first`, one row for each sample (the first dimension of x): a time embedding, say.
     pub sample_bias: bool,
     pub activation: Activation,
-    /// `[B, N]`, a row of factors for each sample (adaLN-Zero, Peebles & Xie 2022).
+    /// `[B, N]` or wider, a row of factors for each sample (adaLN-Zero, Peebles & Xie 2022).
     pub gate: bool,
     /// The column at which the sample bias or gate begins in an operand that is wider than N: `[B, ≥ sample_first + N]`.
     pub sample_first: usize,
@@ -106,6 +106,13 @@ impl Epilogue {
     /// Numbers between the rows of samples in their operand.
     pub(crate) fn sample_stride(&self, io: &Signature) -> usize {
         if self.by_sample() { io.inputs[2 + self.bias as usize].cols() } else { io.outputs[0].cols() }
+    }
+
+    /// Bytes that an op with it reads and writes: of a wider operand, N columns.
+    pub(crate) fn bytes(&self, io: &Signature) -> u64 {
+        let operand = self.by_sample().then(|| &io.inputs[2 + self.bias as usize]);
+        let unread = |ty: &TensorType| ty.rows() * (ty.cols() - io.outputs[0].cols()) * ty.dtype.size();
+        io.bytes() - operand.map_or(0, unread) as u64
     }
 
     /// Appends its flags to a launch; read back by [`Epilogue::of`].
@@ -251,7 +258,7 @@ impl Op for Linear {
 
     fn cost(&self, io: &Signature) -> Cost {
         let k = io.inputs[1].rows() as u64;
-        Cost { flops: io.out_elements() * (2 * k + self.0.flops()), bytes: io.bytes() }
+        Cost { flops: io.out_elements() * (2 * k + self.0.flops()), bytes: self.0.bytes(io) }
     }
 
     fn grad(&self, g: &mut Graph, node: &Node, dy: &[Option<Value>], wanted: &[bool]) -> Result<Vec<Option<Value>>> {

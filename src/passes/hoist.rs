@@ -1,4 +1,5 @@
-//! What depends on few numbers goes first: embeddings of times and labels, what a transformer's blocks make of them, keys and values of a text.
+//! What depends on few numbers goes first: embeddings of times and labels, what a transformer's blocks make of them, keys and values of a text
+//! where they are not made [before a loop](super::invariant).
 //!
 //! In its own place such a node is small and late: it would wait until its memory is free of what blocks before it left there, and all that
 //! follows would wait for it. Up front its result has memory of its own, and a device that runs launches beside each other has done it long

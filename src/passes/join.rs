@@ -21,7 +21,7 @@ pub struct Joined {
     pub parts: Vec<(String, usize, TensorType)>,
 }
 
-/// Layers may have a quarter more columns than their parts, which begin where parts may.
+/// A joined layer may have up to a quarter more columns than its parts in all, which begin where parts may.
 const WASTE: usize = 4;
 
 /// The graph with one linear layer in place of each set of those that read the same value and whose results are added to samples, and the parameters
@@ -124,9 +124,10 @@ impl Set {
             shape.iter_mut().last().into_iter().for_each(|n| *n = self.columns);
             let part = |layer: &Layer| {
                 let value = graph.nodes()[layer.node].inputs[input];
-                (name_of(graph, value), layer.first * rows, graph.ty(value).clone())
+                let Origin::Parameter(name) = graph.origin(value) else { return None };
+                Some((name.to_string(), layer.first * rows, graph.ty(value).clone()))
             };
-            let parts: Vec<_> = self.layers.iter().map(part).collect();
+            let parts: Vec<_> = self.layers.iter().filter_map(part).collect();
             Joined {
                 name: format!("{} and {} more", parts[0].0, parts.len() - 1),
                 ty: TensorType { shape, ..ty.clone() },
@@ -134,13 +135,6 @@ impl Set {
             }
         };
         (1..first.inputs.len()).map(parameter).collect()
-    }
-}
-
-fn name_of(graph: &Graph, value: Value) -> String {
-    match graph.origin(value) {
-        Origin::Parameter(name) => name.to_string(),
-        _ => String::new(),
     }
 }
 

@@ -211,7 +211,7 @@ impl<'a> SampleRequest<'a> {
     /// A model's network, its numbers stored as asked for.
     fn build(&self, model: &Model, spec: &InputSpec, routing: Option<Routing>, target: &Target) -> Result<Built> {
         let built = routing.map_or_else(|| model.build(spec), |routing| model.build_routed(spec, routing))?;
-        built.stored(self.dtype, target)
+        built.for_inference(self.dtype, target)
     }
 
     /// The sizes of the network's inputs.

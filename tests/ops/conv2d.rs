@@ -1,5 +1,6 @@
-use crate::harness::{Case, Tensor, f32s, panels};
+use crate::harness::{Case, Input, Tensor, f32s, panels};
 use crate::linear::{all_epilogues, finish, operands};
+use langevin::graph::{Op, Signature};
 use langevin::ops::{Activation, Conv2d, Conv2dWeightGrad, Epilogue, Padding};
 
 fn reference(conv: Conv2d, i: &[Tensor]) -> Tensor {
@@ -197,8 +198,16 @@ fn columns_of_a_wide_operand() {
         let narrow = case(plain, size);
         let mut inputs = narrow.inputs.clone();
         inputs[3] = f32s(&[b, wide], 4);
+        let conv = Conv2d { epilogue: e, ..plain };
+        // What is not read costs nothing.
+        let bytes = |conv: Conv2d, inputs: &[Input]| {
+            let inputs: Vec<_> = inputs.iter().map(|i| i.ty.clone()).collect();
+            let outputs = conv.infer(&inputs.iter().collect::<Vec<_>>()).unwrap();
+            conv.cost(&Signature { inputs, outputs }).bytes
+        };
+        assert_eq!(bytes(conv, &inputs), bytes(plain, &narrow.inputs));
         let reference = narrow.reference;
-        let case = Case::new(format!("{e:?} {size:?}"), Conv2d { epilogue: e, ..plain }, inputs, move |i| {
+        let case = Case::new(format!("{e:?} {size:?}"), conv, inputs, move |i| {
             let mut i = i.to_vec();
             let columns = i[3].data.chunks(wide).flat_map(|row| row[first..first + n].to_vec()).collect();
             i[3] = Tensor::new([b, n], columns);
