@@ -1,5 +1,9 @@
 //! The ops. One op, one name; each file holds all that is true of it on every device: what it computes, shapes, gradient,
 //! cost, and its CPU kernel.
+//!
+//! No ops, and so without kernels of their names, are what several share: how they are cut for a GPU (`chain`, `hopper`, `hopper_weight_grad`, `lanes`,
+//! `lines`, `norm`, `pieces`, `pool`, `product`) and `lora`, which is products. `reshape` is a view, which takes no launch; the kernels of
+//! `linear_geglu` are entries of Hopper's `product`, and elsewhere it is the launches of `linear` and `geglu`.
 
 mod activation;
 mod affine;
